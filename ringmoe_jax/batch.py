@@ -1,0 +1,105 @@
+"""The batch and outputs contract: what flows between pipeline, models and objectives.
+
+A batch is a nested dict of arrays (a JAX pytree):
+
+    batch["sensors"][name] = {
+        "pixels":   [B, T, H, W, C] float32, in the sensor's physical unit, 0 where not valid
+        "valid":    [B, T, H, W] bool, True where every band was observed
+        "time":     [B, T] int32, days since 1970-01-01, NO_TIME where unknown
+        "location": [B, 2] float32, latitude and longitude in degrees (WGS 84), NaN where unknown
+        "mask":     [B, h, w] bool, optional: cells hidden from the encoder (True = hidden)
+    }
+    batch["labels"][name] = [B, ...], optional
+    batch["index"] = [B] int64, optional: position of the sample in its data set
+
+A sensor that a data set does not hold is an absent key; a sensor that one sample lacks is
+zero pixels with `valid` False everywhere. Sensors may have different B where their streams
+are independent (RingMoE's pre-training); rows of co-registered sensors show the same place.
+
+Outputs of a model are a dict as well:
+
+    outputs["tokens"][name]          [B, T, h, w, D] features of the last stage
+    outputs["stages"][name]          tuple of [B, T, h_i, w_i, D_i], finest first
+    outputs["pooled"][name]          [B, D] mean of the tokens
+    outputs["heads"][name][head]     [B, T, H, W, channels] decoder outputs
+    outputs["standardised"][name]    [B, T, H, W, C] what the encoder was shown, before masking
+    outputs["pixel_mask"][name]      [B, T, H, W] bool, hidden and valid: where objectives look
+    outputs["routing"][group]        mixture-of-experts statistics, see `ringmoe_jax.moe.statistics`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.sensors import Statistics
+
+NO_TIME = np.iinfo(np.int32).min
+
+
+def validate(batch: Mapping, names: tuple[str, ...]) -> None:
+    """Checks keys, ranks, dtypes and channel counts against the sensor table.
+
+    Works on arrays and on `jax.ShapeDtypeStruct`, so it costs nothing inside `jit`.
+
+    Args:
+        batch: see the module's text.
+        names: sensors that the model knows; the batch may hold any non-empty subset.
+
+    Raises:
+        DataError: names the sensor, what was got and what was wanted.
+    """
+    present = batch.get("sensors", {})
+    if not present:
+        raise DataError(f"the batch holds no sensor, wanted at least one of {', '.join(names)}")
+    for name, entry in present.items():
+        if name not in names:
+            raise DataError(f'the batch holds "{name}", which the model does not know: {nearest(name, names)}')
+        sensor = sensor_table.get(name)
+        if "pixels" not in entry or "valid" not in entry:
+            raise DataError(f'sensor "{name}" needs the arrays "pixels" and "valid", got {sorted(entry)}')
+        pixels, valid = entry["pixels"], entry["valid"]
+        if pixels.ndim != 5 or pixels.shape[-1] != sensor.channels:
+            raise DataError(
+                f'sensor "{name}": pixels have shape {tuple(pixels.shape)}, wanted [B, T, H, W, {sensor.channels}] '
+                f"for the bands {', '.join(sensor.band_names)}"
+            )
+        if pixels.dtype != jnp.float32:
+            raise DataError(f'sensor "{name}": pixels are {pixels.dtype}, wanted float32 in {sensor.unit}')
+        if tuple(valid.shape) != tuple(pixels.shape[:-1]) or valid.dtype != jnp.bool_:
+            raise DataError(
+                f'sensor "{name}": valid is {valid.dtype}{tuple(valid.shape)}, wanted bool{tuple(pixels.shape[:-1])}'
+            )
+
+
+def standardise(pixels, valid, statistics: Statistics):
+    """Zero mean and unit variance per band; invalid pixels become 0 (the mean).
+
+    Args:
+        pixels: [..., C] float32, in the sensor's unit.
+        valid: [...] bool.
+        statistics: C means and standard deviations, in the sensor's unit.
+
+    Returns:
+        [..., C] float32, without unit.
+    """
+    mean = jnp.asarray(statistics.mean, jnp.float32)
+    std = jnp.asarray(statistics.std, jnp.float32)
+    # `where` on both sides of the arithmetic keeps a NaN in an invalid pixel out of values and gradients.
+    clean = jnp.where(valid[..., None], pixels, mean)
+    return (clean - mean) / std
+
+
+def restore(standardised, statistics: Statistics):
+    """Inverse of `standardise`: [..., C] without unit to [..., C] in the sensor's unit."""
+    return standardised * jnp.asarray(statistics.std, jnp.float32) + jnp.asarray(statistics.mean, jnp.float32)
+
+
+def cells_to_pixels(mask, height: int, width: int):
+    """Enlarges a cell mask [..., h, w] to pixels [..., H, W]; H and W are multiples of h and w."""
+    mask = jnp.repeat(mask, height // mask.shape[-2], axis=-2)
+    return jnp.repeat(mask, width // mask.shape[-1], axis=-1)

@@ -1,0 +1,69 @@
+"""From `ml_collections` files to typed, frozen dataclasses, with errors that name the nearest key."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ringmoe_jax.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Builds a dataclass from a mapping, checking every key and every type.
+
+    Args:
+        cls: a dataclass; fields may be scalars, tuples, dicts, dataclasses or dicts of dataclasses.
+        values: for example an `ml_collections.ConfigDict`.
+        where: dotted path of `values`, for messages.
+
+    Raises:
+        ConfigError: a key is unknown (the message names the nearest), missing or of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}.{key} does not exist: {nearest(key, fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{where}.{name} is missing: set it to a {_type_name(hints[name])}")
+    return cls(**{name: _convert(hints[name], values[name], f"{where}.{name}") for name in values})
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r}: wanted the keys of {hint.__name__}")
+        return build(hint, value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{where} = {value!r}: wanted a list or tuple")
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r}: wanted a mapping")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}, wanted a {_type_name(hint)}")
+    return value

@@ -1,0 +1,35 @@
+"""Errors that a user can act on. Command-line programs print them as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was got, what was wanted and how to fix it, in one line."""
+
+
+class ConfigError(UserError):
+    """A configuration value is unknown, of the wrong type or contradicts another."""
+
+
+class DataError(UserError):
+    """A file, a record or an array is not what its metadata or the config says."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, for example because a loss is not finite."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns a hint such as `did you mean "red"? (known: blue, green, red)`.
+
+    Args:
+        name: the name that was not found.
+        choices: every name that exists.
+    """
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f'did you mean "{close[0]}"? ' if close else ""
+    return f"{hint}(known: {', '.join(choices) or 'none'})"
