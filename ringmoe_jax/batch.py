@@ -34,32 +34,31 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
-from ringmoe_jax.sensors import Statistics
+from ringmoe_jax.sensors import Sensor, Statistics
 
 NO_TIME = np.iinfo(np.int32).min
 
 
-def validate(batch: Mapping, names: tuple[str, ...]) -> None:
+def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
     """Checks keys, ranks, dtypes and channel counts against the sensor table.
 
     Works on arrays and on `jax.ShapeDtypeStruct`, so it costs nothing inside `jit`.
 
     Args:
         batch: see the module's text.
-        names: sensors that the model knows; the batch may hold any non-empty subset.
+        sensors: sensors that the model knows; the batch may hold any non-empty subset.
 
     Raises:
         DataError: names the sensor, what was got and what was wanted.
     """
     present = batch.get("sensors", {})
     if not present:
-        raise DataError(f"the batch holds no sensor, wanted at least one of {', '.join(names)}")
+        raise DataError(f"the batch holds no sensor, wanted at least one of {', '.join(sensors)}")
     for name, entry in present.items():
-        if name not in names:
-            raise DataError(f'the batch holds "{name}", which the model does not know: {nearest(name, names)}')
-        sensor = sensor_table.get(name)
+        if name not in sensors:
+            raise DataError(f'the batch holds "{name}", which the model does not know: {nearest(name, sensors)}')
+        sensor = sensors[name]
         if "pixels" not in entry or "valid" not in entry:
             raise DataError(f'sensor "{name}" needs the arrays "pixels" and "valid", got {sorted(entry)}')
         pixels, valid = entry["pixels"], entry["valid"]

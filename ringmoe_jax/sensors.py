@@ -210,9 +210,7 @@ def _sentinel2(name: str, table: Mapping[str, tuple[float, float]], bands: Seque
         no_data=0,
         valid_range=(0.0, 2.0),  # snow, cloud and sun glint exceed 1
         source=source,
-        bands=tuple(
-            Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2]) for b in bands
-        ),
+        bands=tuple(Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2]) for b in bands),
     )
 
 
@@ -226,9 +224,7 @@ def _single_look_complex(name: str, polarisations: Sequence[str]) -> Sensor:
         resampling=COMPLEX,
         looks=1.0,
         source="our choice: zero mean and one global scale (phase and polarimetric ratios stay untouched)",
-        bands=tuple(
-            Band(f"{p}_{part}", 0.0, _SLC_STD, 5.0, _C_BAND) for p in polarisations for part in ("re", "im")
-        ),
+        bands=tuple(Band(f"{p}_{part}", 0.0, _SLC_STD, 5.0, _C_BAND) for p in polarisations for part in ("re", "im")),
     )
 
 
@@ -261,9 +257,7 @@ _TABLE = (
             for alias, b in (("blue", "B02"), ("green", "B03"), ("red", "B04"), ("nir", "B08"))
         ),
     ),
-    _sentinel2(
-        "s2_10", _BIGEARTHNET_S2, "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split(), f"{_BIGEARTHNET} (L2A)"
-    ),
+    _sentinel2("s2_10", _BIGEARTHNET_S2, "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split(), f"{_BIGEARTHNET} (L2A)"),
     _sentinel2(
         "s2_12",
         _BIGEARTHNET_S2,
@@ -344,6 +338,11 @@ def get(name: str) -> Sensor:
     return SENSORS[name]
 
 
-def modalities(names: Sequence[str]) -> tuple[str, ...]:
-    """Modalities of the named sensors, each once, in order of first appearance."""
-    return tuple(dict.fromkeys(get(name).modality for name in names))
+def resolve(names: Sequence[str], known: Mapping[str, Sensor] | None = None) -> dict[str, Sensor]:
+    """The named sensors, in order: from `known` where it has them, else from the table."""
+    return {name: known[name] if known and name in known else get(name) for name in names}
+
+
+def modalities(sensors: Mapping[str, Sensor]) -> tuple[str, ...]:
+    """Modalities of some sensors, each once, in order of first appearance: the axis M of routing tables."""
+    return tuple(dict.fromkeys(sensor.modality for sensor in sensors.values()))

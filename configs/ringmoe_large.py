@@ -1,0 +1,15 @@
+"""RingMoE at width 192: 2.71B parameters without decoders. Not run on hardware of that size yet.
+
+    python -m experiments.pretrain --config configs/ringmoe_large.py --workdir runs/large
+
+Fill data/<sensor> first, with `python -m experiments.prepare --source <folder> --out data/<sensor>`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """The released recipe at width 192."""
+    return common.ringmoe(width=192, depths=(2, 2, 18, 2))

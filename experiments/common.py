@@ -1,0 +1,155 @@
+"""What the scripts share: configs to objects, checkpoints to models, errors to one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from input_pipeline.reader import DataConfig
+from ringmoe_jax import config as configuration
+from ringmoe_jax import models, objectives, pretext
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.models import Model, Params
+from ringmoe_jax.parallel import mesh as meshes
+from ringmoe_jax.parallel.mesh import MeshConfig
+from ringmoe_jax.sensors import Sensor, Statistics
+from ringmoe_jax.training.checkpoint import Checkpointer
+from ringmoe_jax.training.loop import TrainConfig
+from ringmoe_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """All keys of a configuration file.
+
+    Attributes:
+        model: `name` and the fields of that model's dataclass.
+        objectives: {label: {"name": ..., fields of that objective}}.
+        data: what is read.
+        pretext: which forward passes are made.
+        optimizer: AdamW and its schedule.
+        train: how long.
+        mesh: devices along each axis.
+    """
+
+    model: dict[str, Any]
+    objectives: dict[str, Any]
+    data: DataConfig
+    pretext: str = "masked"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> ExperimentConfig:
+        """Checks every key and type of a configuration (a `ConfigDict`'s `to_dict()`, or a checkpoint's)."""
+        config = configuration.build(ExperimentConfig, values)
+        size = config.model.get("image_size", config.data.image_size)
+        if size != config.data.image_size:
+            raise ConfigError(
+                f"config.model.image_size = {size}, but config.data.image_size = {config.data.image_size}: "
+                f"set both to the same number of pixels"
+            )
+        return config
+
+    @property
+    def sensors(self) -> dict[str, Sensor]:
+        """The model's sensors with the bands that `data.bands` selects."""
+        names = tuple(self.model.get("sensors", ()))
+        selected = {name: sensor_table.get(name).select(bands) for name, bands in self.data.bands.items()}
+        return sensor_table.resolve(names, selected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a config builds.
+
+    Attributes:
+        sensors: by name, as the model takes them.
+        statistics: normalisation by sensor.
+        model: pure functions.
+        objectives: terms of the loss by label.
+        pretext: forward passes.
+        mesh: None on one device.
+    """
+
+    sensors: dict[str, Sensor]
+    statistics: dict[str, Statistics]
+    model: Model
+    objectives: dict[str, objectives.Objective]
+    pretext: pretext.Pretext
+    mesh: jax.sharding.Mesh | None
+
+
+def make_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
+    """The mesh over all devices, or None where there is one device."""
+    mesh = meshes.make(config)
+    return mesh if mesh.size > 1 else None
+
+
+def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=None) -> Parts:
+    """Builds model, objectives and pretext task.
+
+    Args:
+        config: checked configuration.
+        statistics: normalisation of every sensor of the model.
+        mesh: see `make_mesh`.
+    """
+    sensors = config.sensors
+    terms = objectives.build(config.objectives)
+    heads = objectives.collect_heads(terms, sensors)
+    statistics = {name: statistics[name] for name in sensors if name in statistics}
+    model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
+    return Parts(sensors, statistics, model, terms, pretext.build(config.pretext, model), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint, ready to use on one device.
+
+    Attributes:
+        config: of the run.
+        parts: model and objectives with the statistics of the checkpoint.
+        params: trained parameters.
+        step: optimiser steps that were taken.
+    """
+
+    config: ExperimentConfig
+    parts: Parts
+    params: Params
+    step: int
+
+
+def load(workdir: str, step: int | None = None) -> Trained:
+    """Opens the newest checkpoint of a run, or the one of `step`, on the default device.
+
+    Raises:
+        DataError: there is none.
+    """
+    checkpointer = Checkpointer.open(workdir)
+    record = checkpointer.record(step)
+    config = ExperimentConfig.of(record["config"])
+    parts = build(config, {name: Statistics(**s) for name, s in record["statistics"].items()})
+    trained = Trained(config, parts, checkpointer.restore_params(record["step"]), record["step"])
+    checkpointer.close()
+    return trained
+
+
+def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
+    """Decorator: a `UserError` becomes one line on standard error and exit status 1."""
+
+    @functools.wraps(main)
+    def run(*arguments, **keywords):
+        try:
+            sys.exit(main(*arguments, **keywords))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return run

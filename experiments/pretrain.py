@@ -1,0 +1,171 @@
+"""Pre-trains a model, or goes on where a stopped run left off.
+
+python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro
+python -m experiments.pretrain --config ... --workdir ... --config.optimizer.learning_rate=1e-4
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import common
+from experiments.common import ExperimentConfig, Parts
+from input_pipeline.evaluation import EvalBatches
+from input_pipeline.reader import BatchIterator, train_batches
+from ringmoe_jax.models import count
+from ringmoe_jax.training import loop, optimizer, step
+from ringmoe_jax.training.checkpoint import Checkpointer, check_same
+from ringmoe_jax.training.metrics import MetricsWriter
+from ringmoe_jax.training.state import TrainState, create
+
+VALIDATION_BATCHES = 4
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+_CACHE = flags.DEFINE_string("compilation_cache", ".cache/jax", "Folder that keeps compiled programs; empty for none.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def pretrain(values: Mapping, workdir: str) -> TrainState:
+    """Runs a configuration to its last step.
+
+    Args:
+        values: nested dict of a configuration file.
+        workdir: folder of the run; a checkpoint found there is resumed, exactly.
+
+    Raises:
+        UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
+    """
+    config = ExperimentConfig.of(values)
+
+    # ---- Devices and data -------------------------------------------------------------------------
+    mesh = common.make_mesh(config.mesh)
+    shards = mesh.size if mesh else 1
+    data = train_batches(
+        config.data, host=jax.process_index(), hosts=jax.process_count(), multiple_of=shards * config.train.accumulate
+    )
+
+    # ---- Model, objectives, optimiser -------------------------------------------------------------
+    parts = common.build(config, data.statistics, mesh)
+    rule = optimizer.build(config.optimizer, config.train.steps)
+    rate = optimizer.schedule(config.optimizer, config.train.steps)
+    state = create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=mesh)
+    describe(parts, state, data)
+
+    # ---- Resume -----------------------------------------------------------------------------------
+    record = {"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}}
+    checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
+    if checkpointer.latest is not None:
+        saved = checkpointer.record()
+        for section in ("model", "pretext", "objectives", "data", "optimizer"):
+            check_same({section: saved["config"].get(section)}, {section: values.get(section)}, "config")
+        check_same(saved["statistics"], record["statistics"], "statistics")
+        state = checkpointer.restore(state)
+        data.set_state(saved["data"])
+        print(f"resuming {workdir} at step {int(state.step)}")
+
+    # ---- Train ------------------------------------------------------------------------------------
+    writer = MetricsWriter(workdir, resume_step=int(state.step))
+    train_step = step.make_train_step(
+        parts.pretext,
+        parts.objectives,
+        rule,
+        rate,
+        seed=config.train.seed,
+        accumulate=config.train.accumulate,
+        mesh=mesh,
+    )
+    evaluate = validation(config, parts) if config.train.evaluate_every else None
+    try:
+        state = loop.train(
+            state,
+            train_step,
+            data,
+            config.train,
+            checkpointer,
+            writer,
+            record=record,
+            evaluate=evaluate,
+            mesh=mesh,
+        )
+    finally:
+        writer.close()
+        data.close()
+    checkpointer.close()
+    if data.bad_records:
+        print(f"{data.bad_records} broken records were skipped, see the messages above")
+    return state
+
+
+def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState], dict[str, float]]:
+    """Builds the pass over validation tiles: the same tiles and masks every time, streams side by side."""
+    data, hosts = config.data, jax.process_count()
+    readers = {
+        name: EvalBatches(
+            stream.directory,
+            stream.sensors,
+            split="validation",
+            image_size=data.image_size,
+            batch_size=data.batch_size // hosts,
+            bands=data.bands,
+            mask_unit=data.mask_unit,
+            mask_ratio=data.mask_ratio,
+            seed=data.shuffle_seed,
+            host=jax.process_index(),
+            hosts=hosts,
+            max_bad_records=data.max_bad_records,
+        )
+        for name, stream in data.streams.items()
+    }
+    parts_of_batches = [[b for b, _ in zip(reader, range(VALIDATION_BATCHES))] for reader in readers.values()]
+    number = min(map(len, parts_of_batches))
+    batches = [
+        {"sensors": {s: entry for part in parts_of_batches for s, entry in part[i]["sensors"].items()}}
+        for i in range(number)
+    ]
+    evaluate_batch = step.make_eval_step(parts.pretext, parts.objectives, parts.mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums = [jax.device_get(evaluate_batch(state, loop.place(batch, parts.mesh))) for batch in batches]
+        return step.mean_losses(sums, parts.objectives)
+
+    return evaluate
+
+
+def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
+    """Prints what is about to be trained, on what, from which data."""
+    devices = jax.devices()
+    print(
+        f"devices     {len(devices)} x {devices[0].device_kind}"
+        + (f", mesh {dict(parts.mesh.shape)}" if parts.mesh else "")
+    )
+    print(f"parameters  {count(state.params):,} in all")
+    for name, part in sorted(state.params.items(), key=lambda item: -count(item[1])):
+        print(f"            {count(part):>14,} {name}")
+    for name, dataset in data.datasets.items():
+        sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
+        print(f"stream      {name}: {data.sizes[name]} images a step of {sensors} from {dataset.directory}")
+    for label, objective in parts.objectives.items():
+        print(f"objective   {label}: {objective}")
+
+
+@common.entry_point
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]}")
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))  # noqa: PTH100
+    pretrain(_CONFIG.value.to_dict(), _WORKDIR.value)
+    print(
+        f"\ncheckpoints and metrics are in {_WORKDIR.value}; next: python -m experiments.evaluate --checkpoint {_WORKDIR.value}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,34 @@
+"""Networks. The only place with `flax.nnx`; everything else sees `Model(init, apply)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ringmoe_jax import config as configuration
+from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.models import ringmoe
+from ringmoe_jax.models.api import Model, Params
+from ringmoe_jax.models.layers import count
+
+__all__ = ["MODELS", "Model", "Params", "build", "count"]
+
+# name in the config -> (its dataclass, its builder)
+MODELS: dict[str, tuple[type, Callable[..., Model]]] = {"ringmoe": (ringmoe.RingMoEConfig, ringmoe.build)}
+
+
+def build(config: Mapping, **context) -> Model:
+    """Builds the model that `config["name"]` names from the other keys.
+
+    Args:
+        config: for example `config.model` of a config file.
+        **context: `sensors`, `statistics`, `heads` and `mesh`, see `ringmoe.build`.
+
+    Raises:
+        ConfigError: unknown model or key; the message names the nearest.
+    """
+    values = dict(config)
+    name = values.pop("name", None)
+    if name not in MODELS:
+        raise ConfigError(f'model.name = "{name}" does not exist: {nearest(str(name), MODELS)}')
+    cls, make = MODELS[name]
+    return make(configuration.build(cls, values, "config.model"), **context)

@@ -1,0 +1,108 @@
+"""Small layers that every model shares. This package is the only place with `flax.nnx`."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)  # released RingMoE code
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, dtype, bias: bool = True) -> nnx.Linear:
+    """Linear layer, float32 parameters, truncated-normal kernel, zero bias, computed in `dtype`."""
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, kernel_init=TRUNCATED_NORMAL, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
+    )
+
+
+def layer_norm(width: int, rngs: nnx.Rngs, *, dtype) -> nnx.LayerNorm:
+    """Layer norm with float32 statistics and parameters, output in `dtype`."""
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+class Mlp(nnx.Module):
+    """D -> F -> D with GELU. Call: [..., D] -> [..., D]."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs, *, dtype):
+        self.wi = linear(width, hidden, rngs, dtype=dtype)
+        self.wo = linear(hidden, width, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.wo(jax.nn.gelu(self.wi(x)))
+
+
+class PatchEmbed(nnx.Module):
+    """Modality-specific patch embedding: p x p convolution with stride p, bias and layer norm.
+
+    Call: [..., H, W, C] -> [..., H / p, W / p, D].
+    """
+
+    def __init__(self, channels: int, patch: int, width: int, rngs: nnx.Rngs, *, dtype):
+        self.patch = patch
+        self.project = linear(patch * patch * channels, width, rngs, dtype=dtype)
+        self.norm = layer_norm(width, rngs, dtype=dtype)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        *lead, height, width, channels = pixels.shape
+        p = self.patch
+        x = pixels.reshape(*lead, height // p, p, width // p, p, channels)
+        x = jnp.swapaxes(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
+        return self.norm(self.project(x))
+
+
+class PatchMerging(nnx.Module):
+    """Halves rows and columns, doubles the width: 2 x 2 concat, linear without bias, layer norm.
+
+    The order linear, then norm is SwinV2's (released RingMoE code).
+    Call: [..., h, w, D] -> [..., h / 2, w / 2, 2 D].
+    """
+
+    def __init__(self, width: int, rngs: nnx.Rngs, *, dtype):
+        self.reduce = linear(4 * width, 2 * width, rngs, dtype=dtype, bias=False)
+        self.norm = layer_norm(2 * width, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        *lead, height, width, depth = x.shape
+        x = x.reshape(*lead, height // 2, 2, width // 2, 2, depth)
+        x = jnp.swapaxes(x, -4, -3).reshape(*lead, height // 2, width // 2, 4 * depth)
+        return self.norm(self.reduce(x))
+
+
+class PixelDecoder(nnx.Module):
+    """1 x 1 convolution and depth-to-space: one output pixel grid per final token.
+
+    Released RingMoE code (SimMIM decoder). Call: [..., h, w, D] -> [..., h * stride, w * stride, channels] float32.
+    """
+
+    def __init__(self, width: int, stride: int, channels: int, rngs: nnx.Rngs, *, dtype):
+        self.stride, self.channels = stride, channels
+        self.project = linear(width, stride * stride * channels, rngs, dtype=dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        *lead, height, width, _ = tokens.shape
+        s = self.stride
+        x = self.project(tokens).reshape(*lead, height, width, s, s, self.channels)
+        x = jnp.swapaxes(x, -4, -3).reshape(*lead, height * s, width * s, self.channels)
+        return x.astype(jnp.float32)
+
+
+def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:
+    """Stochastic depth: drops the whole residual branch of a sample with probability `rate`.
+
+    Args:
+        x: [B, ...] residual branch.
+        rate: in 0..1; may be traced (one value a layer of a scan).
+        key: None keeps everything.
+    """
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def count(params) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,291 @@
+"""RingMoE (arXiv 2504.03166): modality patch embeddings, a shared Swin backbone with hierarchical
+experts in every block, one mask token, one decoder a sensor and target."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.batch import cells_to_pixels, standardise, validate
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PatchMerging, PixelDecoder, layer_norm
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
+from ringmoe_jax.models.swin import SwinBlock, SwinStage
+from ringmoe_jax.parallel.mesh import BATCH_AXES
+from ringmoe_jax.sensors import Sensor, Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class RingMoEConfig:
+    """Geometry of the model. Defaults are the released configuration except for `width`.
+
+    Attributes:
+        sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
+        width: D of the first stage; the one dial that sizes the model. Doubles with every stage.
+        depths: blocks of each stage.
+        image_size: side of an image in pixels.
+        patch: side of a patch in pixels.
+        window: side of an attention window in tokens, clamped to the grid of a stage.
+        head_width: D of one attention head, clamped to `width`.
+        hidden_ratio: F / D of every expert.
+        cosine_attention: SwinV2's cosine attention and log-spaced position bias (more stable at
+            scale, transfers between window sizes); False is what the released code trains.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        moe: the mixture in every block.
+        dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
+            softmax and losses stay float32.
+        remat: "none", "dots" or "full": what the backward pass computes again.
+    """
+
+    sensors: tuple[str, ...]
+    width: int = 448
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    image_size: int = 192
+    patch: int = 4
+    window: int = 12
+    head_width: int = 32
+    hidden_ratio: int = 4
+    cosine_attention: bool = False
+    drop_path: float = 0.0
+    moe: MoEConfig = MoEConfig()
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if not self.sensors:
+            raise ConfigError("model.sensors is empty: name at least one sensor")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
+        if self.width % min(self.head_width, self.width):
+            raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
+        if self.image_size % self.stride:
+            raise ConfigError(f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels")
+        for stage in range(len(self.depths)):
+            if self.grid(stage) % self.stage_window(stage):
+                raise ConfigError(
+                    f"stage {stage + 1} has {self.grid(stage)} tokens a side, not a multiple of window = {self.window}: "
+                    f"use an image_size that is a multiple of {self.patch * self.window * 2**stage} or another window"
+                )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token of the last stage."""
+        return self.patch * 2 ** (len(self.depths) - 1)
+
+    def grid(self, stage: int) -> int:
+        """Tokens along one side in a stage."""
+        return self.image_size // (self.patch * 2**stage)
+
+    def stage_window(self, stage: int) -> int:
+        """Window of a stage, clamped to its grid (released code)."""
+        return min(self.window, self.grid(stage))
+
+
+class RingMoE(nnx.Module):
+    """See the module's text; `build` gives the pure functions.
+
+    Args:
+        config: geometry.
+        sensors: what `config.sensors` names.
+        statistics: normalisation of every sensor.
+        heads: decoder channels, {sensor: {head: channels}}, as the objectives ask for.
+        mesh: None runs on one device.
+    """
+
+    def __init__(
+        self,
+        config: RingMoEConfig,
+        sensors: Mapping[str, Sensor],
+        statistics: Mapping[str, Statistics],
+        heads: Mapping[str, Mapping[str, int]],
+        mesh: Mesh | None,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.mesh = config, mesh
+        self.sensors, self.statistics = dict(sensors), dict(statistics)
+        self.modalities = sensor_table.modalities(sensors)
+        dtype = jnp.dtype(config.dtype)
+        self.stems = nnx.Dict(
+            {
+                name: PatchEmbed(sensor.channels, config.patch, config.width, rngs, dtype=dtype)
+                for name, sensor in sensors.items()
+            }
+        )
+        self.mask_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
+        self.stages = nnx.Dict({f"stage{i}": self._stage(i, rngs, dtype) for i in range(len(config.depths))})
+        self.merges = nnx.Dict(
+            {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
+        )
+        width = config.width * 2 ** (len(config.depths) - 1)
+        self.norm = layer_norm(width, rngs, dtype=dtype)
+        self.decoders = nnx.Dict(
+            {
+                sensor: nnx.Dict(
+                    {
+                        head: PixelDecoder(width, config.stride, channels, rngs, dtype=dtype)
+                        for head, channels in of.items()
+                    }
+                )
+                for sensor, of in heads.items()
+            }
+        )
+
+    def _stage(self, i: int, rngs: nnx.Rngs, dtype) -> SwinStage:
+        config = self.config
+        width, window = config.width * 2**i, config.stage_window(i)
+        make_ffn = lambda rngs: MoEFeedForward(  # noqa: E731
+            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype
+        )
+        make_block = lambda rngs: SwinBlock(  # noqa: E731
+            width,
+            width // min(config.head_width, config.width),
+            window,
+            make_ffn,
+            rngs,
+            cosine=config.cosine_attention,
+            dtype=dtype,
+        )
+        return SwinStage(config.depths[i], config.grid(i), window, make_block, rngs)
+
+    def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
+        validate(batch, self.sensors)
+        entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
+        images = {name: self._standardise(name, entry) for name, entry in entries.items()}
+        embedded = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
+        x, slots, layout = self._interleave(embedded)
+        stages, routing = self._encode(x, slots, key=key, train=train)
+        tokens = self._separate(self.norm(stages[-1]), layout)
+        split = [self._separate(stage, layout) for stage in stages]
+        return {
+            "tokens": tokens,
+            "stages": {name: tuple(stage[name] for stage in split) for name in tokens},
+            "pooled": {name: t.astype(jnp.float32).mean(axis=(1, 2, 3)) for name, t in tokens.items()},
+            "heads": {
+                name: {head: decoder(tokens[name]) for head, decoder in self.decoders[name].items()}
+                for name in tokens
+                if name in self.decoders
+            },
+            "standardised": images,
+            "pixel_mask": {name: _pixel_mask(entry) for name, entry in entries.items()},
+            "routing": routing,
+        }
+
+    def _standardise(self, name: str, entry: Mapping) -> jax.Array:
+        size = entry["pixels"].shape[2:4]
+        if size != (self.config.image_size,) * 2:
+            raise DataError(
+                f'sensor "{name}": images are {size[0]} x {size[1]} pixels, the model takes '
+                f"{self.config.image_size} x {self.config.image_size}: set data.image_size"
+            )
+        return standardise(entry["pixels"], entry["valid"], self.statistics[name])
+
+    def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token."""
+        x = self.stems[name](image)
+        if mask is None:
+            return x
+        hidden = cells_to_pixels(mask, *x.shape[2:4])[:, None, :, :, None]
+        return jnp.where(hidden, self.mask_token[...].astype(x.dtype), x)
+
+    def _interleave(self, embedded: Mapping[str, jax.Array]):
+        """Joins all sensors' images as slots, [B', S, h, w, D], so that every shard of B' holds every modality.
+
+        B' is the greatest common divisor of the sensors' batch sizes; a sensor with more images or
+        dates takes more slots. Returns the tokens, the modality of each slot, and what `_separate` needs.
+        """
+        rows = math.gcd(*(x.shape[0] for x in embedded.values()))
+        slots, layout, parts = [], {}, []
+        for name, x in embedded.items():
+            folded = x.reshape(rows, -1, *x.shape[2:])
+            layout[name] = (len(slots), len(slots) + folded.shape[1], x.shape[:2])
+            slots += [self.modalities.index(self.sensors[name].modality)] * folded.shape[1]
+            parts.append(folded)
+        return self._constrain(jnp.concatenate(parts, axis=1)), tuple(slots), layout
+
+    def _separate(self, x: jax.Array, layout: Mapping) -> dict[str, jax.Array]:
+        """Inverse of `_interleave`: {sensor: [B, T, h, w, D]}."""
+        return {name: x[:, a:b].reshape(*lead, *x.shape[2:]) for name, (a, b, lead) in layout.items()}
+
+    def _encode(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool):
+        """Four stages. Returns the last tokens of each, and routing statistics stacked over all L layers."""
+        config = self.config
+        rates = jnp.linspace(0.0, config.drop_path, sum(config.depths))
+        if not train or config.drop_path == 0:
+            key = None
+        stages, collected, first = [], [], 0
+        for i, depth in enumerate(config.depths):
+            if i:
+                x = self._constrain(self.merges[f"merge{i - 1}"](x))
+            stage_key = None if key is None else jax.random.fold_in(key, i)
+            x, routing = self.stages[f"stage{i}"](
+                x,
+                slots,
+                rates=rates[first : first + depth],
+                key=stage_key,
+                train=train,
+                mesh=self.mesh,
+                remat=config.remat,
+            )
+            first += depth
+            x = self._constrain(x)
+            stages.append(x)
+            collected.append(routing)
+        return stages, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
+
+    def _constrain(self, x: jax.Array) -> jax.Array:
+        """Keeps the batch split over all mesh axes at block borders."""
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
+
+
+def _pixel_mask(entry: Mapping) -> jax.Array:
+    """Where the objectives look: hidden and valid; every valid pixel where nothing is hidden."""
+    valid = entry["valid"]
+    if "mask" not in entry:
+        return valid
+    return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]
+
+
+def build(
+    config: RingMoEConfig,
+    sensors: Mapping[str, Sensor] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    heads: Mapping[str, Mapping[str, int]] | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """RingMoE as two pure functions.
+
+    Args:
+        config: geometry.
+        sensors: what `config.sensors` names, for example with bands selected; default: the sensor table.
+        statistics: normalisation of each sensor; default: the sensor's own.
+        heads: decoder channels, {sensor: {head: channels}}; none by default.
+        mesh: where the program runs; None is one device.
+
+    Returns:
+        `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`
+        (see `ringmoe_jax.batch`). Statistics of routing carry the modality axis M in the order
+        of `ringmoe_jax.sensors.modalities(sensors)`.
+    """
+    table = sensor_table.resolve(config.sensors, sensors)
+    values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
+    for name, sensor in table.items():
+        if len(values[name].mean) != sensor.channels:
+            raise ConfigError(
+                f'statistics of "{name}" have {len(values[name].mean)} bands, the sensor has {sensor.channels}'
+            )
+    unknown = set(heads or {}) - set(table)
+    if unknown:
+        raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
+    return from_module(functools.partial(RingMoE, config, table, values, dict(heads or {}), mesh))

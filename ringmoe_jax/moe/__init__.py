@@ -1,0 +1,11 @@
+"""Mixture of experts: who may choose what, who chose what, and how it is computed.
+
+    table     which experts each modality may choose (`allowed[M, E]`)
+    routing   router scores to expert indices and gates
+    experts   the experts' parameters and their two matrix products
+    engines   tokens to outputs, given the choice: `dense` (reference) and `capacity`
+    parallel  an engine run on a mesh, experts split over its "expert" axis
+    statistics  loads, drops, entropies and balance losses, per modality
+
+Everything here is a pure function of arrays; nothing depends on Flax.
+"""

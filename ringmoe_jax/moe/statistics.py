@@ -1,0 +1,98 @@
+"""Loads, drops, entropies and balance losses, per modality, from the first step on.
+
+Pruning, every routing picture and the balance losses need the same few sums, so a layer returns
+them once. All are sums over the global batch; ratios are taken by whoever reads them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ringmoe_jax.moe.routing import Routing
+
+
+class Statistics(NamedTuple):
+    """Sums over the tokens of each modality, for one router; stacked layers add a leading L.
+
+    Attributes:
+        tokens: [M] tokens.
+        load: [M, E] choices that fell on each expert, dropped ones included.
+        probability: [M, E] sum of router probabilities (differentiable).
+        dropped: [M] choices that found their expert full.
+        entropy: [M] sum of the routers' entropies, in nats.
+        gate: [M] sum of the chosen gates.
+        balance: [] Switch balance loss of this router group, see `balance_loss` (differentiable).
+    """
+
+    tokens: jax.Array
+    load: jax.Array
+    probability: jax.Array
+    dropped: jax.Array
+    entropy: jax.Array
+    gate: jax.Array
+    balance: jax.Array
+
+
+def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.ndarray) -> Statistics:
+    """Sums one router's decisions.
+
+    Args:
+        routing: decisions for N tokens.
+        kept: [N, K] bool, from the engine.
+        modality: [N] int32 in 0..M-1.
+        allowed: [M, E] bool, the table that the router used.
+    """
+    member = jax.nn.one_hot(modality, allowed.shape[0], dtype=jnp.float32)  # [N, M]
+    probabilities = routing.probabilities
+    chosen = jax.nn.one_hot(routing.experts, probabilities.shape[-1], dtype=jnp.float32).sum(axis=1)  # [N, E]
+    entropy = -jnp.sum(jax.scipy.special.xlogy(probabilities, jnp.where(probabilities > 0, probabilities, 1)), axis=-1)
+    exact = jax.lax.Precision.HIGHEST  # counts stay whole numbers on accelerators that round products
+    tokens = member.sum(axis=0)
+    load = jnp.dot(member.T, chosen, precision=exact)
+    probability = jnp.dot(member.T, probabilities, precision=exact)
+    return Statistics(
+        tokens=tokens,
+        load=load,
+        probability=probability,
+        dropped=jnp.dot(member.T, jnp.sum(~kept, axis=1).astype(jnp.float32), precision=exact),
+        entropy=jax.lax.stop_gradient(jnp.dot(member.T, entropy, precision=exact)),
+        gate=jax.lax.stop_gradient(jnp.dot(member.T, routing.gates.sum(axis=1), precision=exact)),
+        balance=balance_loss(tokens, load, probability, allowed),
+    )
+
+
+def expand(statistics: Statistics, columns: np.ndarray, experts: int) -> Statistics:
+    """Puts the statistics of a slice of experts, `columns` [E'], back among all E."""
+    wide = lambda x: jnp.zeros((*x.shape[:-1], experts), x.dtype).at[..., columns].set(x)  # noqa: E731
+    return statistics._replace(load=wide(statistics.load), probability=wide(statistics.probability))
+
+
+def balance_loss(tokens: jax.Array, load: jax.Array, probability: jax.Array, allowed: np.ndarray) -> jax.Array:
+    """Switch balance loss, N_E * sum_e f_e P_e: 1 where load and probability are uniform.
+
+    Modalities that share the same allowed experts share one router and are balanced together, over
+    the global batch, so that each may prefer its own experts. The loss is the mean over routers that
+    saw tokens: for specialised experts the mean over modalities (paper Eq. 3 and released code, there
+    with N_E^2 of a flag; Switch Transformer Eq. 4 for the scale).
+
+    Args:
+        tokens: [M] tokens.
+        load: [M, E] choices that fell on each expert; no gradient flows through it.
+        probability: [M, E] sum of router probabilities.
+        allowed: [M, E] bool.
+
+    Returns:
+        [] float32.
+    """
+    rows, router = np.unique(allowed, axis=0, return_inverse=True)
+    join = jnp.asarray(np.eye(len(rows), dtype=np.float32)[np.reshape(router, -1)].T)  # [routers, M]
+    load, tokens = jax.lax.stop_gradient(join @ load), join @ tokens
+    fraction = load / jnp.maximum(load.sum(axis=1, keepdims=True), 1.0)  # f_e
+    mean_probability = (join @ probability) / jnp.maximum(tokens, 1.0)[:, None]  # P_e
+    per_router = rows.sum(axis=1) * jnp.sum(fraction * mean_probability, axis=1)
+    seen = tokens > 0
+    return jnp.sum(per_router * seen) / jnp.maximum(seen.sum(), 1)

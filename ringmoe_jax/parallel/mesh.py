@@ -1,0 +1,62 @@
+"""The device mesh: data parallel, fully sharded, expert parallel. Any axis may be 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ringmoe_jax.errors import ConfigError
+
+EXPERT_AXIS = "expert"
+FSDP_AXIS = "fsdp"
+BATCH_AXES = ("data", FSDP_AXIS, EXPERT_AXIS)  # the batch is split over all three
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one axis takes what is left.
+
+    Attributes:
+        data: replicas of the parameters.
+        fsdp: shards of every large parameter and of the optimiser's state.
+        expert: shards of the experts.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+
+
+def make(config: MeshConfig, devices=None) -> Mesh:
+    """Builds the mesh with axes ("data", "fsdp", "expert") in Auto mode.
+
+    Args:
+        config: sizes of the axes.
+        devices: default all devices of the program.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.expert]
+    known = math.prod(s for s in sizes if s > 0)
+    if sizes.count(-1) == 1 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        wanted = " x ".join(f"{a}={s}" for a, s in zip(BATCH_AXES, (config.data, config.fsdp, config.expert)))
+        raise ConfigError(f"mesh {wanted} does not fit {len(devices)} devices: the sizes must multiply to that")
+    return jax.make_mesh(sizes, BATCH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all mesh axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())

@@ -1,0 +1,1 @@
+"""One frozen state, one jitted and donated step, one loop that can be stopped anywhere."""

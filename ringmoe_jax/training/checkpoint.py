@@ -1,0 +1,183 @@
+"""Checkpoints: the only module that talks to Orbax.
+
+A checkpoint is one folder per step, complete or absent: Orbax writes beside it and renames, so a run
+that is killed or meets a full disk keeps every checkpoint it had. Next to the arrays lies a JSON record
+with all that is needed to use them: config, sensor statistics, data position, versions.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ringmoe_jax.errors import ConfigError, DataError, TrainingError
+from ringmoe_jax.training.state import TrainState
+
+SCHEMA = 1
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Checkpointer:
+    """Saves and restores training states under `<workdir>/checkpoints`.
+
+    Args:
+        workdir: folder of the run.
+        keep: newest checkpoints to keep; 0 keeps all.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 2):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @classmethod
+    def open(cls, workdir: str | Path) -> Checkpointer:
+        """Opens an existing run for reading.
+
+        Raises:
+            DataError: the folder holds no checkpoint.
+        """
+        if not (Path(workdir) / "checkpoints").is_dir():
+            raise DataError(f"no checkpoint in {workdir}: run experiments.pretrain with this --workdir first")
+        return cls(workdir, keep=0)
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, record: Mapping[str, Any]) -> None:
+        """Starts saving in the background; a failure shows at the next call or at `wait`.
+
+        Args:
+            step: optimiser steps taken.
+            state: what to save.
+            record: JSON types; see the module's text.
+
+        Raises:
+            TrainingError: this or the previous save failed; the checkpoints before it are whole.
+        """
+        if step == self.latest:
+            return
+        record = {"schema": SCHEMA, "step": step, "versions": versions()} | dict(record)
+        with _explained(self):
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+            TrainingError: a save failed.
+        """
+        with _explained(self):
+            self._manager.wait_until_finished()
+
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON record of a checkpoint, by default the newest.
+
+        Raises:
+            DataError: there is no checkpoint, or one of another schema.
+        """
+        step = self.latest if step is None else step
+        if step is None:
+            raise DataError(f"no checkpoint in {self.directory}: run experiments.pretrain with this workdir first")
+        record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        if record.get("schema") != SCHEMA:
+            raise DataError(f"checkpoint {step} in {self.directory} has schema {record.get('schema')}, wanted {SCHEMA}")
+        return record
+
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """Reads a state into the shapes, dtypes and placements of `like`.
+
+        Args:
+            like: arrays or `jax.ShapeDtypeStruct` with shardings.
+            step: default the newest.
+        """
+        step = self.latest if step is None else step
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        return restored["state"]
+
+    def restore_params(self, step: int | None = None):
+        """Reads only the parameters, as a nested dict on the default device."""
+        step = self.latest if step is None else step
+        metadata = self._manager.item_metadata(step)["state"]
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata["params"]
+        )
+        item = {"params": abstract}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+                )
+            ),
+        )
+        return restored["state"]["params"]
+
+    def preempted(self, step: int) -> bool:
+        """Whether the cluster asked every process to stop."""
+        return self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Waits for background work and frees threads."""
+        with _explained(self):
+            self._manager.close()
+
+
+class _explained:
+    """Turns a failed write into one line that says what is safe."""
+
+    def __init__(self, checkpointer: Checkpointer):
+        self.checkpointer = checkpointer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None or not isinstance(error, Exception):
+            return
+        step = self.checkpointer.latest
+        safe = f"the checkpoint of step {step} is whole" if step is not None else "there is no earlier checkpoint"
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise TrainingError(
+            f"could not write a checkpoint to {self.checkpointer.directory}: {reason}; {safe}; "
+            f"free space or fix the folder, then run the same command again"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a checkpoint depends on."""
+    from ringmoe_jax import __version__
+
+    return {"ringmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def check_same(saved: Mapping, current: Mapping, where: str) -> None:
+    """Compares two JSON trees that must agree when a run is resumed.
+
+    Raises:
+        ConfigError: names the first value that differs, both values and the fix.
+    """
+    saved, current = (json.loads(json.dumps(tree)) for tree in (saved, current))
+    for key in sorted(set(saved) | set(current)):
+        a, b = saved.get(key), current.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            check_same(a, b, f"{where}.{key}")
+        elif a != b:
+            raise ConfigError(
+                f"{where}.{key} is {b!r}, but the checkpoint was made with {a!r}: "
+                f"set it back to resume, or choose a new --workdir"
+            )

@@ -1,0 +1,78 @@
+"""Scalars to standard output, JSON lines and TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+
+class MetricsWriter:
+    """Writes one record a logged step; on restart, records after the resumed step are taken back.
+
+    `metrics.jsonl` is always written, one JSON object a line with "step" and the scalars. TensorBoard
+    event files are written where the `tensorboard` package is installed (TensorFlow is not needed).
+    Only process 0 writes.
+
+    Args:
+        workdir: folder of the run.
+        resume_step: records of later steps are removed.
+    """
+
+    def __init__(self, workdir: str | Path, resume_step: int = 0):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._events = None
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= resume_step]
+        rewritten = self.path.with_suffix(".tmp")
+        rewritten.write_text("".join(line + "\n" for line in kept))
+        rewritten.replace(self.path)
+        try:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+            self._events = EventFileWriter(str(self.path.parent / "tensorboard"))
+        except ImportError:
+            print("tensorboard is not installed: metrics go to metrics.jsonl only")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one record."""
+        if not self._active:
+            return
+        record = {"step": step} | {name: float(value) for name, value in scalars.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._events is not None:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if name != "step"]
+            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        if self._events is not None:
+            self._events.close()
+
+
+def read(workdir: str | Path) -> list[dict]:
+    """All records of a run, in the order of writing."""
+    return [json.loads(line) for line in _lines(Path(workdir) / "metrics.jsonl")]
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; a half-written last line of a killed run is left out."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+def not_finite(scalars: Mapping[str, float]) -> list[str]:
+    """Names of scalars that are NaN or infinite."""
+    return [name for name, value in scalars.items() if not math.isfinite(value)]

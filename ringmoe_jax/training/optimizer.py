@@ -1,0 +1,80 @@
+"""AdamW with the paper's exclusions, cosine schedule with warm-up, clipping by global norm."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import optax
+
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel.sharding import path_name
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Defaults follow the released RingMoE configuration.
+
+    Attributes:
+        learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling).
+        min_learning_rate: at the last step.
+        warmup_learning_rate: at step 0.
+        warmup_steps: linear warm-up.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        epsilon: of AdamW.
+        weight_decay: decoupled, not applied to parameters that match `no_decay`.
+        no_decay: regular expression over parameter paths: biases, norms, the mask token, position tables
+            and learned scales.
+        clip_norm: largest global norm of the gradients; 0 does not clip.
+        momentum_dtype: "float32" or "bfloat16" for AdamW's first moment.
+    """
+
+    learning_rate: float = 2.5e-4
+    min_learning_rate: float = 5e-7
+    warmup_learning_rate: float = 1e-6
+    warmup_steps: int = 200
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    no_decay: str = r"(bias|scale|mask_token|/b[io])$"
+    clip_norm: float = 5.0
+    momentum_dtype: str = "float32"
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then cosine to the minimum at the last step.
+
+    Raises:
+        ConfigError: the warm-up is not shorter than the run.
+    """
+    if not 0 <= config.warmup_steps < steps:
+        raise ConfigError(f"optimizer.warmup_steps = {config.warmup_steps} must be less than train.steps = {steps}")
+    return optax.warmup_cosine_decay_schedule(
+        config.warmup_learning_rate if config.warmup_steps else config.learning_rate,
+        config.learning_rate,
+        config.warmup_steps,
+        steps,
+        config.min_learning_rate,
+    )
+
+
+def decays(params, no_decay: str):
+    """A tree of bool: True where weight decay applies."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(no_decay, path_name(path)), params)
+
+
+def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` steps."""
+    adamw = optax.adamw(
+        schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=lambda params: decays(params, config.no_decay),
+        mu_dtype=config.momentum_dtype,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw

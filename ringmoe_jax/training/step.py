@@ -1,0 +1,170 @@
+"""The training step: forward, weighted objectives, gradients, update. One jitted, donated function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.objectives import Objective
+from ringmoe_jax.parallel.mesh import batch_sharding, replicated
+from ringmoe_jax.pretext import Pretext
+from ringmoe_jax.training.state import TrainState, state_shardings
+
+EPSILON = 1e-5  # keeps the division finite where nothing is hidden (released code)
+
+
+def make_train_step(
+    pretext: Pretext,
+    objectives: Mapping[str, Objective],
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    mesh=None,
+) -> Callable[[TrainState, Mapping], tuple[TrainState, dict]]:
+    """Builds `step(state, batch) -> (state, metrics)`; the state is donated.
+
+    Args:
+        pretext: forward passes.
+        objectives: terms of the loss by label.
+        optimizer: update rule.
+        learning_rate: for the metrics only.
+        seed: of every random decision in the step, together with the step's number.
+        accumulate: micro-batches; each takes every `accumulate`-th row, so that it spans all devices.
+            Masked means are those of the whole batch. Expert capacity and balance losses are those of
+            the micro-batches.
+        mesh: None is one device.
+    """
+
+    def step(state: TrainState, batch: Mapping) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, pretext_state, metrics = _gradients(state, batch, key, pretext, objectives, accumulate)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "learning_rate": learning_rate(state.step),
+            "norm/gradients": optax.global_norm(gradients),
+            "norm/updates": optax.global_norm(updates),
+            "norm/parameters": optax.global_norm(params),
+        }
+        return TrainState(state.step + 1, params, optimizer_state, pretext_state), metrics
+
+    return _jit(step, mesh, donate=True)
+
+
+def make_eval_step(
+    pretext: Pretext, objectives: Mapping[str, Objective], mesh=None
+) -> Callable[[TrainState, Mapping], dict]:
+    """Builds `step(state, batch) -> {label: (value_sum, weight)}` without randomness, update or donation."""
+
+    def step(state: TrainState, batch: Mapping) -> dict:
+        outputs, _ = pretext.apply(state.params, state.pretext, batch, key=None, train=False)
+        return {label: objective(outputs, batch)[:2] for label, objective in objectives.items()}
+
+    return _jit(step, mesh, donate=False)
+
+
+def mean_losses(sums: Sequence[Mapping], objectives: Mapping[str, Objective]) -> dict[str, float]:
+    """Exact means over several batches of `make_eval_step`'s sums, and their weighted total under "loss"."""
+    losses = {}
+    for label in objectives:
+        value, weight = (sum(float(batch[label][i]) for batch in sums) for i in (0, 1))
+        losses[f"loss/{label}"] = value / max(weight, EPSILON)
+    return {"loss": sum(objectives[label].scale * losses[f"loss/{label}"] for label in objectives)} | losses
+
+
+def _jit(step, mesh, *, donate: bool):
+    donated = (0,) if donate else ()
+    if mesh is None:
+        return jax.jit(step, donate_argnums=donated)
+
+    # Placements depend on the state's structure, so the jitted function is made at the first call.
+    jitted = None
+
+    def call(state, batch):
+        nonlocal jitted
+        if jitted is None:
+            placed = state_shardings(state, mesh)
+            jitted = jax.jit(
+                step,
+                donate_argnums=donated,
+                in_shardings=(placed, batch_sharding(mesh)),
+                out_shardings=(placed, replicated(mesh)) if donate else replicated(mesh),
+            )
+        return jitted(state, batch)
+
+    return call
+
+
+def _gradients(state, batch, key, pretext, objectives, accumulate):
+    """Gradients, new pretext state and metrics of a batch, in `accumulate` micro-batches."""
+
+    def forward(params, pretext_state, part, part_key):
+        outputs, pretext_state = pretext.apply(params, pretext_state, part, key=part_key, train=True)
+        return outputs, pretext_state, {label: objective(outputs, part) for label, objective in objectives.items()}
+
+    def loss(params, pretext_state, part, part_key, weights):
+        outputs, pretext_state, terms = forward(params, pretext_state, part, part_key)
+        weights = {label: term[1] for label, term in terms.items()} if weights is None else weights
+        losses = {label: term[0] / jnp.maximum(weights[label], EPSILON) for label, term in terms.items()}
+        total = sum(objectives[label].scale_at(state.step) * losses[label] for label in objectives)
+        metrics = {f"loss/{label}": value for label, value in losses.items()} | {"loss": total}
+        details = {f"{label}/{name}": v / accumulate for label, term in terms.items() for name, v in term[2].items()}
+        routing = {name: v / accumulate for name, v in routing_metrics(outputs["routing"]).items()}
+        return total, (pretext_state, metrics | details | routing)
+
+    differentiate = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        gradients, (pretext_state, metrics) = differentiate(state.params, state.pretext, batch, key, None)
+        return gradients, pretext_state, metrics
+
+    parts = jax.tree.map(lambda x: _interleaved(x, accumulate), batch)
+    keys = jax.random.split(key, accumulate)
+    # The weights of the whole batch come first. They hang on masks, not on the network, so the compiler
+    # drops the forward passes of this loop.
+    weights = jax.lax.map(
+        lambda xs: {k: t[1] for k, t in forward(state.params, state.pretext, *xs)[2].items()}, (parts, keys)
+    )
+    weights = jax.tree.map(jnp.sum, weights)
+
+    def body(carry, xs):
+        pretext_state, sums = carry
+        gradients, (pretext_state, metrics) = differentiate(state.params, pretext_state, *xs, weights)
+        return (pretext_state, jax.tree.map(jnp.add, sums, (gradients, metrics))), None
+
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    shapes = jax.eval_shape(lambda: differentiate(state.params, state.pretext, *first, weights))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][1]))
+    (pretext_state, (gradients, metrics)), _ = jax.lax.scan(body, (state.pretext, zeros), (parts, keys))
+    return gradients, pretext_state, metrics
+
+
+def _interleaved(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]; part i holds the rows i, i + parts, ..."""
+    if x.shape[0] % parts:
+        raise ConfigError(f"a batch of {x.shape[0]} rows does not split in train.accumulate = {parts} micro-batches")
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def routing_metrics(routing: Mapping) -> dict[str, jax.Array]:
+    """Means over layers and modalities of what the routers did; the pictures show them apart.
+
+    Per router group: `drop_rate` (share of choices that found their expert full), `entropy` (nats),
+    `gate` (mean gate of the chosen experts), `max_load` (load of the busiest expert over the mean).
+    """
+    metrics = {}
+    for group, s in routing.items():
+        choices, tokens = jnp.maximum(s.load.sum(), 1.0), jnp.maximum(s.tokens.sum(), 1.0)
+        load = s.load.sum(axis=1)  # [L, E]
+        metrics |= {
+            f"moe/{group}/drop_rate": s.dropped.sum() / choices,
+            f"moe/{group}/entropy": s.entropy.sum() / tokens,
+            f"moe/{group}/gate": s.gate.sum() / choices,
+            f"moe/{group}/max_load": jnp.mean(load.max(axis=1) / jnp.maximum(load.mean(axis=1), 1e-9)),
+        }
+    return metrics
