@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
+from ml_collections import ConfigDict
 
 from input_pipeline.reader import DataConfig
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, pretext
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
@@ -87,6 +92,57 @@ class Parts:
     mesh: jax.sharding.Mesh | None
 
 
+def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs `get_config()` of a configuration file and applies `--config.a.b=value` arguments.
+
+    Args:
+        path: Python file with `get_config() -> ml_collections.ConfigDict`.
+        overrides: command-line arguments; values are Python literals, anything else is a string.
+
+    Returns:
+        Nested dict.
+
+    Raises:
+        ConfigError: no such file, no such key (names the nearest), or a value of another type.
+    """
+    if not Path(path).is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
+        raise ConfigError(f'no configuration file "{path}": {nearest(path, known)}')
+    spec = importlib.util.spec_from_file_location("_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config() that returns an ml_collections.ConfigDict")
+    config = module.get_config()
+    for argument in overrides:
+        key, equals, text = argument.partition("=")
+        if not equals or not key.startswith("--config."):
+            raise ConfigError(f'unknown argument "{argument}": wanted --config.<key>=<value>')
+        _override(config, key.removeprefix("--config.").split("."), text)
+    return config.to_dict()
+
+
+def _override(config: ConfigDict, keys: Sequence[str], text: str) -> None:
+    where = "config"
+    for i, key in enumerate(keys):
+        if not isinstance(config, ConfigDict) or key not in config:
+            known = config.keys() if isinstance(config, ConfigDict) else ()
+            raise ConfigError(f"{where}.{key} does not exist: {nearest(key, known)}")
+        if i < len(keys) - 1:
+            config, where = config[key], f"{where}.{key}"
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    try:
+        config[keys[-1]] = value
+    except TypeError as error:
+        old = config[keys[-1]]
+        raise ConfigError(
+            f"{where}.{keys[-1]} = {value!r} is a {type(value).__name__}, wanted a {type(old).__name__} such as {old!r}"
+        ) from error
+
+
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
     """The mesh over all devices, or None where there is one device."""
     mesh = meshes.make(config)
@@ -146,6 +202,7 @@ def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(*arguments, **keywords):
+        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
         try:
             sys.exit(main(*arguments, **keywords))
         except UserError as error:

@@ -6,12 +6,11 @@ python -m experiments.pretrain --config ... --workdir ... --config.optimizer.lea
 
 from __future__ import annotations
 
-import os
+import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
 
 from experiments import common
 from experiments.common import ExperimentConfig, Parts
@@ -24,11 +23,6 @@ from ringmoe_jax.training.metrics import MetricsWriter
 from ringmoe_jax.training.state import TrainState, create
 
 VALIDATION_BATCHES = 4
-
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
-_CACHE = flags.DEFINE_string("compilation_cache", ".cache/jax", "Folder that keeps compiled programs; empty for none.")
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def pretrain(values: Mapping, workdir: str) -> TrainState:
@@ -122,7 +116,9 @@ def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState],
         )
         for name, stream in data.streams.items()
     }
-    parts_of_batches = [[b for b, _ in zip(reader, range(VALIDATION_BATCHES))] for reader in readers.values()]
+    parts_of_batches = [
+        [b for b, _ in zip(reader, range(VALIDATION_BATCHES), strict=False)] for reader in readers.values()
+    ]
     number = min(map(len, parts_of_batches))
     batches = [
         {"sensors": {s: entry for part in parts_of_batches for s, entry in part[i]["sensors"].items()}}
@@ -155,17 +151,19 @@ def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
 
 
 @common.entry_point
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]}")
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))  # noqa: PTH100
-    pretrain(_CONFIG.value.to_dict(), _WORKDIR.value)
-    print(
-        f"\ncheckpoints and metrics are in {_WORKDIR.value}; next: python -m experiments.evaluate --checkpoint {_WORKDIR.value}"
-    )
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
+    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument("--compilation-cache", default=".cache/jax", help='keeps compiled programs; "" for none')
+    arguments, overrides = parser.parse_known_args()
+    if arguments.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(arguments.compilation_cache).absolute()))
+    pretrain(common.read_config(arguments.config, overrides), arguments.workdir)
+    print(f"\ncheckpoints and metrics are in {arguments.workdir}; next:")
+    print(f"    python -m experiments.evaluate --checkpoint {arguments.workdir}")
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -73,7 +73,7 @@ class RingMoEConfig:
         for stage in range(len(self.depths)):
             if self.grid(stage) % self.stage_window(stage):
                 raise ConfigError(
-                    f"stage {stage + 1} has {self.grid(stage)} tokens a side, not a multiple of window = {self.window}: "
+                    f"stage {stage + 1} has {self.grid(stage)} tokens a side, no multiple of window = {self.window}: "
                     f"use an image_size that is a multiple of {self.patch * self.window * 2**stage} or another window"
                 )
 

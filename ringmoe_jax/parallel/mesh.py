@@ -47,7 +47,9 @@ def make(config: MeshConfig, devices=None) -> Mesh:
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
-        wanted = " x ".join(f"{a}={s}" for a, s in zip(BATCH_AXES, (config.data, config.fsdp, config.expert)))
+        wanted = " x ".join(
+            f"{a}={s}" for a, s in zip(BATCH_AXES, (config.data, config.fsdp, config.expert), strict=True)
+        )
         raise ConfigError(f"mesh {wanted} does not fit {len(devices)} devices: the sizes must multiply to that")
     return jax.make_mesh(sizes, BATCH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

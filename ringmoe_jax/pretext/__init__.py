@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.api import Model

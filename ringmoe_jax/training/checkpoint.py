@@ -70,7 +70,12 @@ class Checkpointer:
         record = {"schema": SCHEMA, "step": step, "versions": versions()} | dict(record)
         with _explained(self):
             self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    state=ocp.args.StandardSave(_without_params(state)),
+                    record=ocp.args.JsonSave(record),
+                ),
             )
 
     def wait(self) -> None:
@@ -104,28 +109,20 @@ class Checkpointer:
             step: default the newest.
         """
         step = self.latest if step is None else step
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return restored["state"]
+        params, rest = (
+            ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+            for tree in (like.params, _without_params(like))
+        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(params=params, state=rest))
+        return TrainState(params=restored["params"], **restored["state"])
 
     def restore_params(self, step: int | None = None):
         """Reads only the parameters, as a nested dict on the default device."""
         step = self.latest if step is None else step
-        metadata = self._manager.item_metadata(step)["state"]
+        metadata = self._manager.item_metadata(step)["params"]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata["params"]
-        )
-        item = {"params": abstract}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-                )
-            ),
-        )
-        return restored["state"]["params"]
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
+        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
 
     def preempted(self, step: int) -> bool:
         """Whether the cluster asked every process to stop."""
@@ -135,6 +132,11 @@ class Checkpointer:
         """Waits for background work and frees threads."""
         with _explained(self):
             self._manager.close()
+
+
+def _without_params(state: TrainState) -> dict[str, Any]:
+    """Everything but the parameters, which are an item of their own, so that they can be read alone."""
+    return {"step": state.step, "optimizer": state.optimizer, "pretext": state.pretext}
 
 
 class _explained:

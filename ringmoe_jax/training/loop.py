@@ -89,27 +89,28 @@ def train(
     """
     first = int(state.step)
     progress = _Progress(config, writer, first)
-    with _StopSignals() as stop, jax.transfer_guard("disallow"):
-        for number in range(first, config.steps):
-            started = time.perf_counter()
-            batch = place(next(data), mesh)
-            waited = time.perf_counter() - started
-            with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                state, metrics = step(state, batch)
-            progress.after_step(number + 1, metrics, images=count_images(batch), waited=waited)
-            done = number + 1 == config.steps
-            stopping = stop.requested or checkpointer.preempted(number + 1)
-            if evaluate and (done or (config.evaluate_every and (number + 1) % config.evaluate_every == 0)):
-                progress.flush()
-                progress.validation(number + 1, evaluate(state))
-            if done or stopping or (number + 1) % config.checkpoint_every == 0:
-                progress.flush()  # a state whose metrics are not finite is never saved
-                checkpointer.save(number + 1, state, dict(record) | {"data": data.get_state()})
-            if stopping and not done:
-                print(f"stopped at step {number + 1} as asked; the same command goes on from here")
-                break
-        progress.flush()
-        checkpointer.wait()
+    try:
+        with _StopSignals() as stop, jax.transfer_guard("disallow"):
+            for number in range(first + 1, config.steps + 1):
+                started = time.perf_counter()
+                batch = place(next(data), mesh)
+                waited = time.perf_counter() - started
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, metrics = step(state, batch)
+                progress.after_step(number, metrics, images=count_images(batch), waited=waited)
+                done = number == config.steps
+                stopping = stop.requested or checkpointer.preempted(number)
+                if evaluate and (done or (config.evaluate_every and number % config.evaluate_every == 0)):
+                    progress.flush()
+                    progress.validation(number, evaluate(state))
+                if done or stopping or number % config.checkpoint_every == 0:
+                    progress.flush()  # a state whose metrics are not finite is never saved
+                    checkpointer.save(number, state, dict(record) | {"data": data.get_state()})
+                if stopping and not done:
+                    print(f"stopped at step {number} as asked; the same command goes on from here")
+                    break
+    finally:
+        checkpointer.wait()  # whatever happened, a save that was under way is finished
     return state
 
 
@@ -139,9 +140,10 @@ class _Progress:
         self.images, self.waited, self.steps, self.since = 0, 0.0, 0, time.perf_counter()
 
     def after_step(self, step: int, metrics: dict, *, images: int, waited: float) -> None:
+        self.waited += waited  # this wait lies before the flush, the step's own work after it
         self.flush()
         self.pending = (step, metrics)
-        self.images, self.waited, self.steps = self.images + images, self.waited + waited, self.steps + 1
+        self.images, self.steps = self.images + images, self.steps + 1
 
     def flush(self) -> None:
         """Checks the last step's metrics, and logs them when their turn has come."""
@@ -179,10 +181,10 @@ class _Progress:
 
     def _print(self, step: int, scalars: dict, now: float) -> None:
         remaining = (now - self.began) / max(step - self.first, 1) * (self.config.steps - step)
-        losses = "  ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in scalars.items() if k.startswith("loss/"))
+        width = len(str(self.config.steps))
         print(
-            f"step {step:>6}/{self.config.steps}  loss {scalars['loss']:.4f}  {losses}  "
-            f"{scalars['perf/images_per_second']:.0f} images/s  input wait {scalars['perf/input_wait']:.0%}  "
+            f"step {step:>{width}}/{self.config.steps} | loss {_losses(scalars)} | "
+            f"{scalars['perf/images_per_second']:.0f} images/s, input wait {scalars['perf/input_wait']:.0%} | "
             f"{int(remaining) // 60}:{int(remaining) % 60:02d} left",
             flush=True,
         )
@@ -190,9 +192,14 @@ class _Progress:
     def validation(self, step: int, scalars: Mapping[str, float]) -> None:
         started = time.perf_counter()
         self.writer.write(step, {f"validation/{name}": value for name, value in scalars.items()})
-        losses = "  ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in scalars.items() if k.startswith("loss/"))
-        print(f"       validation  loss {scalars['loss']:.4f}  {losses}", flush=True)
+        width = 2 * len(str(self.config.steps)) + 6
+        print(f"{'validation':<{width}} | loss {_losses(scalars)}", flush=True)
         self.since += time.perf_counter() - started
+
+
+def _losses(scalars: Mapping[str, float]) -> str:
+    parts = [f"{name.removeprefix('loss/')} {v:.3f}" for name, v in scalars.items() if name.startswith("loss/")]
+    return f"{scalars['loss']:.3f} = {', '.join(parts)}"
 
 
 class _StopSignals:

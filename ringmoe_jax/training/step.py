@@ -48,9 +48,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "learning_rate": learning_rate(state.step),
-            "norm/gradients": optax.global_norm(gradients),
-            "norm/updates": optax.global_norm(updates),
-            "norm/parameters": optax.global_norm(params),
+            "norm/gradients": optax.tree.norm(gradients),
+            "norm/updates": optax.tree.norm(updates),
+            "norm/parameters": optax.tree.norm(params),
         }
         return TrainState(state.step + 1, params, optimizer_state, pretext_state), metrics
 

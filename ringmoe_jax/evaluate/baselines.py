@@ -1,0 +1,80 @@
+"""Features that cost nothing to learn. A pre-trained encoder is worth its name where it beats them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ringmoe_jax.batch import standardise
+from ringmoe_jax.evaluate.features import Encoder
+from ringmoe_jax.models import Model, Params
+from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+FLOOR = 1e-4  # smallest power that counts, linear sigma0: about the noise floor of spaceborne SAR
+
+
+def decibels(pixels: np.ndarray) -> np.ndarray:
+    """Power of re, im pairs: [..., 2 P] complex amplitudes to [..., P] dB (sigma0)."""
+    power = np.square(pixels).reshape(*pixels.shape[:-1], -1, 2).sum(axis=-1)
+    return 10 * np.log10(np.maximum(power, FLOOR))
+
+
+def image_statistics(sensors: Mapping[str, Sensor]) -> Encoder:
+    """Mean, standard deviation and five quantiles of every band over a tile's valid pixels.
+
+    As the `imagestats` baseline of torchgeo-bench; which statistics is our choice. Complex bands are
+    turned into power in dB first, for their mean is zero by nature. A tile without valid pixels is 0.
+
+    Returns:
+        {sensor: [B, 7 C]} (7 P for complex sensors of P polarisations), in the sensor's unit.
+    """
+
+    def encode(batch: Mapping) -> dict[str, np.ndarray]:
+        return {name: np.stack([row(sensors[name], *t) for t in tiles(e)]) for name, e in batch["sensors"].items()}
+
+    def tiles(entry):
+        return zip(np.asarray(entry["pixels"]), np.asarray(entry["valid"]), strict=True)
+
+    def row(sensor: Sensor, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        values = decibels(pixels) if sensor.resampling == COMPLEX else pixels
+        values = values[valid] if valid.any() else np.zeros((1, values.shape[-1]), np.float32)
+        return np.concatenate([values.mean(0), values.std(0), *np.quantile(values, QUANTILES, axis=0)])
+
+    return encode
+
+
+def random_convolutions(
+    statistics: Mapping[str, Statistics], count: int = 256, size: int = 3, seed: int = 0
+) -> Encoder:
+    """Random convolutional features (MOSAIKS, Rolf et al. 2021): mean of relu(w*x - 1) and of relu(1 - w*x).
+
+    Args:
+        statistics: normalisation of every sensor; pixels are standardised first.
+        count: D, features a sensor, even.
+        size: side of the Gaussian kernels in pixels.
+        seed: of the kernels.
+    """
+
+    @jax.jit
+    def encode(batch: Mapping) -> dict[str, jax.Array]:
+        features = {}
+        for name, entry in batch["sensors"].items():
+            x = standardise(entry["pixels"], entry["valid"], statistics[name])
+            kernel = jax.random.normal(jax.random.key(seed), (size, size, x.shape[-1], count // 2))
+            response = jax.lax.conv_general_dilated(
+                x.reshape(-1, *x.shape[2:]), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            both = jnp.concatenate([jax.nn.relu(response - 1), jax.nn.relu(1 - response)], axis=-1)
+            features[name] = both.reshape(*x.shape[:2], -1, count // 2 * 2).mean(axis=(1, 2))
+        return features
+
+    return encode
+
+
+def random_params(model: Model, seed: int = 0) -> Params:
+    """Fresh parameters of the same model: what the architecture gives without any training."""
+    return jax.jit(model.init)(jax.random.key(seed))

@@ -1,0 +1,125 @@
+"""From physical pixels to something to look at. Which bands to show follows from the sensor table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ringmoe_jax.batch import cells_to_pixels, restore
+from ringmoe_jax.objectives.base import Reconstruction
+from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
+
+STRETCH = (2, 98)  # percentiles that become black and white
+HIDDEN = (0.55, 0.60, 0.68)  # slate: no grey of a SAR image
+NOT_VALID = (1.0, 1.0, 1.0)
+FLOOR = 1e-4  # smallest power that is shown, linear sigma0
+
+Image = np.ndarray  # [H, W, 3] float in 0..1
+
+
+def view(sensor: Sensor, pixels: np.ndarray) -> tuple[np.ndarray, str]:
+    """What to show of a sensor: true colour where it has red, green and blue, power of complex bands, else band 1.
+
+    Args:
+        sensor: names the bands.
+        pixels: [..., C] in the sensor's unit.
+
+    Returns:
+        [..., 3] or [..., 1] in the sensor's unit (complex: dB), and a caption with bands and unit.
+    """
+    if sensor.resampling == COMPLEX:
+        power = np.square(pixels).sum(axis=-1, keepdims=True)
+        return 10 * np.log10(np.maximum(power, FLOOR)), "total power, dB (sigma0)"
+    aliases = [band.alias for band in sensor.bands]
+    if {"red", "green", "blue"} <= set(aliases):
+        bands = [aliases.index(colour) for colour in ("red", "green", "blue")]
+        named = ", ".join(sensor.bands[i].name for i in bands)
+        return pixels[..., bands], f"true colour ({named}), {sensor.unit}"
+    return pixels[..., :1], f"{sensor.bands[0].name}, {sensor.unit}"
+
+
+def stretch(values: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """The values that become black and white: percentiles of the valid pixels over all shown bands.
+
+    Args:
+        values: [H, W, 1 or 3].
+        valid: [H, W] bool.
+    """
+    shown = values[valid]
+    low, high = np.percentile(shown, STRETCH) if shown.size else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def paint(
+    values: np.ndarray, limits: tuple[float, float], valid: np.ndarray, hidden: np.ndarray | None = None
+) -> Image:
+    """Colours [H, W, 1 or 3] values; hidden pixels are slate, pixels that were never observed white."""
+    low, high = limits
+    image = np.broadcast_to(np.clip((values - low) / (high - low), 0, 1), (*values.shape[:2], 3)).copy()
+    if hidden is not None:
+        image[hidden] = HIDDEN
+    image[~valid] = NOT_VALID
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One validation tile and what the model made of it.
+
+    Attributes:
+        index: position in the split.
+        pixels: [H, W, C] in the sensor's unit.
+        valid: [H, W] bool.
+        hidden: [h, w] bool, cells that the encoder did not see.
+        target: [H, W, channels] of the objective.
+        prediction: [H, W, channels] of the decoder.
+    """
+
+    index: int
+    pixels: np.ndarray
+    valid: np.ndarray
+    hidden: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """Four images of one tile under one stretch.
+
+    Attributes:
+        index: position in the split.
+        images: input, visible input, reconstruction, and visible input with the reconstruction in the gaps.
+        limits: values shown black and white, in the unit of the caption.
+    """
+
+    index: int
+    images: tuple[Image, Image, Image, Image]
+    limits: tuple[float, float]
+
+
+def strip(sensor: Sensor, statistics: Statistics, objective: Reconstruction, tile: Tile) -> Strip:
+    """Paints a tile.
+
+    A decoder of the sensor's own bands is shown in the sensor's unit; any other target (a power) on its own scale,
+    stretched by the same percentiles.
+    """
+    hidden = np.asarray(cells_to_pixels(tile.hidden, *tile.valid.shape))
+    pixels, _ = view(sensor, tile.pixels)
+    limits = stretch(pixels, tile.valid)
+    target, prediction = tile.target, tile.prediction
+    if objective.head == Reconstruction.head:
+        target, prediction = (view(sensor, np.asarray(restore(x, statistics)))[0] for x in (target, prediction))
+        scale = limits
+    else:
+        target, prediction = target[..., :1], prediction[..., :1]
+        scale = stretch(target, tile.valid)
+    composite = np.where(hidden[..., None], prediction, target)
+    images = (
+        paint(pixels, limits, tile.valid),
+        paint(pixels, limits, tile.valid, hidden),
+        paint(prediction, scale, np.ones_like(tile.valid)),
+        paint(composite, scale, tile.valid | hidden),
+    )
+    return Strip(tile.index, images, limits)

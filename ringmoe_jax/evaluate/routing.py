@@ -1,0 +1,60 @@
+"""What the routers did on a set of tiles: loads, drops, entropies, dead experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from ringmoe_jax.moe.statistics import Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSummary:
+    """One router group.
+
+    Attributes:
+        load: [L, M, E] float64, share of a modality's choices that fell on each expert; NaN where the
+            modality may not choose the expert or was not seen.
+        drop_rate: [L, M] share of choices that found their expert full, NaN where not seen.
+        entropy: [L, M] mean entropy of the router in nats, NaN where not seen.
+        dead: (layer, expert) pairs that got no token although a modality that was seen may choose them.
+        tokens: [M] tokens seen, over all layers.
+    """
+
+    load: np.ndarray
+    drop_rate: np.ndarray
+    entropy: np.ndarray
+    dead: tuple[tuple[int, int], ...]
+    tokens: np.ndarray
+
+
+def add(parts: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
+    """Sums statistics of several batches, of any mix of data sets, on the host in float64."""
+    return jax.tree.map(lambda *x: np.sum([np.asarray(v, np.float64) for v in x], axis=0), *parts)
+
+
+def summarise(statistics: Mapping[str, Statistics]) -> dict[str, GroupSummary]:
+    """Ratios of the sums of every router group, fields stacked over L layers."""
+    return {name: _group(Statistics(*map(np.asarray, s))) for name, s in statistics.items()}
+
+
+def _group(s: Statistics) -> GroupSummary:
+    allowed = s.probability.sum(axis=0) > 0  # [M, E]: a softmax is 0 only where an expert is out of reach
+    choices = s.load.sum(axis=-1)
+    load = np.where(allowed, _ratio(s.load, choices[..., None]), np.nan)
+    reachable = allowed.any(axis=0)  # [E]
+    dead = np.argwhere((s.load.sum(axis=1) == 0) & reachable)
+    return GroupSummary(
+        load,
+        _ratio(s.dropped, choices),
+        _ratio(s.entropy, s.tokens),
+        tuple((int(layer), int(expert)) for layer, expert in dead),
+        s.tokens.sum(axis=0),
+    )
+
+
+def _ratio(value: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(value, total, out=np.full(np.broadcast_shapes(value.shape, total.shape), np.nan), where=total > 0)

@@ -1,0 +1,194 @@
+"""RingMoE as a whole: sensors, slots, masks, sub-models, precision, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ringmoe_jax import models, sensors
+from ringmoe_jax.errors import ConfigError, DataError
+
+SENSORS = ("rgb", "s1_grd", "slc_dual")
+TINY = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2, 2), image_size=16, window=2, head_width=4)
+DENSE = dict(engine="dense")
+
+
+def batch(rows=2, names=SENSORS, seed=0, dates=1):
+    rng = np.random.default_rng(seed)
+    rows = rows if isinstance(rows, dict) else dict.fromkeys(names, rows)
+    return {
+        "sensors": {
+            name: {
+                "pixels": jnp.asarray(
+                    rng.normal(size=(rows[name], dates, 16, 16, sensors.get(name).channels)), jnp.float32
+                ),
+                "valid": jnp.ones((rows[name], dates, 16, 16), bool),
+            }
+            for name in names
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = models.build({**TINY, "moe": DENSE}, heads={"rgb": {"pixels": 3}})
+    return model, model.init(jax.random.key(0)), jax.jit(model.apply)
+
+
+def test_output_contract(dense):
+    model, params, apply = dense
+    out = apply(params, batch({"rgb": 4, "s1_grd": 2, "slc_dual": 2}))
+    assert out["tokens"]["rgb"].shape == (4, 1, 2, 2, 16)
+    assert [s.shape for s in out["stages"]["s1_grd"]] == [(2, 1, 4, 4, 8), (2, 1, 2, 2, 16)]
+    assert out["pooled"]["slc_dual"].shape == (2, 16)
+    assert out["heads"]["rgb"]["pixels"].shape == (4, 1, 16, 16, 3)
+    assert set(out["heads"]) == {"rgb"}
+    assert out["routing"]["specialised"].load.shape == (4, 3, 12)
+    assert out["routing"]["collaborative"].load.shape == (4, 3, 4)
+    # 4 images of optical and 2 of the others: 16 tokens an image in stage 1, 4 in stage 2.
+    assert_array_equal(out["routing"]["collaborative"].tokens, [[64, 32, 32]] * 2 + [[16, 8, 8]] * 2)
+
+
+def test_a_sensor_does_not_see_what_else_is_in_the_batch(dense):
+    """Attention stays within an image and nothing is dropped, so a sub-model equals the full model."""
+    model, params, apply = dense
+    together = batch({"rgb": 4, "s1_grd": 2, "slc_dual": 2})
+    everything = apply(params, together)
+    for name in SENSORS:
+        alone = apply(params, {"sensors": {name: together["sensors"][name]}})
+        assert_allclose(alone["tokens"][name], everything["tokens"][name], rtol=1e-4, atol=1e-5)
+        for field in ("load", "probability"):
+            got, full = (getattr(o["routing"]["specialised"], field) for o in (alone, everything))
+            row = SENSORS.index(name)
+            assert_allclose(got[:, row], full[:, row], rtol=1e-4, atol=1e-3)
+
+
+def test_dates_are_independent_images(dense):
+    model, params, apply = dense
+    series = batch(names=("rgb",), dates=2)
+    entry = series["sensors"]["rgb"]
+    out = apply(params, series)["tokens"]["rgb"]
+    second = apply(params, {"sensors": {"rgb": {k: v[:, 1:] for k, v in entry.items()}}})["tokens"]["rgb"]
+    assert_allclose(out[:, 1:], second, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_and_invalid_pixels_never_reach_the_encoder(dense):
+    model, params, apply = dense
+    first = batch(names=("rgb",))
+    entry = first["sensors"]["rgb"]
+    mask = jnp.zeros((2, 4, 4), bool).at[:, 1, 2].set(True)
+    entry |= {"mask": mask, "valid": entry["valid"].at[:, :, 0, 0].set(False)}
+    pixels = entry["pixels"].at[:, :, 4:8, 8:12].set(7.0).at[:, :, 0, 0].set(jnp.nan)
+    second = {"sensors": {"rgb": entry | {"pixels": pixels}}}
+    a, b = apply(params, first), apply(params, second)
+    assert_array_equal(a["tokens"]["rgb"], b["tokens"]["rgb"])
+    expected = np.zeros((2, 1, 16, 16), bool)
+    expected[:, :, 4:8, 8:12] = True
+    assert_array_equal(a["pixel_mask"]["rgb"], expected)
+    assert np.isfinite(np.asarray(b["standardised"]["rgb"])).all()
+
+
+def test_masked_cells_share_one_token(dense):
+    model, params, apply = dense
+    everything_hidden = batch(names=("rgb",))
+    everything_hidden["sensors"]["rgb"]["mask"] = jnp.ones((2, 4, 4), bool)
+    out = apply(params, everything_hidden)["stages"]["rgb"][0]
+    assert_allclose(out[0], out[1], atol=1e-6)  # nothing of the image is left
+    gradient = jax.grad(lambda p: model.apply(p, everything_hidden)["pooled"]["rgb"][0, 0])(params)
+    assert np.abs(gradient["mask_token"]).max() > 0
+    assert np.abs(gradient["stems"]["rgb"]["project"]["kernel"]).max() == 0
+
+
+def test_capacity_engine_equals_dense_where_nothing_overflows(dense):
+    model, params, apply = dense
+    roomy = models.build({**TINY, "moe": dict(eval_capacity_factor=100.0)}, heads={"rgb": {"pixels": 3}})
+    data = batch()
+    for a, b in zip(jax.tree.leaves(apply(params, data)), jax.tree.leaves(jax.jit(roomy.apply)(params, data)), strict=True):
+        assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_keeps_parameters_and_losses_in_float32(dense):
+    _, params, apply = dense
+    half = models.build({**TINY, "moe": DENSE, "dtype": "bfloat16"}, heads={"rgb": {"pixels": 3}})
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.shapes())} == {jnp.dtype("float32")}
+    data = batch()
+    a, b = apply(params, data), jax.jit(half.apply)(params, data)
+    assert b["tokens"]["rgb"].dtype == jnp.bfloat16
+    assert b["heads"]["rgb"]["pixels"].dtype == jnp.float32
+    assert b["routing"]["specialised"].probability.dtype == jnp.float32
+    assert_allclose(a["pooled"]["rgb"], b["pooled"]["rgb"], atol=0.15)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(dense, remat):
+    model, params, _ = dense
+    again = models.build({**TINY, "moe": DENSE, "remat": remat}, heads={"rgb": {"pixels": 3}})
+    data = batch(names=("rgb",))
+    a, b = (jax.jit(jax.grad(lambda p, m=m: m.apply(p, data)["pooled"]["rgb"].sum()))(params) for m in (model, again))
+    jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+
+
+def test_drop_path_needs_train_and_a_key():
+    model = models.build({**TINY, "moe": DENSE, "drop_path": 0.5})
+    params, data, apply = model.init(jax.random.key(0)), batch(names=("rgb",)), jax.jit(model.apply, static_argnames="train")
+    plain = apply(params, data)["pooled"]["rgb"]
+    assert_array_equal(plain, apply(params, data, key=jax.random.key(1), train=False)["pooled"]["rgb"])
+    dropped = apply(params, data, key=jax.random.key(1), train=True)["pooled"]["rgb"]
+    assert np.abs(dropped - plain).max() > 1e-3
+    assert_array_equal(dropped, apply(params, data, key=jax.random.key(1), train=True)["pooled"]["rgb"])
+
+
+def test_sensors_of_one_modality_share_experts():
+    model = models.build({**TINY, "sensors": ("s2_10", "ms4", "rgb"), "moe": DENSE})
+    assert model.shapes()["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"].shape == (2, 8, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(width=6), r"width = 6 is not a multiple of head_width = 4"),
+        (dict(image_size=20), r"image_size = 20 must be a multiple of 8"),
+        (dict(image_size=24, window=4), r"stage 1 has 6 tokens a side, no multiple of window = 4"),
+        (dict(sensors=("rgbb",)), r'unknown sensor "rgbb": did you mean "rgb"\?'),
+        (dict(sensors=()), r"model.sensors is empty"),
+        (dict(widht=6), r'config.model.widht does not exist: did you mean "width"\?'),
+        (dict(dtype="float16"), r'"float16": wanted "float32" or "bfloat16"'),
+        (dict(moe=dict(top_k=5)), r"top-5 routing, but modality 0 may choose 4 of"),
+        (dict(moe=dict(specialised=0, collaborative=0, shared=False)), "has no experts"),
+        (dict(depths=(3, 2)), "needs an even depth, got 3"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(ConfigError, match=message):
+        models.build({**TINY, **change})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda b: b["sensors"].clear(), "holds no sensor"),
+        (lambda b: b["sensors"].update(dem=b["sensors"]["rgb"]), 'holds "dem", which the model does not know'),
+        (
+            lambda b: b["sensors"]["rgb"].update(pixels=jnp.zeros((2, 1, 16, 16, 4))),
+            r"shape \(2, 1, 16, 16, 4\), wanted \[B, T, H, W, 3\] for the bands red, green, blue",
+        ),
+        (
+            lambda b: b["sensors"]["rgb"].update(pixels=b["sensors"]["rgb"]["pixels"].astype(jnp.uint8)),
+            "pixels are uint8, wanted float32",
+        ),
+        (lambda b: b["sensors"]["rgb"].update(valid=jnp.ones((2, 16, 16), bool)), r"valid is bool\(2, 16, 16\)"),
+        (
+            lambda b: b["sensors"].update(
+                rgb={"pixels": jnp.zeros((2, 1, 32, 32, 3)), "valid": jnp.ones((2, 1, 32, 32), bool)}
+            ),
+            "images are 32 x 32 pixels, the model takes 16 x 16",
+        ),
+    ],
+)
+def test_bad_batches(dense, edit, message):
+    model, params, _ = dense
+    data = batch()
+    edit(data)
+    with pytest.raises(DataError, match=message):
+        jax.eval_shape(model.apply, params, data)

@@ -1,0 +1,143 @@
+"""Routing and dispatch against matrices worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.moe import engines, routing, statistics, table
+from ringmoe_jax.moe.experts import Experts
+
+# Three tokens, three experts. The router's kernel is the identity, so a token is its own logits.
+LOGITS = np.log([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.7, 0.2, 0.1]]).astype(np.float32)
+ONE = np.ones((1, 3), bool)
+NOBODY = np.zeros(3, np.int32)
+
+
+def multiply_experts(factors):
+    """Experts that multiply a non-negative one-channel token: x -> f x, exactly, through the biases' room."""
+    # gelu(x + 50) = x + 50 in float32, so wo = f and bo = -50 f give f x.
+    n = len(factors)
+    f = jnp.asarray(factors, jnp.float32).reshape(n, 1, 1)
+    return Experts(jnp.ones((n, 1, 1)), jnp.full((n, 1), 50.0), f, -50.0 * f[:, 0])
+
+
+def test_top1_keeps_the_softmax_probability():
+    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=1)
+    assert_array_equal(choice.experts, [[0], [0], [0]])
+    assert_allclose(choice.gates, [[0.5], [0.6], [0.7]], rtol=1e-6)
+    assert_allclose(choice.probabilities, np.exp(LOGITS), rtol=1e-6)
+
+
+def test_top1_normalised_gate_is_one_and_blind_to_the_router():
+    def gate(kernel):
+        return routing.route(jnp.asarray(LOGITS), kernel, NOBODY, ONE, k=1, normalise_gates=True).gates.sum()
+
+    assert_allclose(gate(jnp.eye(3)), 3.0, rtol=1e-6)
+    assert_allclose(jax.grad(gate)(jnp.eye(3)), np.zeros((3, 3)), atol=1e-7)
+
+
+def test_top2_normalised():
+    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=2, normalise_gates=True)
+    assert_array_equal(choice.experts, [[0, 1], [0, 2], [0, 1]])
+    assert_allclose(choice.gates, [[5 / 8, 3 / 8], [6 / 9, 3 / 9], [7 / 9, 2 / 9]], rtol=1e-5)
+
+
+def test_capacity_two_drops_the_last_token_and_serves_first_choices_first():
+    """k = 2, C = 2. Expert 0 is everybody's first choice: tokens 0 and 1 get it, token 2 does not.
+
+    Second choices: token 0 -> expert 1 (row 0), token 1 -> expert 2 (row 0), token 2 -> expert 1 (row 1).
+    """
+    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=2)
+    source, slot, kept = engines.assign(choice.experts, 3, 2)
+    assert_array_equal(kept, [[True, True], [True, True], [False, True]])
+    assert_array_equal(np.asarray(source).reshape(3, 2), [[0, 1], [0, 2], [1, 3]])  # 3 = empty row
+    assert_array_equal(np.asarray(slot)[np.asarray(kept)], [0, 2, 1, 4, 3])
+
+    tokens = jnp.asarray([[1.0], [2.0], [4.0]])
+    outputs, _ = engines.capacity(tokens, choice, multiply_experts([1.0, 10.0, 100.0]), 2)
+    by_hand = [[0.5 * 1 + 0.3 * 10], [0.6 * 2 + 0.3 * 200], [0.2 * 40]]
+    assert_allclose(outputs, by_hand, rtol=2e-4)
+
+
+def test_modalities_choose_only_their_own_experts():
+    allowed = table.specialised(3, 2)
+    assert_array_equal(allowed[1], [False, True, False, False, True, False])  # expert = s * M + m
+    modality = jnp.asarray([0, 1, 2, 2], jnp.int32)
+    tokens = jax.random.normal(jax.random.key(0), (4, 5))
+    choice = routing.route(tokens, jax.random.normal(jax.random.key(1), (5, 6)), modality, allowed, k=2)
+    assert_array_equal(np.asarray(choice.experts) % 3, np.asarray(modality)[:, None].repeat(2, 1))
+    assert_allclose(choice.probabilities.sum(axis=1), 1.0, rtol=1e-6)
+    assert np.all(np.asarray(choice.probabilities)[~allowed[modality]] == 0)
+
+
+def test_ties_go_to_the_lower_index():
+    choice = routing.route(jnp.zeros((2, 3)), jnp.eye(3), NOBODY[:2], ONE, k=2)
+    assert_array_equal(choice.experts, [[0, 1], [0, 1]])
+
+
+def test_too_few_experts_is_one_clear_line():
+    with pytest.raises(ConfigError, match=r"top-3 routing, but modality 0 may choose 2 of 4 experts"):
+        table.check(table.specialised(2, 2), 3)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "tokens", "k", "factor", "rows"),
+    [
+        (table.collaborative(1, 4), (100,), 1, 1.2, 30),  # ceil(1 * 100 * 1.2 / 4), the released formula
+        (table.collaborative(2, 4), (60, 40), 2, 1.2, 60),
+        (table.specialised(4, 4), (25, 25, 25, 25), 1, 1.2, 8),  # ceil(25 * 1.2 / 4) = ceil(7.5)
+        (table.specialised(2, 4), (80, 20), 1, 1.0, 20),  # the busier modality sets the size
+        (table.collaborative(1, 4), (10,), 1, 100.0, 10),  # never more rows than tokens
+    ],
+)
+def test_capacity_formula(allowed, tokens, k, factor, rows):
+    assert table.capacity(allowed, tokens, k, factor) == rows
+
+
+def test_submodel_is_a_slice_of_the_table():
+    assert_array_equal(table.reachable(table.specialised(3, 2), (1,)), [1, 4])
+    assert_array_equal(table.reachable(table.collaborative(3, 4), (1,)), [0, 1, 2, 3])
+
+
+def test_statistics_by_hand():
+    """Four tokens of two modalities on collaborative experts, capacity 1: two choices are dropped."""
+    probabilities = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3]], np.float32)
+    modality = jnp.asarray([0, 0, 1, 1])
+    allowed = table.collaborative(2, 2)
+    choice = routing.route(jnp.log(probabilities), jnp.eye(2), modality, allowed, k=1)
+    kept = engines.assign(choice.experts, 2, 1)[2]
+    s = statistics.layer(choice, kept, modality, allowed)
+    assert_array_equal(s.tokens, [2, 2])
+    assert_array_equal(s.load, [[2, 0], [1, 1]])
+    assert_array_equal(s.dropped, [1, 1])
+    assert_allclose(s.probability, [[1.7, 0.3], [1.1, 0.9]], rtol=1e-6)
+    assert_allclose(s.gate, [1.7, 1.3], rtol=1e-6)
+    entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
+    assert_allclose(s.entropy, [entropy[:2].sum(), entropy[2:].sum()], rtol=1e-5)
+    # f = (3/4, 1/4), P = (2.8/4, 1.2/4): 2 * (0.75 * 0.7 + 0.25 * 0.3)
+    assert_allclose(s.balance, 2 * (0.75 * 0.7 + 0.25 * 0.3), rtol=1e-6)
+
+
+def test_balance_of_specialised_experts_is_the_mean_over_modalities_that_are_there():
+    allowed = table.specialised(3, 2)
+    load = np.asarray([[4, 0, 0, 4, 0, 0], [0, 8, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], np.float32)
+    value = statistics.balance_loss(jnp.asarray([8.0, 8.0, 0.0]), jnp.asarray(load), jnp.asarray(load), allowed)
+    assert_allclose(value, (1.0 + 2.0) / 2, rtol=1e-6)  # balanced: 1; all on one of two: 2; absent: not counted
+
+
+def test_balance_pushes_probability_away_from_the_busy_expert():
+    allowed = table.collaborative(1, 2)
+    slope = jax.grad(lambda p: statistics.balance_loss(jnp.asarray([4.0]), jnp.asarray([[3.0, 1.0]]), p, allowed))(
+        jnp.asarray([[2.0, 2.0]])
+    )
+    assert slope[0, 0] > slope[0, 1] > 0
+
+
+def test_expand_puts_a_slice_back():
+    s = statistics.Statistics(*(jnp.ones(3) for _ in range(7)))._replace(
+        load=jnp.ones((3, 2)), probability=jnp.ones((3, 2))
+    )
+    assert_array_equal(statistics.expand(s, np.asarray([1, 4]), 6).load[0], [0, 1, 0, 0, 1, 0])

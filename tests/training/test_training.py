@@ -1,0 +1,313 @@
+"""Step, optimiser, accumulation, several devices, checkpoints and metrics, on the smallest real model."""
+
+import dataclasses
+import json
+import resource
+import shutil
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ringmoe_jax import models, objectives, pretext, sensors
+from ringmoe_jax.errors import ConfigError, DataError, TrainingError
+from ringmoe_jax.parallel import sharding
+from ringmoe_jax.parallel.mesh import MeshConfig, make
+from ringmoe_jax.training import loop, metrics, optimizer, step
+from ringmoe_jax.training.checkpoint import Checkpointer, check_same
+from ringmoe_jax.training.state import create
+
+SENSORS = ("rgb", "slc_dual")
+TERMS = {
+    "rgb": dict(name="masked_l1", sensor="rgb"),
+    "slc": dict(name="total_power", sensor="slc_dual"),
+    "balance": dict(name="balance"),
+}
+RULE = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
+STEPS = 8
+
+
+def setup(mesh=None, terms=TERMS, accumulate=1, moe=None, **model):
+    terms = objectives.build(terms)
+    heads = objectives.collect_heads(terms, sensors.resolve(SENSORS))
+    config = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
+    moe = dict(groups=8) if moe is None else moe
+    model = models.build({**config, "moe": moe, **model}, heads=heads, mesh=mesh)
+    task = pretext.build("masked", model)
+    rule = optimizer.build(RULE, STEPS)
+    state = create(model, task, rule, seed=0, mesh=mesh)
+    run = step.make_train_step(
+        task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, accumulate=accumulate, mesh=mesh
+    )
+    return SimpleNamespace(model=model, task=task, terms=terms, state=state, step=run, mesh=mesh)
+
+
+class Data:
+    """Endless batches; batch k is a function of k."""
+
+    def __init__(self, rows=8, spoil=None):
+        self.number, self.rows, self.spoil = 0, rows, spoil
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rng = np.random.default_rng(self.number)
+        self.number += 1
+        shape = (self.rows, 1, 16, 16)
+        batch = {
+            "sensors": {
+                name: {
+                    "pixels": rng.normal(scale=0.3, size=(*shape, sensors.get(name).channels)).astype(np.float32),
+                    "valid": rng.random(shape) < 0.9,
+                    "mask": rng.random((self.rows, 4, 4)) < 0.6,
+                }
+                for name in SENSORS
+            }
+        }
+        if self.number == self.spoil:
+            batch["sensors"]["slc_dual"]["pixels"][:] = np.inf
+        return batch
+
+    def get_state(self):
+        return {"number": self.number}
+
+
+def run_steps(parts, count, rows=8):
+    data, state, seen = Data(rows), parts.state, []
+    for _ in range(count):
+        state, values = parts.step(state, loop.place(next(data), parts.mesh))
+        seen.append(jax.device_get(values))
+    return state, seen
+
+
+@pytest.fixture(scope="module")
+def alone():
+    parts = setup()
+    state, seen = run_steps(parts, 5)
+    return jax.device_get(state.params), seen
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4)])
+def test_eight_devices_train_as_one(alone, sizes):
+    state, seen = run_steps(setup(make(MeshConfig(*sizes))), 5)
+    for ours, reference in zip(seen, alone[1], strict=True):
+        for name, value in reference.items():
+            assert_allclose(ours[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+    assert reference["moe/specialised/drop_rate"] > 0.01  # capacity was tight: drops agree as well
+
+
+def test_parameters_lie_where_the_rules_say():
+    parts = setup(make(MeshConfig(2, 2, 2)), width=32)
+    ffn = parts.state.params["stages"]["stage0"]["blocks"]["ffn"]
+    assert ffn["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
+    assert ffn["collaborative"]["wo"].sharding.spec == P(None, "expert", "fsdp", None)
+    assert ffn["shared"]["wi"]["kernel"].sharding.spec == P(None, None, "fsdp")
+    assert ffn["specialised"]["router"].sharding.spec == P()
+    moment = parts.state.optimizer[1][0].mu["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"]
+    assert moment.sharding.spec == P(None, "expert", None, "fsdp")
+
+
+def test_expert_axis_that_does_not_divide():
+    shapes = {"specialised": {"wi": jax.ShapeDtypeStruct((2, 6, 8, 32), jnp.float32)}}
+    with pytest.raises(ConfigError, match="6 experts of specialised/wi do not divide over the 4 devices"):
+        sharding.shardings(shapes, make(MeshConfig(2, 1, 4)))
+
+
+def test_mesh_that_does_not_fit():
+    with pytest.raises(ConfigError, match="mesh data=3 x fsdp=1 x expert=2 does not fit 8 devices"):
+        make(MeshConfig(3, 1, 2))
+
+
+def test_accumulation_equals_the_large_batch():
+    """Micro-batches with very different mask counts: a mean of means would differ."""
+    moe = dict(engine="dense")
+    terms = {k: v for k, v in TERMS.items() if k != "balance"}  # balance is a product of batch means
+    whole, parts = setup(terms=terms, moe=moe), setup(terms=terms, moe=moe, accumulate=4)
+    batch = next(Data())
+    batch["sensors"]["rgb"]["mask"][::4] = False
+    batch["sensors"]["rgb"]["mask"][::4, 0, 0] = True
+    a, values_a = whole.step(whole.state, loop.place(batch, None))
+    b, values_b = parts.step(parts.state, loop.place(batch, None))
+    for name in ("loss", "loss/rgb", "loss/slc", "norm/gradients"):
+        assert_allclose(values_b[name], values_a[name], rtol=1e-5, err_msg=name)
+    for x, y in zip(jax.tree.leaves(a.optimizer), jax.tree.leaves(b.optimizer), strict=True):
+        assert_allclose(x, y, rtol=1e-4, atol=1e-7)
+
+
+def test_accumulation_must_divide_the_batch():
+    parts = setup(accumulate=3)
+    with pytest.raises(ConfigError, match=r"a batch of 8 rows does not split in train.accumulate = 3"):
+        parts.step(parts.state, loop.place(next(Data()), None))
+
+
+def test_weight_decay_spares_what_the_paper_spares():
+    config = optimizer.OptimizerConfig()
+    parts = setup(cosine_attention=True)
+    flat = jax.tree_util.tree_flatten_with_path(optimizer.decays(parts.state.params, config.no_decay))[0]
+    decays = {sharding.path_name(path): on for path, on in flat}
+    spared = {name.split("/")[-1] for name, on in decays.items() if not on}
+    assert spared == {"bias", "scale", "mask_token", "logit_scale", "bi", "bo"}
+    assert {name.split("/")[-1] for name, on in decays.items() if on} == {"kernel", "router", "wi", "wo"}
+    table = optimizer.decays({"a": {"relative_position_bias": 1.0}}, config.no_decay)
+    assert not table["a"]["relative_position_bias"]
+
+
+def test_schedule_warms_up_and_falls():
+    rate = optimizer.schedule(optimizer.OptimizerConfig(warmup_steps=10), 110)
+    assert_allclose([rate(0), rate(10), rate(60), rate(110)], [1e-6, 2.5e-4, (2.5e-4 + 5e-7) / 2, 5e-7], rtol=1e-3)
+    with pytest.raises(ConfigError, match=r"warmup_steps = 200 must be less than train.steps = 100"):
+        optimizer.schedule(optimizer.OptimizerConfig(), 100)
+
+
+def test_gradients_are_clipped():
+    rule = optimizer.build(dataclasses.replace(RULE, clip_norm=1.0, momentum_dtype="bfloat16"), STEPS)
+    params = {"w": jnp.ones(4)}
+    _, state = rule.update({"w": jnp.full(4, 100.0)}, rule.init(params), params)
+    adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdamState)) if isinstance(s, optax.ScaleByAdamState))
+    assert_allclose(adam.mu["w"].astype(jnp.float32), 0.1 * 0.5, rtol=1e-2)
+    assert adam.mu["w"].dtype == jnp.bfloat16
+
+
+def train(parts, folder, *, steps=STEPS, data=None, **changes):
+    config = loop.TrainConfig(steps=steps, log_every=1, checkpoint_every=2)
+    checkpointer = Checkpointer(folder, keep=2)
+    writer = metrics.MetricsWriter(folder, resume_step=int(parts.state.step))
+    data = data or Data()
+    state = loop.train(parts.state, parts.step, data, config, checkpointer, writer, record={"config": {}}, **changes)
+    writer.close()
+    return state, checkpointer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    state, checkpointer = train(setup(), folder)
+    return folder, state, checkpointer
+
+
+def test_checkpoint_restores_bit_for_bit_even_on_another_mesh(trained):
+    _, state, checkpointer = trained
+    assert checkpointer.latest == STEPS
+    record = checkpointer.record()
+    assert record["data"] == {"number": STEPS}
+    assert record["versions"]["jax"] == jax.__version__
+    for mesh in (None, make(MeshConfig(2, 2, 2))):
+        restored = checkpointer.restore(setup(mesh).state)
+        jax.tree.map(assert_array_equal, jax.device_get(restored), jax.device_get(state))
+    jax.tree.map(assert_array_equal, checkpointer.restore_params(), jax.device_get(state.params))
+
+
+def test_resume_is_exact(trained, tmp_path):
+    folder, state, _ = trained
+    parts = setup()
+    train(parts, tmp_path, steps=5)
+    parts = setup()
+    checkpointer = Checkpointer(tmp_path)
+    data = Data()
+    data.number = checkpointer.record()["data"]["number"]
+    assert data.number == 5
+    parts.state = checkpointer.restore(parts.state)
+    # The schedule belongs to the run's length, so the first part used the same one.
+    resumed, _ = train(parts, tmp_path, data=data)
+    jax.tree.map(assert_array_equal, jax.device_get(resumed), jax.device_get(state))
+    timing = ("perf/",)
+    ours, reference = (
+        [{k: v for k, v in record.items() if not k.startswith(timing)} for record in metrics.read(f)]
+        for f in (tmp_path, folder)
+    )
+    steps = [record["step"] for record in ours]
+    assert steps == sorted(set(steps))
+    for record in ours:
+        assert record in reference
+
+
+def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path):
+    with pytest.raises(TrainingError, match=r"step 5: .*loss/slc is not finite; nothing was saved after") as stop:
+        train(setup(), tmp_path, data=Data(spoil=5))
+    assert "\n" not in str(stop.value)
+    assert Checkpointer(tmp_path).latest == 4
+    for leaf in jax.tree.leaves(Checkpointer(tmp_path).restore_params()):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of threads that could not write
+def test_a_full_disk_keeps_what_was_saved(tmp_path):
+    """No file of this process may grow past 4 kB: every write of an array fails as it does on a full disk."""
+    parts = setup()
+    checkpointer = Checkpointer(tmp_path, keep=0)
+    checkpointer.save(1, parts.state, {"config": {}})
+    checkpointer.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match="could not write a checkpoint .* the checkpoint of step 1 is whole"):
+            checkpointer.save(2, parts.state, {"config": {}})
+            checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    again = Checkpointer(tmp_path, keep=0)
+    assert again.latest == 1
+    jax.tree.map(assert_array_equal, jax.device_get(again.restore(parts.state)), jax.device_get(parts.state))
+
+
+def test_checkpoint_errors(tmp_path, trained):
+    with pytest.raises(DataError, match="no checkpoint in .*nowhere"):
+        Checkpointer.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no checkpoint in"):
+        Checkpointer(tmp_path).record()
+    with pytest.raises(ConfigError, match=r"config.model.width is 16, but the checkpoint was made with 8: set it back"):
+        check_same({"model": {"width": 8, "depths": (2, 2)}}, {"model": {"width": 16, "depths": [2, 2]}}, "config")
+
+
+def test_metrics_take_back_what_a_killed_run_had_not_saved(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path)
+    for number in (1, 2, 3):
+        writer.write(number, {"loss": number})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    writer = metrics.MetricsWriter(tmp_path, resume_step=2)
+    writer.write(3, {"loss": 30})
+    writer.close()
+    assert [(r["step"], r["loss"]) for r in metrics.read(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_masked_pretext_needs_masks():
+    parts = setup()
+    batch = next(Data())
+    del batch["sensors"]["rgb"]["mask"]
+    with pytest.raises(DataError, match="needs hidden cells for rgb"):
+        parts.step(parts.state, loop.place(batch, None))
+    with pytest.raises(ConfigError, match='"maskd" does not exist: did you mean "masked"'):
+        pretext.build("maskd", parts.model)
+
+
+def test_evaluation_means_are_exact(tmp_path):
+    parts = setup()
+    evaluate = step.make_eval_step(parts.task, parts.terms)
+    data = Data(rows=4)
+    batches = [next(data), next(data)]
+    both = {
+        "sensors": {
+            s: {k: np.concatenate([b["sensors"][s][k] for b in batches]) for k in batches[0]["sensors"][s]} for s in SENSORS
+        }
+    }
+    one = setup(moe=dict(engine="dense", groups=1))
+    evaluate = step.make_eval_step(one.task, {k: v for k, v in one.terms.items() if k != "balance"})
+    terms = {k: v for k, v in one.terms.items() if k != "balance"}
+    split = step.mean_losses([evaluate(one.state, loop.place(b, None)) for b in batches], terms)
+    whole = step.mean_losses([evaluate(one.state, loop.place(both, None))], terms)
+    for name in whole:
+        assert_allclose(split[name], whole[name], rtol=1e-5)
+    shutil.rmtree(tmp_path)
