@@ -45,6 +45,7 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
             ),
         )
     )
+    config.modules = ()  # modules of your own that register sensors
     config.pretext = "masked"
     config.objectives = ConfigDict(
         dict(

@@ -199,7 +199,7 @@ class _Progress:
 
 def _losses(scalars: Mapping[str, float]) -> str:
     parts = [f"{name.removeprefix('loss/')} {v:.3f}" for name, v in scalars.items() if name.startswith("loss/")]
-    return f"{scalars['loss']:.3f} = {', '.join(parts)}"
+    return f"{scalars['loss']:.3f} ({', '.join(parts)})"
 
 
 class _StopSignals:

@@ -37,7 +37,7 @@ def dense():
 
 
 def test_output_contract(dense):
-    model, params, apply = dense
+    _, params, apply = dense
     out = apply(params, batch({"rgb": 4, "s1_grd": 2, "slc_dual": 2}))
     assert out["tokens"]["rgb"].shape == (4, 1, 2, 2, 16)
     assert [s.shape for s in out["stages"]["s1_grd"]] == [(2, 1, 4, 4, 8), (2, 1, 2, 2, 16)]
@@ -52,7 +52,7 @@ def test_output_contract(dense):
 
 def test_a_sensor_does_not_see_what_else_is_in_the_batch(dense):
     """Attention stays within an image and nothing is dropped, so a sub-model equals the full model."""
-    model, params, apply = dense
+    _, params, apply = dense
     together = batch({"rgb": 4, "s1_grd": 2, "slc_dual": 2})
     everything = apply(params, together)
     for name in SENSORS:
@@ -65,7 +65,7 @@ def test_a_sensor_does_not_see_what_else_is_in_the_batch(dense):
 
 
 def test_dates_are_independent_images(dense):
-    model, params, apply = dense
+    _, params, apply = dense
     series = batch(names=("rgb",), dates=2)
     entry = series["sensors"]["rgb"]
     out = apply(params, series)["tokens"]["rgb"]
@@ -74,7 +74,7 @@ def test_dates_are_independent_images(dense):
 
 
 def test_hidden_and_invalid_pixels_never_reach_the_encoder(dense):
-    model, params, apply = dense
+    _, params, apply = dense
     first = batch(names=("rgb",))
     entry = first["sensors"]["rgb"]
     mask = jnp.zeros((2, 4, 4), bool).at[:, 1, 2].set(True)
@@ -101,10 +101,12 @@ def test_masked_cells_share_one_token(dense):
 
 
 def test_capacity_engine_equals_dense_where_nothing_overflows(dense):
-    model, params, apply = dense
+    _, params, apply = dense
     roomy = models.build({**TINY, "moe": dict(eval_capacity_factor=100.0)}, heads={"rgb": {"pixels": 3}})
     data = batch()
-    for a, b in zip(jax.tree.leaves(apply(params, data)), jax.tree.leaves(jax.jit(roomy.apply)(params, data)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(apply(params, data)), jax.tree.leaves(jax.jit(roomy.apply)(params, data)), strict=True
+    ):
         assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -131,7 +133,11 @@ def test_remat_changes_nothing(dense, remat):
 
 def test_drop_path_needs_train_and_a_key():
     model = models.build({**TINY, "moe": DENSE, "drop_path": 0.5})
-    params, data, apply = model.init(jax.random.key(0)), batch(names=("rgb",)), jax.jit(model.apply, static_argnames="train")
+    params, data, apply = (
+        model.init(jax.random.key(0)),
+        batch(names=("rgb",)),
+        jax.jit(model.apply, static_argnames="train"),
+    )
     plain = apply(params, data)["pooled"]["rgb"]
     assert_array_equal(plain, apply(params, data, key=jax.random.key(1), train=False)["pooled"]["rgb"])
     dropped = apply(params, data, key=jax.random.key(1), train=True)["pooled"]["rgb"]

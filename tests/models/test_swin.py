@@ -31,9 +31,7 @@ def reference_attention(params, x, shift, cosine):
 
     for i in range(H):
         for j in range(W):
-            mates = [
-                (a, b) for a in range(H) for b in range(W) if (region(a), region(b)) == (region(i), region(j))
-            ]
+            mates = [(a, b) for a in range(H) for b in range(W) if (region(a), region(b)) == (region(i), region(j))]
             for head in range(HEADS):
                 scores = []
                 for a, b in mates:
@@ -125,9 +123,7 @@ def test_patches_and_merging_keep_neighbours_together():
             for i in range(2)
         ]
     )
-    assert_allclose(
-        stem.project(_patches(image, 4)) - params["project"]["bias"], by_hand, rtol=1e-4, atol=1e-4
-    )
+    assert_allclose(stem.project(_patches(image, 4)) - params["project"]["bias"], by_hand, rtol=1e-4, atol=1e-4)
     assert stem(jnp.asarray(image, jnp.float32)).shape == (2, 2, 5)
     merge, _ = randomised(layers.PatchMerging(3, nnx.Rngs(0), dtype=jnp.float32))
     assert merge(jnp.asarray(image, jnp.float32)).shape == (4, 4, 6)

@@ -70,9 +70,7 @@ def test_capacity_drops_exactly_the_overflow(choice, rows):
             expected[n, k] = seen[e] < rows
             seen[e] += 1
     assert_array_equal(kept, expected)
-    reference, _ = parallel.run(
-        "dense", tokens, choice._replace(gates=choice.gates * expected), random_experts(0), 0
-    )
+    reference, _ = parallel.run("dense", tokens, choice._replace(gates=choice.gates * expected), random_experts(0), 0)
     assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
 
 
@@ -114,4 +112,6 @@ def test_misfit_is_one_clear_line():
     with pytest.raises(ConfigError, match="unknown engine"):
         parallel.run("fast", jnp.ones((N, D)), choice, random_experts(0), 4)
     with pytest.raises(ConfigError, match="cannot split 24 tokens in 3 groups and 4 experts over 8 devices"):
-        parallel.run("capacity", jnp.ones((N, D)), choice, random_experts(0), 4, groups=3, mesh=make(MeshConfig(2, 1, 4)))
+        parallel.run(
+            "capacity", jnp.ones((N, D)), choice, random_experts(0), 4, groups=3, mesh=make(MeshConfig(2, 1, 4))
+        )

@@ -182,5 +182,5 @@ def test_an_objective_about_a_sensor_that_the_model_lacks():
 
 
 def test_a_name_belongs_to_one_class():
-    with pytest.raises(ConfigError, match='objective "balance" is ringmoe_jax.objectives.balance.Balance already'):
+    with pytest.raises(ConfigError, match=r'objective "balance" is ringmoe_jax.objectives.balance.Balance already'):
         objectives.register("balance")(objectives.MaskedL1)

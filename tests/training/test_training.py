@@ -96,7 +96,7 @@ def alone():
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4)])
 def test_eight_devices_train_as_one(alone, sizes):
-    state, seen = run_steps(setup(make(MeshConfig(*sizes))), 5)
+    _, seen = run_steps(setup(make(MeshConfig(*sizes))), 5)
     for ours, reference in zip(seen, alone[1], strict=True):
         for name, value in reference.items():
             assert_allclose(ours[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -170,7 +170,11 @@ def test_gradients_are_clipped():
     rule = optimizer.build(dataclasses.replace(RULE, clip_norm=1.0, momentum_dtype="bfloat16"), STEPS)
     params = {"w": jnp.ones(4)}
     _, state = rule.update({"w": jnp.full(4, 100.0)}, rule.init(params), params)
-    adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdamState)) if isinstance(s, optax.ScaleByAdamState))
+    adam = next(
+        s
+        for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdamState))
+        if isinstance(s, optax.ScaleByAdamState)
+    )
     assert_allclose(adam.mu["w"].astype(jnp.float32), 0.1 * 0.5, rtol=1e-2)
     assert adam.mu["w"].dtype == jnp.bfloat16
 
@@ -248,9 +252,8 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(TrainingError, match="could not write a checkpoint .* the checkpoint of step 1 is whole"):
-            checkpointer.save(2, parts.state, {"config": {}})
-            checkpointer.wait()
+        with pytest.raises(TrainingError, match=r"could not write a checkpoint .* the checkpoint of step 1 is whole"):
+            _save_and_wait(checkpointer, parts.state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -259,8 +262,13 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     jax.tree.map(assert_array_equal, jax.device_get(again.restore(parts.state)), jax.device_get(parts.state))
 
 
+def _save_and_wait(checkpointer, state):
+    checkpointer.save(2, state, {"config": {}})
+    checkpointer.wait()
+
+
 def test_checkpoint_errors(tmp_path, trained):
-    with pytest.raises(DataError, match="no checkpoint in .*nowhere"):
+    with pytest.raises(DataError, match=r"no checkpoint in .*nowhere"):
         Checkpointer.open(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no checkpoint in"):
         Checkpointer(tmp_path).record()
@@ -300,7 +308,8 @@ def test_evaluation_means_are_exact(tmp_path):
     batches = [next(data), next(data)]
     both = {
         "sensors": {
-            s: {k: np.concatenate([b["sensors"][s][k] for b in batches]) for k in batches[0]["sensors"][s]} for s in SENSORS
+            s: {k: np.concatenate([b["sensors"][s][k] for b in batches]) for k in batches[0]["sensors"][s]}
+            for s in SENSORS
         }
     }
     one = setup(moe=dict(engine="dense", groups=1))

@@ -1,0 +1,112 @@
+"""Writes data sets: the default sample, or your own files.
+
+python -m experiments.prepare --sample --out data/sample
+python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1_grd --tile 128 --stride 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from ringmoe_jax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        folders = _sample(options) if options.sample else _folder(options)
+        _report(folders)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sample", action="store_true", help="download and write the default sample data")
+    what.add_argument("--source", type=Path, help="folder of your own files, one sub-folder a sensor")
+    parser.add_argument("--out", type=Path, required=True, help="where to write; local")
+    parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
+    parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
+    parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
+    parser.add_argument("--sensors", nargs="+", help="sub-folders of --source to read; all by default")
+    parser.add_argument("--tile", type=int, default=128, help="tile side in pixels of the first sensor (%(default)s)")
+    parser.add_argument("--stride", type=int, help="pixels from tile to tile; --tile by default")
+    parser.add_argument("--shards", type=int, default=8, help="files a split (%(default)s); 8 a host or more")
+    parser.add_argument("--licence", default="unknown", help="licence of --source's data")
+    return parser
+
+
+def _sample(options: argparse.Namespace) -> list[Path]:
+    folders = [options.out / name for name in ("aerial", "sentinel")]
+    if not options.overwrite and all((folder / "dataset_info.json").exists() for folder in folders):
+        print(f"{options.out}: the sample data is there already (write it again with --overwrite)")
+        return folders
+    from input_pipeline import sample  # TensorFlow takes seconds to load: only where something is written
+
+    print(f"{options.out}: writing the sample data", flush=True)
+    sample.prepare(options.out, options.cache, pip=options.pip, overwrite=options.overwrite, progress=_Progress())
+    return folders
+
+
+def _folder(options: argparse.Namespace) -> list[Path]:
+    if not options.overwrite and (options.out / "dataset_info.json").exists():
+        print(f"{options.out}: is there already (write it again with --overwrite)")
+        return [options.out]
+    from input_pipeline import folder
+
+    print(f"{options.out}: reading {options.source}", flush=True)
+    folder.prepare(
+        options.source,
+        options.out,
+        sensors=options.sensors,
+        tile=options.tile,
+        stride=options.stride,
+        shards=options.shards,
+        licence=options.licence,
+        overwrite=options.overwrite,
+        progress=_Progress(),
+    )
+    return [options.out]
+
+
+class _Progress:
+    """Prints a line every few seconds."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def __call__(self, split: str, count: int) -> None:
+        if time.monotonic() - self._last > 2:
+            self._last = time.monotonic()
+            print(f"  {split}: {count} samples", flush=True)
+
+
+def _report(folders: list[Path]) -> None:
+    """Prints what is there, from the metadata files alone."""
+    import json
+
+    print(f"\n{'data set':<28}{'split':<12}{'samples':>8}  {'MB':>7}  sensors (T x H x W)")
+    for folder in folders:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        sensors = json.loads((folder / "metadata.json").read_text())["sensors"]
+        listed = ", ".join(
+            f"{name} ({' x '.join(map(str, s['shape']))}{', simulated' if s['simulated'] else ''})"
+            for name, s in sensors.items()
+        )
+        for split in info["splits"]:
+            count, size = sum(map(int, split["shardLengths"])), int(split["numBytes"]) / 1e6
+            print(f"{folder!s:<28}{split['name']:<12}{count:>8}  {size:>7.1f}  {listed}")
+    print("\nnext: python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

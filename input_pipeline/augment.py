@@ -1,0 +1,184 @@
+"""Crops, flips, rotations and resizing that respect what the pixels are.
+
+A crop is a box in relative coordinates (top, left, height, width as fractions of the tile), so that
+co-registered sensors on different grids show the same ground. Resampling follows the sensor:
+
+    linear    antialiased bilinear
+    decibel   the same on linear power, then back to dB: speckle averages in power, not in dB
+    complex   none: interpolating single-look data changes its power; samples are only moved
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from input_pipeline.cpu_tf import tf
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError, DataError
+
+ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, as SimMIM; our choice for RingMoE
+_WHOLE = 1 - 1e-5  # share of valid source pixels from which a resampled pixel is valid
+_TINY = 1e-12  # linear power below which dB is cut off (-120 dB)
+
+
+def complex_box(shapes: Mapping[str, tuple[int, int, int]], resampling: Mapping[str, str], size: int, where: str):
+    """Height and width of the crop that shows `size` native samples of the complex sensors.
+
+    Args:
+        shapes: T, H, W of the stored tiles, by sensor.
+        resampling: by sensor.
+        size: image size in pixels.
+        where: names the stream in messages.
+
+    Returns:
+        (height, width) as fractions of the tile, or None where no sensor is complex.
+
+    Raises:
+        DataError: a complex tile is smaller than `size`.
+        ConfigError: two complex sensors have different grids.
+    """
+    boxes = {}
+    for name, (_, height, width) in shapes.items():
+        if resampling[name] != sensor_table.COMPLEX:
+            continue
+        if min(height, width) < size:
+            raise DataError(
+                f'{where}: tiles of "{name}" are {height} x {width} px, smaller than image_size = {size}, and complex '
+                f"data is never resampled: set image_size to at most {min(height, width)}, or cut larger tiles"
+            )
+        boxes[name] = (size / height, size / width)
+    if len(set(boxes.values())) > 1:
+        raise ConfigError(f"{where}: complex sensors on different grids cannot share a crop: {', '.join(boxes)}")
+    return next(iter(boxes.values()), None)
+
+
+def random_box(seed, scale: tuple[float, float], height: int, width: int):
+    """A box of random area, aspect ratio and place.
+
+    Args:
+        seed: [2] integers.
+        scale: smallest and largest area, as a fraction of the tile.
+        height: tile rows, for the aspect ratio of the box on the ground.
+        width: tile columns.
+
+    Returns:
+        [4] float32: top, left, height, width as fractions of the tile, inside 0..1.
+    """
+    draw = tf.random.stateless_uniform([4], seed)
+    area = (scale[0] + draw[0] * (scale[1] - scale[0])) * (height * width)
+    low, high = tf.math.log(ASPECT[0]), tf.math.log(ASPECT[1])
+    aspect = tf.exp(low + draw[1] * (high - low))
+    tall = tf.minimum(tf.sqrt(area / aspect) / height, 1.0)
+    wide = tf.minimum(tf.sqrt(area * aspect) / width, 1.0)
+    return tf.stack([draw[2] * (1 - tall), draw[3] * (1 - wide), tall, wide])
+
+
+def random_sample_box(seed, height: int, width: int, size: int):
+    """A box of `size` x `size` whole pixels of a [height, width] grid, as fractions of the tile."""
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    top = tf.random.stateless_uniform([], seeds[0], maxval=height - size + 1, dtype=tf.int32)
+    left = tf.random.stateless_uniform([], seeds[1], maxval=width - size + 1, dtype=tf.int32)
+    return tf.stack([tf.cast(top, tf.float32) / height, tf.cast(left, tf.float32) / width, size / height, size / width])
+
+
+def centre_box(height: int, width: int, size: int | None = None):
+    """The largest centred square, or the centred one of `size` whole pixels, as fractions of the tile."""
+    side = size or min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return tf.constant([top / height, left / width, side / height, side / width], tf.float32)
+
+
+def window(stored, valid, box, size: int, resampling: str):
+    """Cuts out the whole pixels that a box needs, before anything is computed on them.
+
+    Args:
+        stored: [T, H, W, C], any dtype.
+        valid: [T, H, W] bool.
+        box: [4] float32 of this module.
+        size: rows and columns that `resample` will make of it.
+        resampling: of the sensor table.
+
+    Returns:
+        stored and valid of the window, and the box in its pixels ([4] float32).
+    """
+    height, width = stored.shape[1:3]
+    limits = tf.constant([height, width], tf.float32)
+    corner, extent = box[:2] * limits, box[2:] * limits
+    if resampling == sensor_table.COMPLEX:
+        begin = tf.round(corner)
+        end, inner = begin + size, tf.zeros([2])
+    else:
+        reach = tf.maximum(extent / size, 1.0)  # half width of the antialiasing kernel
+        begin = tf.maximum(tf.floor(corner - reach), 0)
+        end = tf.minimum(tf.math.ceil(corner + extent + reach), limits)
+        inner = corner - begin
+    begin, end = tf.cast(begin, tf.int32), tf.cast(end, tf.int32)
+    rows, columns = slice(begin[0], end[0]), slice(begin[1], end[1])
+    return stored[:, rows, columns], valid[:, rows, columns], tf.concat([inner, extent], 0)
+
+
+def resample(pixels, valid, box, size: int, resampling: str):
+    """Brings a window to `size` x `size` pixels.
+
+    A pixel of the result is valid only if every pixel that it is made of is, and is 0 otherwise; the
+    value of an invalid pixel reaches no other one.
+
+    Args:
+        pixels: [T, H, W, C] float32, in the sensor's unit, 0 where not valid.
+        valid: [T, H, W] bool.
+        box: [4] float32: top, left, height, width in pixels of the window; may lie between them.
+        size: rows and columns of the result, in pixels.
+        resampling: of the sensor table.
+
+    Returns:
+        [T, size, size, C] float32 and [T, size, size] bool.
+    """
+    if resampling == sensor_table.COMPLEX:
+        shape = [pixels.shape[0], size, size]
+        return tf.ensure_shape(pixels, [*shape, pixels.shape[-1]]), tf.ensure_shape(valid, shape)
+    if resampling == sensor_table.DECIBEL:
+        pixels = tf.where(valid[..., None], tf.pow(10.0, pixels / 10.0), 0.0)
+    pixels = _resize(pixels, box, size)
+    valid = tf.cond(
+        tf.reduce_all(valid),  # nearly always, and then there is nothing to resample
+        lambda: tf.ones([pixels.shape[0], size, size], tf.bool),
+        lambda: _resize(tf.cast(valid, tf.float32)[..., None], box, size)[..., 0] > _WHOLE,
+    )
+    if resampling == sensor_table.DECIBEL:
+        pixels = 10.0 * tf.math.log(tf.maximum(pixels, _TINY)) / tf.math.log(10.0)
+    return tf.where(valid[..., None], pixels, 0.0), valid
+
+
+def crop_map(classes, box, size: int):
+    """Cuts a box out of a [H, W] int32 class map; each pixel takes the class at its centre."""
+    height, width = classes.shape
+    centre = (tf.range(size, dtype=tf.float32) + 0.5) / size
+    rows = tf.cast((box[0] + centre * box[2]) * height, tf.int32)
+    columns = tf.cast((box[1] + centre * box[3]) * width, tf.int32)
+    classes = tf.gather(classes, tf.clip_by_value(rows, 0, height - 1), axis=0)
+    return tf.gather(classes, tf.clip_by_value(columns, 0, width - 1), axis=1)
+
+
+def _resize(images, box, size: int):
+    """[T, H, W, C] to [T, size, size, C]; `box` in pixels, may lie between them; antialiased bilinear."""
+    scale = size / box[2:]
+    return tf.raw_ops.ScaleAndTranslate(
+        images=images, size=[size, size], scale=scale, translation=-box[:2] * scale, kernel_type="triangle"
+    )
+
+
+def turn(image, mirrored, quarters):
+    """Mirrors left to right, then rotates by `quarters` * 90 degrees; pixels only move.
+
+    Args:
+        image: [..., H, W, C] with H = W, of rank 3 or 4.
+        mirrored: scalar bool tensor.
+        quarters: scalar int32 tensor, 0..3, counter-clockwise.
+    """
+    swap = tf.cast(quarters % 2, tf.bool)
+    upside_down = tf.stack([False, ~mirrored, True, mirrored])[quarters]
+    left_right = tf.stack([mirrored, False, ~mirrored, True])[quarters]
+    axes = list(range(image.shape.rank))
+    swapped = [*axes[:-3], axes[-2], axes[-3], axes[-1]]
+    image = tf.cond(swap, lambda: tf.transpose(image, swapped), lambda: image)
+    return tf.raw_ops.Reverse(tensor=image, dims=[*[False] * (len(axes) - 3), upside_down, left_right, False])

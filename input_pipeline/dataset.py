@@ -1,0 +1,203 @@
+"""Opens a data set and checks that it holds what the model reads, in the units that it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from input_pipeline import schema
+from input_pipeline.records import Records
+from input_pipeline.schema import LabelInfo, Metadata, SensorInfo
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.sensors import Sensor, Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An opened data set.
+
+    Attributes:
+        directory: where it lies.
+        metadata: what it says of itself.
+        sensors: the sensors that are read, with the chosen bands, by name.
+        channels: for every sensor the stored channels that are read, in the order of its bands.
+        files: file names by split.
+        counts: records of every file, by split.
+    """
+
+    directory: str
+    metadata: Metadata
+    sensors: Mapping[str, Sensor]
+    channels: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, tuple[int, ...]]
+
+    @property
+    def labels(self) -> Mapping[str, LabelInfo]:
+        """Labels that batches carry; a map on the grid of a sensor that is not read is left out."""
+        return {k: v for k, v in self.metadata.labels.items() if v.kind != schema.MAP or v.sensor in self.sensors}
+
+    def size(self, split: str) -> int:
+        """Number of samples of a split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split not in self.counts:
+            raise DataError(f'{self.directory} has no split "{split}": {nearest(split, self.counts)}')
+        return sum(self.counts[split])
+
+    def shape(self, sensor: str) -> tuple[int, int, int]:
+        """T, H, W of the stored tiles."""
+        return tuple(self.metadata.sensors[sensor].shape)
+
+    def statistics(self, sensor: str) -> Statistics:
+        """Per-band statistics of the training split, in the order of the bands that are read.
+
+        Raises:
+            DataError: the data set was written without a training split.
+        """
+        info = self.metadata.sensors[sensor]
+        if info.mean is None:
+            raise DataError(
+                f'{self.directory} has no statistics of "{sensor}", for no valid pixel was in a split "train": '
+                'write it again with one, or set statistics = "table"'
+            )
+        return Statistics(
+            tuple(info.mean[i] for i in self.channels[sensor]),
+            tuple(info.std[i] for i in self.channels[sensor]),
+            f'data set "{self.metadata.name}", {info.pixels} training pixels',
+        )
+
+    def fingerprint(self, split: str) -> str:
+        """Changes where a position would mean another sample: another name, schema or number of records."""
+        text = json.dumps([self.metadata.name, self.metadata.schema_version, split, self.counts[split]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def features(self):
+        """TFDS features of the sensors that are read; the others are not parsed."""
+        return schema.features(self.metadata, self.sensors)
+
+    def records(self, split: str, max_bad: int) -> Records:
+        """Random access to a split; records that do not hold the sensors' arrays count as broken."""
+        self.size(split)
+        return Records(
+            self.directory,
+            split,
+            self.files[split],
+            self.counts[split],
+            max_bad=max_bad,
+            check=self._checker(),
+        )
+
+    def _checker(self) -> Callable[[bytes], None]:
+        from input_pipeline.cpu_tf import tf
+
+        sizes = {}
+        for name in self.sensors:
+            info = self.metadata.sensors[name]
+            pixels = int(np.prod(info.shape))
+            sizes[f"sensors/{name}/pixels"] = pixels * len(info.bands) * np.dtype(info.dtype).itemsize
+            sizes[f"sensors/{name}/valid"] = pixels
+
+        def check(payload: bytes) -> None:
+            try:
+                feature = tf.train.Example.FromString(payload).features.feature
+            except Exception as error:  # the protobuf runtimes raise different types
+                raise ValueError("it is not a tf.train.Example") from error
+            for key, size in sizes.items():
+                values = feature[key].bytes_list.value if key in feature else ()
+                if len(values) != 1 or len(values[0]) != size:
+                    raise ValueError(f"{key} holds {sum(map(len, values))} bytes, wanted {size}")
+
+        return check
+
+
+def open_dataset(directory: str, sensors: Sequence[str], bands: Mapping[str, Sequence[str]] | None = None) -> Dataset:
+    """Opens a data set for some sensors of the sensor table.
+
+    Args:
+        directory: TFDS directory, local or `gs://`.
+        sensors: names to read.
+        bands: by sensor: band names or STAC common names, in the model's order; all bands of the table
+            where a sensor is absent.
+
+    Raises:
+        DataError: the folder is missing, empty or no data set of ours; a sensor or band is missing; or
+            a unit, scale, offset, dtype, no-data value or resampling rule differs from the table's.
+        ConfigError: the sensor table does not know a name.
+    """
+    info, metadata = _load(directory)
+    bands = bands or {}
+    chosen, channels = {}, {}
+    for name in sensors:
+        table = sensor_table.get(name)
+        if name not in metadata.sensors:
+            raise DataError(f'{directory} has no sensor "{name}": {nearest(name, metadata.sensors)}')
+        chosen[name] = table.select(bands[name]) if name in bands else table
+        _compare(directory, chosen[name], metadata.sensors[name])
+        channels[name] = _channels(directory, chosen[name], metadata.sensors[name])
+    return Dataset(
+        directory=str(directory),
+        metadata=metadata,
+        sensors=chosen,
+        channels=channels,
+        files={k: tuple(epath.Path(p).name for p in split.filepaths) for k, split in info.splits.items()},
+        counts={k: tuple(split.shard_lengths) for k, split in info.splits.items()},
+    )
+
+
+def _load(directory: str):
+    import tensorflow_datasets as tfds
+
+    folder = epath.Path(directory)
+    hint = "write one with `python -m experiments.prepare`"
+    if not folder.exists():
+        raise DataError(f"{directory} does not exist: give the folder of a data set, or {hint}")
+    if not (folder / "dataset_info.json").exists():
+        inside = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        found = f"holds {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else "is empty"
+        raise DataError(f"{directory} {found}, but no dataset_info.json: it is not a data set; {hint}")
+    try:
+        info = tfds.builder_from_directory(str(directory)).info
+    except Exception as error:  # TFDS raises many types for a damaged folder
+        raise DataError(f"{directory} cannot be opened by TFDS ({str(error).splitlines()[0]}); {hint}") from error
+    if not info.metadata or "sensors" not in info.metadata:
+        raise DataError(f"{directory} is a TFDS data set without our metadata.json; {hint}")
+    try:
+        return info, Metadata.from_json(info.metadata, f"{directory}/metadata.json")
+    except ConfigError as error:
+        raise DataError(f"{error} (edited by hand?); {hint}") from error
+
+
+def _compare(directory: str, table: Sensor, stored: SensorInfo) -> None:
+    for field in ("unit", "dtype", "scale", "offset", "no_data", "resampling"):
+        wanted, got = getattr(table, field), getattr(stored, field)
+        same = wanted == got
+        if isinstance(wanted, float | int) and isinstance(got, float | int):
+            same = bool(np.isclose(wanted, got, rtol=1e-6, atol=0))
+        if not same:
+            raise DataError(
+                f'{directory}: "{table.name}" is stored with {field} = {got!r}, the sensor table says {wanted!r}: '
+                f"write the data set again, or register a sensor of its own with {field} = {got!r}"
+            )
+
+
+def _channels(directory: str, wanted: Sensor, stored: SensorInfo) -> tuple[int, ...]:
+    positions = {name: i for i, name in enumerate(stored.bands)}
+    channels = []
+    for band in wanted.bands:
+        position = positions.get(band.name, positions.get(band.alias) if band.alias else None)
+        if position is None:
+            raise DataError(
+                f'{directory}: "{wanted.name}" has no band "{band.name}": {nearest(band.name, stored.bands)}; '
+                f"choose with data.bands.{wanted.name}"
+            )
+        channels.append(position)
+    return tuple(channels)

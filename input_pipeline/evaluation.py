@@ -1,0 +1,130 @@
+"""Batches for evaluation: every sample once, in order, with labels and without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from input_pipeline import augment, pipeline, schema
+from input_pipeline.cpu_tf import tf
+from input_pipeline.dataset import open_dataset
+from ringmoe_jax.errors import ConfigError
+
+
+class EvalBatches:
+    """A split, from its first to its last sample; iterate as often as you like.
+
+    Batches are as `ringmoe_jax.batch` describes them, with `index` [B] int64, the data set's `labels`
+    and `real` [B] bool. All have the same size and all hosts get the same number of them: the last
+    ones are filled up with zero samples whose `real` and `valid` are False and whose `index` is -1. A broken
+    record that `max_bad_records` tolerates becomes such a sample too, for a replacement would be counted twice.
+
+    Attributes:
+        dataset: the opened data set.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        sensors: Sequence[str],
+        *,
+        split: str = "validation",
+        image_size: int,
+        batch_size: int,
+        bands: Mapping[str, Sequence[str]] | None = None,
+        mask_unit: int = 0,
+        mask_ratio: float = 0.6,
+        seed: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+        max_bad_records: int = 0,
+    ):
+        """Opens a split.
+
+        A tile is shown whole (the largest centred square, resized to `image_size`), but where a complex
+        sensor is read the centred `image_size` x `image_size` samples of it, and the same ground of the others.
+
+        Args:
+            directory: TFDS directory, local or `gs://`.
+            sensors: sensors to read; absent from a sample means zeros with `valid` False.
+            split: split to read.
+            image_size: rows and columns, in pixels.
+            batch_size: samples of a batch on this host.
+            bands: see `input_pipeline.dataset.open_dataset`.
+            mask_unit: side of a mask cell in pixels, 0 for no masks.
+            mask_ratio: fraction of hidden cells.
+            seed: masks are a pure function of (seed, index).
+            host: index of this process.
+            hosts: number of processes.
+            max_bad_records: distinct broken records that are tolerated.
+
+        Raises:
+            ConfigError: a number is out of its range.
+            DataError: the data set is missing or not what the sensor table says.
+        """
+        if batch_size < 1 or image_size < 1 or not 0 <= host < hosts or (mask_unit and image_size % mask_unit):
+            raise ConfigError(
+                f"batch_size = {batch_size}, image_size = {image_size}, mask_unit = {mask_unit}, host = {host}: "
+                f"wanted sizes > 0, mask_unit 0 or a divisor of image_size, and host 0 to {hosts - 1}"
+            )
+        self.dataset = open_dataset(directory, sensors, bands)
+        self._size, self._batch, self._seed = image_size, batch_size, seed
+        self._unit, self._ratio = mask_unit, mask_ratio
+        self._box = self._centre()
+        self._parse = pipeline.parse(self.dataset)
+        self._records = self.dataset.records(split, max_bad_records)
+        count = self.dataset.size(split)
+        self._length = -(-count // (hosts * batch_size))
+        order = np.arange(host, count, hosts)
+        self._order = np.concatenate([order, np.full(self._length * batch_size - len(order), -1)])
+
+    @property
+    def bad_records(self) -> int:
+        """Distinct broken records met so far."""
+        return len(self._records.bad)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self._length
+
+    def __iter__(self) -> Iterator[dict]:
+        reading = pipeline.Reading()
+        dataset = (
+            tf.data.Dataset.from_tensor_slices(self._order)
+            .batch(self._batch)
+            .map(pipeline.read_map(self._reader(), reading))
+            .unbatch()
+            .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
+            .batch(self._batch)
+            .prefetch(1)
+        )
+        return reading.start(dataset)
+
+    def _centre(self):
+        shapes = {name: self.dataset.shape(name) for name in self.dataset.sensors}
+        resampling = {name: sensor.resampling for name, sensor in self.dataset.sensors.items()}
+        native = augment.complex_box(shapes, resampling, self._size, self.dataset.directory)
+        if native is None and all(shape[1:] == (self._size, self._size) for shape in shapes.values()):
+            return None
+        if native is None:
+            return augment.centre_box(*next(iter(shapes.values()))[1:])
+        name = next(name for name in shapes if resampling[name] == "complex")
+        return augment.centre_box(*shapes[name][1:], self._size)
+
+    def _reader(self):
+        blank = schema.serialiser(self.dataset.metadata)(schema.blank(self.dataset.metadata))
+
+        def read(positions):
+            found = iter(self._records.read(positions[positions >= 0]))
+            payloads = [next(found) if position >= 0 else None for position in positions]
+            kept = [-1 if payload is None else p for p, payload in zip(positions, payloads, strict=True)]
+            return kept, [payload or blank for payload in payloads]
+
+        return read
+
+    def _sample(self, _, position, payload):
+        sample = pipeline.place(self.dataset, self._parse(payload), self._box, self._size)
+        seed = tf.random.experimental.stateless_fold_in(tf.constant([self._seed, 0], tf.int64), position)
+        sample = pipeline.hide(sample, seed, self._size, self._unit, self._ratio)
+        return {**sample, "index": position, "real": position >= 0}

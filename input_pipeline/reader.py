@@ -1,0 +1,286 @@
+"""Batches for training: several data sets, mixed, shuffled, augmented and masked, with exact resume.
+
+Batch k of a host is a pure function of (config, k, host, number of hosts): the order comes from
+`order.py`, and every random number from (seed, stream, number of the sample). So a resumed run needs
+one integer, and continues with exactly the batch that an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from input_pipeline import augment, pipeline
+from input_pipeline.cpu_tf import tf
+from input_pipeline.dataset import Dataset, open_dataset
+from input_pipeline.order import Order, temperature_counts
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.sensors import COMPLEX, Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """One data set of a training mixture.
+
+    Attributes:
+        directory: TFDS directory, local or `gs://`.
+        sensors: sensors to read. Those of one stream show the same place and share crop, flip and rotation.
+        split: split to read.
+        crop_scale: smallest and largest area of a crop, as a fraction of the tile.
+            (0.2, 0.5) is RingMoE's (snapshot). A stream with a complex sensor ignores it.
+        weight: multiplies the data set's size; only for mixing = "temperature".
+    """
+
+    directory: str
+    sensors: tuple[str, ...]
+    split: str = "train"
+    crop_scale: tuple[float, ...] = (0.2, 0.5)
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What training reads.
+
+    Attributes:
+        streams: data sets by a name of your choice.
+        image_size: rows and columns of every image, in pixels.
+        batch_size: images of each stream in a step, over all hosts (mixing = "zip"); with
+            mixing = "temperature" the streams share batch_size * len(streams).
+        mixing: "zip" (the same number of each; released RingMoE code) or "temperature".
+        temperature: counts are in proportion to (samples * weight) ** (1 / temperature).
+        mask_unit: side of a mask cell, in pixels; 0 for no masks.
+        mask_ratio: fraction of hidden cells.
+        flip: mirror half of the samples left to right.
+        rotate: rotate by a random multiple of 90 degrees.
+        max_bad_records: distinct broken records that are skipped before reading stops.
+        shuffle_seed: seeds order, augmentation and masks.
+        bands: bands to read by sensor, in that order; all bands of the table where absent.
+        statistics: "dataset" (of the training split, stored with it) or "table".
+        prefetch: batches prepared ahead.
+    """
+
+    streams: dict[str, StreamConfig]
+    image_size: int
+    batch_size: int
+    mixing: str = "zip"
+    temperature: float = 1.0
+    mask_unit: int = 32
+    mask_ratio: float = 0.6
+    flip: bool = True
+    rotate: bool = True
+    max_bad_records: int = 0
+    shuffle_seed: int = 0
+    bands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    statistics: str = "dataset"
+    prefetch: int = 2
+
+    def __post_init__(self):
+        def want(good: bool, key: str, wanted: str) -> None:
+            if not good:
+                raise ConfigError(f"data.{key} = {getattr(self, key)!r}: wanted {wanted}")
+
+        want(bool(self.streams), "streams", "at least one stream")
+        want(self.image_size > 0, "image_size", "pixels > 0")
+        want(self.batch_size > 0, "batch_size", "images > 0")
+        want(self.mixing in ("zip", "temperature"), "mixing", '"zip" or "temperature"')
+        want(self.statistics in ("dataset", "table"), "statistics", '"dataset" or "table"')
+        want(0 <= self.mask_ratio <= 1, "mask_ratio", "0 to 1")
+        divides = self.mask_unit == 0 or self.image_size % max(1, self.mask_unit) == 0
+        want(self.mask_unit >= 0 and divides, "mask_unit", f"0 (no masks) or a divisor of {self.image_size}")
+        want(self.max_bad_records >= 0, "max_bad_records", "0 or more")
+        want(self.shuffle_seed >= 0, "shuffle_seed", "0 or more")
+        for name, stream in self.streams.items():
+            if not (len(stream.crop_scale) == 2 and 0 < stream.crop_scale[0] <= stream.crop_scale[1] <= 1):
+                raise ConfigError(f"data.streams.{name}.crop_scale = {stream.crop_scale}: wanted 0 < min <= max <= 1")
+            if not stream.sensors:
+                raise ConfigError(f"data.streams.{name}.sensors is empty: wanted at least one sensor")
+
+
+def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple_of: int = 1) -> BatchIterator:
+    """Opens every stream of a mixture for one host.
+
+    Args:
+        config: what to read.
+        host: index of this process, `jax.process_index()`.
+        hosts: number of processes, `jax.process_count()`.
+        multiple_of: number of shards that the images of a step are split over (all hosts together).
+
+    Raises:
+        ConfigError: a sensor is in two streams, or a batch cannot be split over hosts and shards.
+        DataError: a data set is missing or not what the sensor table says.
+    """
+    datasets = {n: open_dataset(s.directory, s.sensors, config.bands) for n, s in config.streams.items()}
+    owners: dict[str, str] = {}
+    for name, stream in config.streams.items():
+        for sensor in stream.sensors:
+            if owners.setdefault(sensor, name) != name:
+                raise ConfigError(
+                    f'data.streams: "{sensor}" is in "{owners[sensor]}" and "{name}", and a batch holds a sensor once: '
+                    "join the data sets, or leave one stream out"
+                )
+    shards = math.lcm(hosts, multiple_of)
+    if config.mixing == "zip":
+        counts = dict.fromkeys(datasets, config.batch_size)
+    else:
+        weights = {n: d.size(config.streams[n].split) * config.streams[n].weight for n, d in datasets.items()}
+        counts = temperature_counts(weights, config.batch_size, config.temperature, shards)
+    if bad := [f"{n}: {c}" for n, c in counts.items() if c % shards]:
+        raise ConfigError(f"data.batch_size gives {bad[0]} images a step, wanted a multiple of {shards}")
+    streams = {
+        name: _Stream(name, config, dataset, counts[name] // hosts, host, hosts) for name, dataset in datasets.items()
+    }
+    return BatchIterator(config, streams, hosts)
+
+
+class BatchIterator:
+    """Endless batches as `ringmoe_jax.batch` describes them, with a position that can be saved.
+
+    With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
+    `labels`; with several, rows of different sensors show different places, and it holds neither.
+    Arrays may be read-only.
+
+    Attributes:
+        datasets: the opened data sets, by stream.
+        statistics: normalisation of every sensor, as `DataConfig.statistics` chose it.
+        sizes: images a step on this host, by stream.
+    """
+
+    def __init__(self, config: DataConfig, streams: Mapping[str, _Stream], hosts: int):
+        """Use `train_batches`."""
+        self.datasets = {name: stream.dataset for name, stream in streams.items()}
+        self.sizes = {name: stream.count for name, stream in streams.items()}
+        self.statistics: dict[str, Statistics] = {
+            sensor: dataset.statistics(sensor) if config.statistics == "dataset" else table.statistics
+            for dataset in self.datasets.values()
+            for sensor, table in dataset.sensors.items()
+        }
+        self._config, self._streams, self._hosts = config, streams, hosts
+        self._batches, self._iterator = 0, None
+
+    @property
+    def bad_records(self) -> int:
+        """Distinct broken records met so far; the log names each once."""
+        return sum(len(stream.records.bad) for stream in self._streams.values())
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        """The next batch.
+
+        Raises:
+            DataError: more records are broken than `max_bad_records`; names them.
+        """
+        if self._iterator is None:
+            self._iterator = self._start()
+        parts = next(self._iterator)
+        self._batches += 1
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        return {"sensors": {name: entry for part in parts.values() for name, entry in part["sensors"].items()}}
+
+    def _start(self) -> pipeline.Reading:
+        reading = pipeline.Reading()
+        streams = {name: stream.batches(self._batches, reading) for name, stream in self._streams.items()}
+        return reading.start(tf.data.Dataset.zip(streams).prefetch(self._config.prefetch))
+
+    def get_state(self) -> dict:
+        """The position and what it depends on, as JSON types."""
+        return {
+            "batches": self._batches,
+            "seed": self._config.shuffle_seed,
+            "hosts": self._hosts,
+            "streams": {
+                name: [stream.dataset.fingerprint(stream.stream.split), stream.count * self._hosts]
+                for name, stream in self._streams.items()
+            },
+        }
+
+    def set_state(self, state: Mapping, allow_reshard: bool = False) -> None:
+        """Continues after `state["batches"]` batches.
+
+        Args:
+            state: of `get_state`, of a run with the same data sets, batch sizes, seed and hosts.
+            allow_reshard: accept any difference; some samples of the running epoch may then be seen
+                twice or not at all.
+
+        Raises:
+            DataError: the state does not fit, so the next batch would not be the right one.
+        """
+        own = self.get_state()
+        for key in ("streams", "hosts", "seed"):
+            if state.get(key) != own[key] and not allow_reshard:
+                raise DataError(
+                    f"the saved data position has {key} = {state.get(key)}, this run {own[key]}: "
+                    "run as before, or set allow_reshard to continue in another order"
+                )
+        self.close()
+        self._batches = int(state["batches"])
+
+    def close(self) -> None:
+        """Stops reading ahead and frees the buffers; `next` would start again where it was."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+
+class _Stream:
+    """One data set of the mixture, as one host reads it."""
+
+    def __init__(self, name: str, config: DataConfig, dataset: Dataset, count: int, host: int, hosts: int):
+        self.name, self.config, self.dataset, self.count = name, config, dataset, count
+        self.stream = config.streams[name]
+        # Streams of one directory and seed still differ, by their name.
+        self.seed = (config.shuffle_seed, zlib.crc32(name.encode()))
+        self.order = Order(dataset.size(self.stream.split), self.seed, host, hosts)
+        self.parse = pipeline.parse(dataset)
+        self.records = dataset.records(self.stream.split, config.max_bad_records)
+        self.host, self.hosts = host, hosts
+        resampling = {n: s.resampling for n, s in dataset.sensors.items()}
+        shapes = {n: dataset.shape(n) for n in dataset.sensors}
+        self.native = augment.complex_box(shapes, resampling, config.image_size, f"data.streams.{name}")
+        # The complex sensor's grid where there is one, for a crop has to hit its samples; else any.
+        grid = next((n for n, r in resampling.items() if r == COMPLEX), next(iter(shapes)))
+        self.height, self.width = shapes[grid][1:]
+
+    def batches(self, start: int, reading: pipeline.Reading):
+        """tf.data set of this host's batches from number `start` on, without end."""
+        steps = tf.data.Dataset.range(start * self.count, tf.int64.max).batch(self.count, drop_remainder=True)
+        read = pipeline.read_map(self._read, reading)
+        return (
+            steps.map(read, num_parallel_calls=2)
+            .unbatch()
+            .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
+            .batch(self.count, drop_remainder=True)
+        )
+
+    def _read(self, steps: np.ndarray):
+        found = self.records.read_or_next([self.order.candidates(int(step)) for step in steps])
+        return zip(*found, strict=True)
+
+    def _sample(self, step, position, payload):
+        config = self.config
+        number = step * self.hosts + self.host  # of the sample, over all hosts
+        seed = tf.random.experimental.stateless_fold_in(tf.constant(self.seed, tf.int64), number)
+        crop_seed, turn_seed, mask_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        if self.native:
+            box = augment.random_sample_box(crop_seed, self.height, self.width, config.image_size)
+        else:
+            box = augment.random_box(crop_seed, self.stream.crop_scale, self.height, self.width)
+        draw = tf.random.stateless_uniform([2], turn_seed)
+        mirrored = (draw[0] < 0.5) if config.flip else tf.constant(False)
+        quarters = tf.cast(draw[1] * 4, tf.int32) if config.rotate else tf.constant(0)
+        sample = pipeline.place(
+            self.dataset,
+            self.parse(payload),
+            box,
+            config.image_size,
+            lambda image: augment.turn(image, mirrored, quarters),
+        )
+        sample = pipeline.hide(sample, mask_seed, config.image_size, config.mask_unit, config.mask_ratio)
+        return {**sample, "index": position}

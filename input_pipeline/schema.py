@@ -1,0 +1,300 @@
+"""What a stored sample is, and the metadata that travels with it.
+
+A data set is a TFDS directory: `tfds.builder_from_directory(directory)` opens it. One example:
+
+    id                        text, unique in the data set
+    latitude, longitude       float32 degrees (WGS 84), NaN where unknown
+    sensors/<name>/pixels     [T, H, W, C] in the provider's dtype
+    sensors/<name>/valid      [T, H, W] bool, True where every band was observed
+    sensors/<name>/time       [T] int32, days since 1970-01-01, NO_TIME where unknown
+    labels/<name>             see `LabelInfo`
+
+T, H, W and C are the same in every sample of a data set; a shorter time series and an absent sensor
+are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.config import build
+from ringmoe_jax.errors import DataError, nearest
+
+SCHEMA_VERSION = 1
+UNLABELLED = -1  # class index of "nobody knows"
+
+CLASSES = "classes"  # one class index
+MULTILABEL = "multilabel"  # one 0/1 a class
+VALUE = "value"  # float vector
+MAP = "map"  # one class index a pixel, on the grid of the sensor it names
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """Pixels of one sensor.
+
+    Attributes:
+        pixels: [T, H, W, C], the provider's dtype.
+        valid: [T, H, W] bool, or None for "all of them".
+        time: [T] days since 1970-01-01, or None for "unknown".
+    """
+
+    pixels: np.ndarray
+    valid: np.ndarray | None = None
+    time: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One place, as handed to `input_pipeline.builder.write_dataset`.
+
+    Attributes:
+        id: text, unique in the data set.
+        images: by sensor name; a sensor of the data set may be absent.
+        latitude: degrees (WGS 84), NaN where unknown.
+        longitude: degrees (WGS 84), NaN where unknown.
+        labels: by label name; shapes as `LabelInfo` says. Every label of the data set must be there.
+    """
+
+    id: str
+    images: Mapping[str, Image]
+    latitude: float = float("nan")
+    longitude: float = float("nan")
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SensorInfo:
+    """How one sensor is stored. The physical fields must equal the sensor table's to be read.
+
+    Attributes:
+        bands: names, in storage order.
+        shape: T, H, W of every sample.
+        unit: physical unit of `scale * stored + offset`.
+        dtype: storage dtype, a NumPy name.
+        scale: see `unit`.
+        offset: see `unit`.
+        gsd: ground sampling distance of the stored grid, in metres.
+        no_data: stored value that means "not observed", or None.
+        resampling: "linear", "decibel" or "complex".
+        simulated: True where the values were computed and not measured.
+        mean: per band, over valid pixels of the split "train", in `unit`; 0 for complex sensors.
+            None as long as nothing was counted.
+        std: as `mean`; complex sensors share one value, so that phase and polarimetric ratios
+            stay untouched (our choice).
+        pixels: number of pixels that `mean` and `std` are taken over.
+    """
+
+    bands: tuple[str, ...]
+    shape: tuple[int, ...]
+    unit: str
+    dtype: str
+    scale: float
+    offset: float
+    gsd: float
+    no_data: float | None
+    resampling: str
+    simulated: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    pixels: int = 0
+
+    @staticmethod
+    def of(sensor: sensor_table.Sensor, shape: tuple[int, int, int], gsd: float, simulated=False) -> SensorInfo:
+        """Storage of a sensor as the table describes it, with tiles of `shape` = T, H, W."""
+        return SensorInfo(
+            bands=sensor.band_names,
+            shape=shape,
+            unit=sensor.unit,
+            dtype=sensor.dtype,
+            scale=sensor.scale,
+            offset=sensor.offset,
+            gsd=float(gsd),
+            no_data=None if sensor.no_data is None else float(sensor.no_data),
+            resampling=sensor.resampling,
+            simulated=simulated,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelInfo:
+    """What a label is.
+
+    Attributes:
+        kind: `CLASSES` (int32 scalar, UNLABELLED = -1), `MULTILABEL` ([classes] float32 of 0 and 1),
+            `VALUE` ([len(names)] float32) or `MAP` ([H, W] int32, stored int16, on the grid of `sensor`, -1 unknown).
+        names: classes, or the components of a value.
+        description: how it was made; unit and range of a value.
+        sensor: for `MAP`: whose grid.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    description: str
+    sensor: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a data set says of itself.
+
+    Attributes:
+        name: short name, snake_case.
+        sensors: by sensor name.
+        labels: by label name.
+        description: where the pixels come from, how tiles were cut and how splits were made.
+        licence: licence of the data.
+        source: homepage or download address.
+        citation: how to cite it.
+        schema_version: of this file.
+    """
+
+    name: str
+    sensors: dict[str, SensorInfo]
+    description: str
+    licence: str
+    source: str
+    labels: dict[str, LabelInfo] = dataclasses.field(default_factory=dict)
+    citation: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict:
+        """Returns a dict of JSON types; `Metadata.from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], where: str) -> Metadata:
+        """Checks and builds.
+
+        Args:
+            values: what `to_json` returned.
+            where: file, for messages.
+
+        Raises:
+            DataError: another schema version.
+            ConfigError: a key is unknown, missing or of the wrong type.
+        """
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"{where} has schema version {values.get('schema_version')}, this program reads {SCHEMA_VERSION}: "
+                "write the data set again with `python -m experiments.prepare`"
+            )
+        return build(Metadata, values, where)
+
+
+def features(metadata: Metadata, sensors: Iterable[str] | None = None):
+    """The TFDS features of a data set, or of some sensors of it (what is left out is not parsed)."""
+    import tensorflow_datasets as tfds
+
+    def array(shape, dtype):
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+    def image(info: SensorInfo):
+        return {
+            "pixels": array((*info.shape, len(info.bands)), np.dtype(info.dtype)),
+            "valid": array(info.shape, np.bool_),
+            "time": tfds.features.Tensor(shape=info.shape[:1], dtype=np.int32),
+        }
+
+    def label(info: LabelInfo):
+        if info.kind == MAP:
+            return array(metadata.sensors[info.sensor].shape[1:], np.int16)
+        shape = () if info.kind == CLASSES else (len(info.names),)
+        return tfds.features.Tensor(shape=shape, dtype=np.int32 if info.kind == CLASSES else np.float32)
+
+    wanted = metadata.sensors if sensors is None else sensors
+    labels = {k: v for k, v in metadata.labels.items() if v.kind != MAP or v.sensor in wanted}
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "latitude": tfds.features.Scalar(np.float32),
+            "longitude": tfds.features.Scalar(np.float32),
+            "sensors": {name: image(metadata.sensors[name]) for name in wanted},
+            **({"labels": {name: label(info) for name, info in labels.items()}} if labels else {}),
+        }
+    )
+
+
+def to_example(sample: Sample, metadata: Metadata) -> dict:
+    """A sample as the nested dict that `features(metadata)` encodes: checked, filled up, right dtypes.
+
+    Raises:
+        DataError: a sensor or label is unknown or has another shape or dtype than the metadata says.
+    """
+    where = f'sample "{sample.id}" of "{metadata.name}"'
+    for kind, given, known in (
+        ("sensor", sample.images, metadata.sensors),
+        ("label", sample.labels, metadata.labels),
+    ):
+        for name in given:
+            if name not in known:
+                raise DataError(f'{where}: {kind} "{name}" is not in the metadata: {nearest(name, known)}')
+    if missing := set(metadata.labels) - set(sample.labels):
+        raise DataError(f"{where}: the label {sorted(missing)[0]} is missing: use {UNLABELLED} or NaN where unknown")
+    example = {
+        "id": sample.id,
+        "latitude": np.float32(sample.latitude),
+        "longitude": np.float32(sample.longitude),
+        "sensors": {
+            name: _fill_up(sample.images.get(name), info, f'{where}: sensor "{name}"')
+            for name, info in metadata.sensors.items()
+        },
+    }
+    if metadata.labels:
+        example["labels"] = {
+            name: _label(sample.labels[name], info, metadata, f'{where}: label "{name}"')
+            for name, info in metadata.labels.items()
+        }
+    return example
+
+
+def serialiser(metadata: Metadata):
+    """Returns a function from `Sample` to a serialised tf.train.Example."""
+    import tensorflow_datasets as tfds
+
+    encoder = features(metadata)
+    serialise = tfds.core.example_serializer.ExampleSerializer(encoder.get_serialized_info()).serialize_example
+    return lambda sample: serialise(encoder.encode_example(to_example(sample, metadata)))
+
+
+def blank(metadata: Metadata) -> Sample:
+    """A sample that holds nothing: no sensor, labels unknown or zero."""
+    empty = {CLASSES: lambda i: UNLABELLED, MAP: lambda i: np.full(metadata.sensors[i.sensor].shape[1:], UNLABELLED)}
+    zeros = lambda i: np.zeros(len(i.names))  # noqa: E731
+    return Sample("", {}, labels={name: empty.get(i.kind, zeros)(i) for name, i in metadata.labels.items()})
+
+
+def _fill_up(image: Image | None, info: SensorInfo, where: str) -> dict:
+    times, height, width = info.shape
+    pixels = np.zeros((*info.shape, len(info.bands)), info.dtype)
+    valid = np.zeros(info.shape, np.bool_)
+    time = np.full((times,), NO_TIME, np.int32)
+    if image is not None:
+        got, count = image.pixels, len(image.pixels)
+        if got.dtype != info.dtype or got.shape[1:] != pixels.shape[1:] or count > times:
+            raise DataError(
+                f"{where} has pixels {got.dtype}{got.shape}, wanted {info.dtype}"
+                f"[T <= {times}, {height}, {width}, {len(info.bands)}] for the bands {', '.join(info.bands)}"
+            )
+        pixels[:count] = got
+        valid[:count] = True if image.valid is None else image.valid
+        time[:count] = NO_TIME if image.time is None else image.time
+    return {"pixels": pixels, "valid": valid, "time": time}
+
+
+def _label(value: Any, info: LabelInfo, metadata: Metadata, where: str) -> np.ndarray:
+    integer = info.kind in (CLASSES, MAP)
+    shape = {CLASSES: (), MAP: metadata.sensors[info.sensor].shape[1:] if info.kind == MAP else ()}
+    wanted = shape.get(info.kind, (len(info.names),))
+    array = np.asarray(value, {MAP: np.int16, CLASSES: np.int32}.get(info.kind, np.float32))
+    if array.shape != wanted:
+        raise DataError(f"{where} has shape {array.shape}, wanted {wanted}")
+    if integer and ((array < UNLABELLED) | (array >= len(info.names))).any():
+        raise DataError(f"{where} holds {array.min()} to {array.max()}, wanted {UNLABELLED} to {len(info.names) - 1}")
+    return array

@@ -1,0 +1,190 @@
+"""The script as a user runs it: start, kill at a random step, resume exactly, and be told what is wrong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import common, pretrain
+from experiments.common import ExperimentConfig
+from ringmoe_jax.errors import ConfigError, UserError
+from tests.input_pipeline import tiny_data
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+from ml_collections import ConfigDict
+from configs import common
+
+def get_config():
+    config = common.ringmoe(width=8, depths=(2,), head_width=4)
+    config.model.update(sensors=("rgb", "slc_dual"), image_size=16, window=2, dtype="float32", remat="none")
+    config.objectives = ConfigDict(dict(
+        rgb=dict(name="masked_l1", sensor="rgb"), slc_dual=dict(name="total_power", sensor="slc_dual"),
+        balance=dict(name="balance"),
+    ))
+    config.data.streams = ConfigDict(dict(
+        rgb=dict(directory="{tiny}", sensors=("rgb",), split="train", crop_scale=(0.2, 0.5), weight=1.0),
+        slc=dict(directory="{tiny}", sensors=("slc_dual",), split="train", crop_scale=(1.0, 1.0), weight=1.0),
+    ))
+    config.data.update(image_size=16, batch_size=4, mask_unit=4)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.train.update(steps=40, log_every=1, checkpoint_every=5, evaluate_every=20)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tiny_data.write(folder / "tiny", "rgb", "slc_dual", train=13)
+    path = folder / "config.py"
+    path.write_text(CONFIG.replace("{tiny}", str(folder / "tiny")))
+    return path
+
+
+def start(config, workdir, *more):
+    command = [sys.executable, "-m", "experiments.pretrain", "--config", str(config), "--workdir", str(workdir)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    cache = f"--compilation-cache={ROOT / '.cache' / 'jax-tests'}"
+    return subprocess.Popen(
+        [*command, cache, *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+def finish(process):
+    output = process.communicate(timeout=240)[0]
+    return process.returncode, output
+
+
+def records(workdir):
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    code, output = finish(start(config, workdir))
+    assert code == 0, output
+    return workdir, output
+
+
+def test_it_says_what_it_does_and_learns(uninterrupted):
+    workdir, output = uninterrupted
+    for wanted in ("parameters  ", "images/s, input wait", "validation", "checkpoints and metrics are in"):
+        assert wanted in output
+    losses = [r["loss"] for r in records(workdir) if "loss" in r]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert list((workdir / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_a_random_step_and_started_again(config, uninterrupted, tmp_path, seed):
+    target = random.Random(seed).randint(12, 36)  # the checkpoint of step 10 waited for that of step 5
+    process = start(config, tmp_path, "--config.train.steps=40")
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        if metrics.exists() and f'"step": {target}' in metrics.read_text():
+            break
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    code, output = finish(start(config, tmp_path))
+    assert code == 0, output
+    assert "resuming" in output
+    assert records(tmp_path)[-1]["step"] == 40
+    ours = [r for r in records(tmp_path) if "loss" in r]
+    reference = {r["step"]: r for r in records(uninterrupted[0]) if "loss" in r}
+    assert len(ours) == 40
+    for record in ours:
+        assert record == reference[record["step"]]  # bit for bit
+    assert records(tmp_path)[-1] == records(uninterrupted[0])[-1]  # validation
+
+
+def test_asked_to_stop_it_saves_and_goes_on_later(config, tmp_path):
+    process = start(config, tmp_path, "--config.train.steps=100000")
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 0
+    assert "as asked; the same command goes on from here" in output
+    assert any((tmp_path / "checkpoints").iterdir())
+
+
+def test_another_model_does_not_resume(config, uninterrupted):
+    code, output = finish(start(config, uninterrupted[0], "--config.model.moe.top_k=2", "--config.train.steps=50"))
+    assert code == 1
+    assert "Traceback" not in output
+    assert output.strip().splitlines()[-1] == (
+        "error: config.model.moe.top_k is 2, but the checkpoint was made with 1: "
+        "set it back to resume, or choose a new --workdir"
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
+    before = records(uninterrupted[0])
+    code, output = finish(start(config, uninterrupted[0]))
+    assert code == 0, output
+    assert records(uninterrupted[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.optimizer.learning_rte=1"],
+            'config.optimizer.learning_rte does not exist: did you mean "learning_rate"?',
+        ),
+        (["--config.train.steps=many"], "config.train.steps = 'many' is a str, wanted a int such as 40"),
+        (["--config.data.mask_ration=1"], 'config.data.mask_ration does not exist: did you mean "mask_ratio"?'),
+        (["--config.train.steps"], 'unknown argument "--config.train.steps": wanted --config.<key>=<value>'),
+        (["--steps=3"], 'unknown argument "--steps=3"'),
+    ],
+)
+def test_misspelt_arguments(config, arguments, message):
+    with pytest.raises(ConfigError) as error:
+        common.read_config(str(config), arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_config_file_errors(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r'no configuration file "configs/ringmoe_mico.py": did you mean "configs/ringmoe_micro.py"'
+    ):
+        common.read_config("configs/ringmoe_mico.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        common.read_config(str(tmp_path / "empty.py"))
+
+
+def test_image_sizes_must_agree(config):
+    with pytest.raises(ConfigError, match=r"config.model.image_size = 32, but config.data.image_size = 16"):
+        ExperimentConfig.of(common.read_config(str(config), ["--config.model.image_size=32"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data.streams.rgb.directory=/nowhere"], "/nowhere"),
+        (["--config.data.streams.rgb.sensors=('s2_12',)"], "s2_12"),
+        (["--config.mesh.data=3"], "mesh data=3 x fsdp=1 x expert=1 does not fit 8 devices"),
+        (["--config.optimizer.warmup_steps=500"], "optimizer.warmup_steps = 500 must be less than train.steps = 40"),
+    ],
+)
+def test_bad_runs_end_with_one_line(config, tmp_path, arguments, message):
+    with pytest.raises(UserError) as error:
+        pretrain.pretrain(common.read_config(str(config), arguments), str(tmp_path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

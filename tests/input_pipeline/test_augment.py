@@ -1,0 +1,145 @@
+"""Resampling that respects units, validity that never leaks, and geometry that sensors share."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from input_pipeline import augment, masking
+from ringmoe_jax.errors import ConfigError, DataError
+
+WHOLE = np.array([0, 0, 1, 1], np.float32)
+
+
+def resized(pixels, valid=None, box=WHOLE, size=1, resampling="linear"):
+    """`window` and `resample` of one [H, W] or [H, W, C] image; returns [size, size, C] and [size, size]."""
+    pixels = np.asarray(pixels, np.float32)
+    pixels = pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]
+    valid = np.ones(pixels.shape[:3], bool) if valid is None else np.asarray(valid, bool)[None]
+    stored, valid, inner = augment.window(tf.constant(pixels), tf.constant(valid), tf.constant(box), size, resampling)
+    out, ok = augment.resample(stored, valid, inner, size, resampling)
+    return out.numpy()[0], ok.numpy()[0]
+
+
+def test_halving_averages():
+    out, _ = resized([[1, 3], [5, 11]])
+    assert out.item() == pytest.approx(5)
+
+
+def test_decibel_averages_power():
+    # 0 dB and 10 dB are powers 1 and 10: mean 5.5, not 5 dB
+    out, _ = resized([[0, 10], [10, 0]], resampling="decibel")
+    assert out.item() == pytest.approx(10 * math.log10(5.5), abs=1e-4)
+
+
+def test_enlarging_interpolates_at_pixel_centres():
+    out, _ = resized([[0, 4], [0, 4]], size=4)
+    np.testing.assert_allclose(out[0, :, 0], [0, 1, 3, 4], atol=1e-5)
+
+
+@given(top=st.floats(0, 0.6), left=st.floats(0, 0.6), tall=st.floats(0.2, 0.4), wide=st.floats(0.2, 0.4))
+@settings(deadline=None, max_examples=10)
+def test_a_ramp_shows_where_a_pixel_comes_from(top, left, tall, wide):
+    """Each pixel of a ramp names its own place: right to a fifth of a pixel, as far as a sampled kernel can be."""
+    grid = 40
+    centres = (np.arange(grid) + 0.5) / grid
+    ramp = np.stack(np.meshgrid(centres, centres, indexing="ij"), -1)
+    out, ok = resized(ramp, box=np.array([top, left, tall, wide], np.float32), size=8)
+    inner = (np.arange(8) + 0.5) / 8
+    assert ok.all()
+    inside = slice(1, -1)  # at the tile's border the kernel is cut
+    np.testing.assert_allclose(out[inside, 4, 0], (top + inner * tall)[inside], atol=0.2 / grid)
+    np.testing.assert_allclose(out[4, inside, 1], (left + inner * wide)[inside], atol=0.2 / grid)
+
+
+@pytest.mark.parametrize("resampling", ["linear", "decibel"])
+@pytest.mark.parametrize("size", [3, 5, 7, 11, 16])
+def test_invalid_pixels_reach_nobody(resampling, size):
+    """What is valid in the result does not change with the values of invalid pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(11, 11))
+    valid = rng.random((11, 11)) > 0.05
+    base, ok = resized(np.where(valid, pixels, 0), valid, size=size, resampling=resampling)
+    assert 0 < ok.sum() < size * size
+    assert (base[~ok] == 0).all()
+    full, _ = resized(pixels, size=size, resampling=resampling)
+    np.testing.assert_allclose(base[ok], full[ok], rtol=2e-4, atol=2e-4)
+
+
+def test_complex_crops_only_move_samples():
+    rng = np.random.default_rng(1)
+    pixels = rng.normal(size=(12, 10, 4))
+    for seed in range(10):
+        box = augment.random_sample_box([seed, 0], 12, 10, 6).numpy()
+        out, _ = resized(pixels, box=box, size=6, resampling="complex")
+        top, left = round(float(box[0]) * 12), round(float(box[1]) * 10)
+        np.testing.assert_array_equal(out, pixels[top : top + 6, left : left + 6].astype(np.float32))
+
+
+def test_complex_crops_reach_every_corner():
+    places = {tuple(np.round(augment.random_sample_box([s, 0], 7, 6, 5).numpy()[:2] * [7, 6])) for s in range(100)}
+    assert places == {(i, j) for i in range(3) for j in range(2)}
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=50)
+def test_random_boxes_have_the_area_and_stay_inside(seed):
+    top, left, tall, wide = augment.random_box(tf.constant([seed, 1]), (0.2, 0.5), 64, 64).numpy()
+    assert 0.2 - 1e-5 <= tall * wide <= 0.5 + 1e-5
+    assert 3 / 4 - 1e-4 <= wide / tall <= 4 / 3 + 1e-4
+    assert min(top, left) >= 0
+    assert max(top + tall, left + wide) <= 1 + 1e-5
+
+
+def test_box_is_a_function_of_its_seed():
+    first, same, other = (augment.random_box(tf.constant([s, 1]), (0.2, 0.5), 8, 8).numpy() for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(5, 5, 2), (3, 5, 5, 2)])
+def test_turns_are_numpys(mirrored, quarters, shape):
+    image = np.arange(np.prod(shape)).reshape(shape)
+    axes = (-3, -2)
+    wanted = np.rot90(np.flip(image, -2) if mirrored else image, quarters, axes)
+    out = augment.turn(tf.constant(image), tf.constant(mirrored), tf.constant(quarters))
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_class_maps_take_the_class_at_the_centre():
+    classes = tf.constant(np.arange(16).reshape(4, 4), tf.int32)
+    np.testing.assert_array_equal(augment.crop_map(classes, WHOLE, 4), classes)
+    np.testing.assert_array_equal(augment.crop_map(classes, np.array([0.5, 0, 0.5, 0.5]), 2), [[8, 9], [12, 13]])
+    assert augment.crop_map(classes, WHOLE, 8).numpy()[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_complex_box():
+    shapes = {"s2": (1, 48, 48), "slc": (1, 96, 96), "other": (1, 80, 80)}
+    rules = {"s2": "linear", "slc": "complex", "other": "complex"}
+    assert augment.complex_box({"s2": shapes["s2"]}, rules, 64, "x") is None
+    assert augment.complex_box({n: shapes[n] for n in ("s2", "slc")}, rules, 48, "x") == (0.5, 0.5)
+    with pytest.raises(DataError, match=r'"slc" are 96 x 96 px, smaller than image_size = 97.*at most 96'):
+        augment.complex_box({"slc": shapes["slc"]}, rules, 97, "x")
+    with pytest.raises(ConfigError, match="slc, other"):
+        augment.complex_box(shapes, rules, 48, "x")
+
+
+@given(side=st.integers(1, 9), ratio=st.floats(0, 1), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=50)
+def test_masks_hide_exactly_ceil_of_the_ratio(side, ratio, seed):
+    mask = masking.random_mask(tf.constant([seed, 0]), side, side, ratio).numpy()
+    assert mask.shape == (side, side)
+    assert mask.sum() == math.ceil(round(ratio * side * side, 6))
+
+
+def test_ringmoe_hides_22_of_36_cells_evenly():
+    masks = np.stack([masking.random_mask(tf.constant([seed, 0]), 6, 6, 0.6).numpy() for seed in range(300)])
+    assert (masks.sum((1, 2)) == 22).all()
+    # binomial(300, 22 / 36): mean 183.3, standard deviation 8.4; 36 cells within 4.5 of them
+    np.testing.assert_allclose(masks.sum(0), 183.3, atol=38)
+    assert masking.hidden_cells(1, 5, 0.6) == 3
