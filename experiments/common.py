@@ -57,7 +57,7 @@ class ExperimentConfig:
     def of(values: Mapping[str, Any]) -> ExperimentConfig:
         """Checks every key and type of a configuration (a `ConfigDict`'s `to_dict()`, or a checkpoint's)."""
         config = configuration.build(ExperimentConfig, values)
-        import_modules(config.modules)
+        configuration.import_modules(config.modules)
         size = config.model.get("image_size", config.data.image_size)
         if size != config.data.image_size:
             raise ConfigError(
@@ -93,21 +93,6 @@ class Parts:
     objectives: dict[str, objectives.Objective]
     pretext: pretext.Pretext
     mesh: jax.sharding.Mesh | None
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Imports modules of the user's own, which register sensors or objectives.
-
-    Raises:
-        ConfigError: there is no such module.
-    """
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(
-                f'cannot import the module "{name}" ({error}): run from the folder that holds it'
-            ) from error
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

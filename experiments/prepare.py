@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from ringmoe_jax.config import import_modules
 from ringmoe_jax.errors import UserError
 
 
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
+        import_modules(options.modules)
         folders = _sample(options) if options.sample else _folder(options)
         _report(folders)
     except UserError as error:
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
     parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
     parser.add_argument("--sensors", nargs="+", help="sub-folders of --source to read; all by default")
+    parser.add_argument("--modules", nargs="+", default=(), help="Python modules that register sensors of your own")
     parser.add_argument("--tile", type=int, default=128, help="tile side in pixels of the first sensor (%(default)s)")
     parser.add_argument("--stride", type=int, help="pixels from tile to tile; --tile by default")
     parser.add_argument("--shards", type=int, default=8, help="files a split (%(default)s); 8 a host or more")

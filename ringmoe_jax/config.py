@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ringmoe_jax.errors import ConfigError, nearest
@@ -67,3 +68,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}, wanted a {_type_name(hint)}")
     return value
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules of the user's own, which register sensors or objectives.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f'cannot import the module "{name}" ({error}): run from the folder that holds it'
+            ) from error

@@ -14,7 +14,7 @@ from ringmoe_jax.models import Model, Params
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-FLOOR = 1e-4  # smallest power that counts, linear sigma0: about the noise floor of spaceborne SAR
+FLOOR = 1e-10  # smallest power that counts: keeps decibels finite, calibrated or not
 
 
 def decibels(pixels: np.ndarray) -> np.ndarray:

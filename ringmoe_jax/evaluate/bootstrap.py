@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 RESAMPLES = 1000
+ROW = 10**8  # numbers from a block to the one north of it, more than there are columns
 BLOCK_DEGREES = 0.1  # about 11 km of latitude: wider than a tile or a scene cut-out (our choice)
 
 
@@ -46,11 +47,19 @@ def blocks(location: np.ndarray, degrees: float = BLOCK_DEGREES) -> np.ndarray:
         degrees: side of a block.
 
     Returns:
-        [N] int64 group; a tile without a location is a group of its own.
+        [N] int64 group >= 0, the same for the same ground in every split; a tile without a location is a
+        group of its own, numbered -1, -2, ...
     """
-    cells = np.floor(np.asarray(location, np.float64) / degrees)
-    known = np.isfinite(cells).all(axis=1)
-    groups = np.arange(len(cells))
-    if known.any():
-        groups[known] = len(cells) + np.unique(cells[known], axis=0, return_inverse=True)[1].reshape(-1)
+    shifted = np.add(location, (90.0, 180.0))
+    known = np.isfinite(shifted).all(axis=1)
+    groups = -1 - np.arange(len(shifted))
+    rows, columns = np.floor(shifted[known] / degrees).astype(np.int64).T
+    groups[known] = rows * ROW + columns
     return groups
+
+
+def touching(groups: np.ndarray, others: np.ndarray) -> int:
+    """How many distinct blocks of `groups` are, or share a border or corner with, a block of `others`."""
+    shifts = np.add.outer(np.array([-ROW, 0, ROW]), np.array([-1, 0, 1]))
+    blocks, others = np.unique(groups[groups >= 0]), others[others >= 0]
+    return int(np.isin(np.add.outer(blocks, shifts), others).any(axis=(1, 2)).sum())

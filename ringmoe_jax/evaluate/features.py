@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from ringmoe_jax.evaluate.bootstrap import blocks
-from ringmoe_jax.models import Model, Params
 
 # Maps {"sensors": ...} of a batch to {sensor: [B, D]}.
 Encoder = Callable[[Mapping], Mapping[str, np.ndarray]]
@@ -34,14 +33,6 @@ class Features:
     def joined(self, encoder: str, sensors: Sequence[str]) -> np.ndarray:
         """Features of several sensors side by side, [N, sum of D]."""
         return np.concatenate([self.values[encoder][sensor] for sensor in sensors], axis=1)
-
-
-def pooled(model: Model) -> Callable[[Params, Mapping], dict[str, jax.Array]]:
-    """Builds the jitted `(params, batch) -> {sensor: [B, D] float32}`: the mean token of every sensor.
-
-    One compiled function serves trained and random parameters.
-    """
-    return jax.jit(lambda params, batch: model.apply(params, batch)["pooled"])
 
 
 def collect(batches: Iterable[Mapping], encoders: Mapping[str, Encoder], limit: int | None = None) -> Features:

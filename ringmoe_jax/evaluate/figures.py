@@ -89,7 +89,8 @@ def reconstruction(label: str, caption: str, strips: Sequence[Strip]) -> Figure:
             ax.grid(False)
             ax.spines[:].set_visible(False)
         low, high = strip.limits
-        row[0].set_ylabel(f"tile {strip.index}\n{low:.3g} to {high:.3g}", color="#555555")
+        digits = max(0, 1 - int(np.floor(np.log10(high - low))))
+        row[0].set_ylabel(f"tile {strip.index}\n{low:.{digits}f} to {high:.{digits}f}", color="#555555")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, loc="center", weight="normal")
     figure.suptitle(f"{label}: {caption}", x=0.01, ha="left", fontsize=9, weight="bold")
@@ -119,6 +120,7 @@ def losses(records: Sequence[Mapping[str, float]]) -> Figure:
             if points:
                 ax.plot(*zip(*points, strict=True), label=legend, **style)
         ax.set_title("total" if name == "loss" else name.removeprefix("loss/"))
+    for ax in axes[:, 0]:
         ax.set_ylabel("loss (no unit)")
     for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
@@ -203,7 +205,7 @@ def comparisons(results: Sequence[Mapping]) -> Figure:
     """Masked loss of the model and of trivial predictors, with 95 % intervals, one panel an objective.
 
     Args:
-        results: of `experiments.evaluate`: fields of `reconstruction.Comparison`, and "objective".
+        results: of `experiments.evaluate`: fields of `reconstruction.Comparison`, "dataset" and "objective".
     """
     columns = min(2, len(results))
     lines = -(-len(results) // columns)
@@ -218,7 +220,7 @@ def comparisons(results: Sequence[Mapping]) -> Figure:
             ax.hlines(y, losses[name]["low"], losses[name]["high"], color=colour, linewidth=1.5, alpha=0.6)
             ax.plot(losses[name]["value"], y, "o" if name == MODEL else "s", color=colour)
         ax.axvline(losses[result["best"]]["value"], color=GREY, linewidth=0.8, linestyle=":")
-        ax.set(title=result["objective"], xlabel="masked loss (no unit), smaller is better")
+        ax.set(title=f"{result['dataset']}, {result['objective']}", xlabel="masked loss (no unit), smaller is better")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap
@@ -31,7 +32,7 @@ class Split:
     Attributes:
         features: [N, D] float.
         labels: [N] int class index, -1 where unknown, or [N, C] of 0 and 1 for several labels a tile.
-        groups: [N] int, block of each tile; tiles of one block stay together.
+        groups: [N] int, block of each tile, see `bootstrap.blocks`; tiles of one block stay together.
     """
 
     features: np.ndarray
@@ -66,6 +67,7 @@ class Probe:
         train: tiles that were fitted.
         test: tiles that were scored.
         blocks: blocks among the test tiles, what the interval rests on.
+        near: those of them that hold or border on training tiles; there a probe may recognise the place.
         penalty: chosen C of the linear probe, else None.
     """
 
@@ -75,9 +77,11 @@ class Probe:
     train: int
     test: int
     blocks: int
+    near: int
     penalty: float | None = None
 
 
+@threadpool_limits.wrap(limits=1)  # tiles are few and products small: threads only wait for each other
 def probe(
     train: Split,
     test: Split,
@@ -116,6 +120,7 @@ def probe(
         raise DataError("the training tiles hold a single class: a probe needs at least two")
     train, test = _standardised(train, test)
     weights = bootstrap.draw(test.groups, resamples, seed)
+    blocks = len(np.unique(test.groups)), bootstrap.touching(test.groups, train.groups)
     results = []
     for protocol in protocols:
         penalty = None
@@ -125,8 +130,7 @@ def probe(
             penalty = choose_penalty(train, len(names), seed)
             scores = logistic(train, test.features, penalty, len(names))
         metrics = _metrics(scores, test.labels, weights)
-        blocks = len(np.unique(test.groups))
-        results.append(Probe(protocol, metrics, left_out, len(train.labels), len(test.labels), blocks, penalty))
+        results.append(Probe(protocol, metrics, left_out, len(train.labels), len(test.labels), *blocks, penalty))
     return results
 
 

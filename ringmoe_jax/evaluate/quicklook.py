@@ -13,7 +13,7 @@ from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 STRETCH = (2, 98)  # percentiles that become black and white
 HIDDEN = (0.55, 0.60, 0.68)  # slate: no grey of a SAR image
 NOT_VALID = (1.0, 1.0, 1.0)
-FLOOR = 1e-4  # smallest power that is shown, linear sigma0
+FLOOR = 1e-10  # smallest power that is shown: keeps decibels finite, calibrated or not
 
 Image = np.ndarray  # [H, W, 3] float in 0..1
 

@@ -79,16 +79,24 @@ def training_means(
 def inspector(
     model: Model, objectives: Mapping[str, Reconstruction]
 ) -> Callable[[Params, Mapping, Mapping[str, np.ndarray]], dict]:
-    """Builds the jitted masked pass `(params, batch, means) -> seen`, one compiled function for all reports.
+    """Builds the jitted pass `(params, batch, means) -> seen`: one compiled function for everything that is reported.
 
-    `seen` holds "sums" {label: {predictor or "weight": [B] float32}}, the summed penalty and the hidden valid
-    pixels of every tile; "predictions" and "targets" {label: [B, T, H, W, channels]}; and "routing".
+    With masks that hide nothing (`unmasked`) it gives the frozen features, with the pipeline's masks the rest.
+    `seen` holds "pooled" {sensor: [B, D] float32}; "sums" {label: {predictor or "weight": [B] float32}}, the summed
+    penalty and the hidden valid pixels of every tile; "predictions" and "targets" {label: [B, T, H, W, channels]};
+    and "routing".
     """
 
     @jax.jit
     def inspect(params: Params, batch: Mapping, means: Mapping[str, jax.Array]) -> dict:
         outputs = model.apply(params, batch)
-        seen = {"sums": {}, "predictions": {}, "targets": {}, "routing": outputs["routing"]}
+        seen = {
+            "pooled": outputs["pooled"],
+            "sums": {},
+            "predictions": {},
+            "targets": {},
+            "routing": outputs["routing"],
+        }
         for label, objective in objectives.items():
             if objective.sensor not in outputs["heads"]:
                 continue
@@ -106,6 +114,15 @@ def inspector(
         return seen
 
     return inspect
+
+
+def unmasked(batch: Mapping, cells: int) -> dict:
+    """The sensors of a batch with masks of cells x cells that hide nothing, so that shapes are those of masked ones."""
+    shown = {
+        name: entry | {"mask": np.zeros((len(entry["pixels"]), cells, cells), bool)}
+        for name, entry in batch["sensors"].items()
+    }
+    return {"sensors": shown}
 
 
 def _trivial(target: jax.Array, visible: jax.Array, mean: jax.Array) -> dict[str, jax.Array]:

@@ -18,9 +18,16 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, dtype, bias: bool = Tru
     )
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, *, dtype) -> nnx.LayerNorm:
-    """Layer norm with float32 statistics and parameters, output in `dtype`."""
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0) -> nnx.LayerNorm:
+    """Layer norm with float32 statistics and parameters, output in `dtype`; `scale` is the initial gain."""
+    return nnx.LayerNorm(
+        width,
+        epsilon=1e-5,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        scale_init=nnx.initializers.constant(scale),
+        rngs=rngs,
+    )
 
 
 class Mlp(nnx.Module):

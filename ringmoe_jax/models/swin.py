@@ -22,6 +22,8 @@ REMAT_POLICIES = {
 class SwinBlock(nnx.Module):
     """x + LN(attention(x)), then x + LN(feed_forward(x)) (released RingMoE code: res-post-norm).
 
+    Both norms start at zero gain, so that a new block is the identity (released SwinV2 code).
+
     Args:
         width: D.
         heads: attention heads.
@@ -32,9 +34,9 @@ class SwinBlock(nnx.Module):
 
     def __init__(self, width: int, heads: int, window: int, make_ffn: Callable, rngs: nnx.Rngs, *, cosine: bool, dtype):
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
-        self.attention_norm = layer_norm(width, rngs, dtype=dtype)
+        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
         self.ffn = make_ffn(rngs)
-        self.ffn_norm = layer_norm(width, rngs, dtype=dtype)
+        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
 
     def __call__(self, x: jax.Array, shift: int, slots, *, rate, key, train: bool, mesh):
         """[B, S, h, w, D] -> the same shape, and the feed-forward layer's statistics."""

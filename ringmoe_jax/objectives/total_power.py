@@ -38,10 +38,10 @@ class TotalPower(Reconstruction):
 
     P = clip(span, 0, clip), scaled to 0..1 by the smallest and largest valid value of the image.
     Source: paper (SAR-L1 objective); clip at 1 and per-image scaling from the released code. Assumes a
-    calibrated product, |S|^2 = sigma0.
+    calibrated product, |S|^2 = sigma0; for an uncalibrated one set `clip` to a high percentile of its power.
 
     Attributes:
-        clip: largest power that counts, linear sigma0.
+        clip: largest power that counts, in the square of the pixels' unit (linear sigma0).
     """
 
     clip: float = 1.0
@@ -73,21 +73,24 @@ class TotalPower(Reconstruction):
 class LogTotalPower(TotalPower):
     """Mean squared error of the span in standardised decibels (our choice).
 
-    Speckle multiplies power, so in decibels it has the same variance everywhere and bright targets do
-    not dominate. The minimiser is the conditional mean of log power, which lies below the log of the
-    mean power by a constant that depends on the number of looks.
+    Speckle multiplies power, so in decibels it has the same variance everywhere and bright targets do not
+    dominate. Decibels are relative to the sensor's mean power (its statistics: zero mean, one global scale),
+    so calibrated and uncalibrated products train alike. The minimiser is the conditional mean of log power,
+    which lies below the log of the mean power by a constant that depends on the number of looks.
 
     Attributes:
-        mean_db: subtracted from 10 log10(span), dB.
-        std_db: divides it, dB.
-        floor: smallest power that counts, linear sigma0 (about the noise floor of spaceborne SAR).
+        mean_db: subtracted from the relative power, dB; -10 log10(e) Euler's constant = -2.5 is the mean of
+            single-look speckle.
+        std_db: divides it, dB; single-look speckle alone has 5.6 dB.
+        floor: smallest relative power that counts.
     """
 
-    mean_db: float = -13.0
+    mean_db: float = -2.5
     std_db: float = 6.0
     floor: float = 1e-4
     head: ClassVar[str] = "log_power"
 
     def target(self, outputs: Mapping, batch: Mapping) -> jax.Array:
-        power = jnp.maximum(span(batch["sensors"][self.sensor]["pixels"]), self.floor)
+        standardised = outputs["standardised"][self.sensor]
+        power = jnp.maximum(span(standardised) / standardised.shape[-1], self.floor)
         return (10.0 * jnp.log10(power) - self.mean_db) / self.std_db

@@ -74,11 +74,13 @@ def test_total_power_of_a_constant_or_empty_image_is_finite(value):
 
 
 def test_log_power_in_decibels():
-    pixels = np.zeros((1, 1, 1, 2, 4), np.float32)
-    pixels[0, 0, 0, 0] = [0.1, 0, 0, 0]  # 0.01 = -20 dB
+    """Standardised channels of unit power each are 0 dB; 1 % of that is -20 dB."""
+    x = np.zeros((1, 1, 1, 3, 4), np.float32)
+    x[0, 0, 0, 0] = 1.0
+    x[0, 0, 0, 1] = [0.2, 0, 0, 0]  # 0.04 / 4
     term = objectives.LogTotalPower(sensor="slc_dual", mean_db=-10.0, std_db=5.0, floor=1e-3)
-    target = term.target({}, slc_batch(pixels, np.ones((1, 1, 1, 2), bool)))
-    assert_allclose(target[0, 0, 0, :, 0], [-2.0, -4.0], rtol=1e-5)  # the floor is -30 dB
+    target = term.target({"standardised": {"slc_dual": jnp.asarray(x)}}, {})
+    assert_allclose(target[0, 0, 0, :, 0], [2.0, -2.0, -4.0], rtol=1e-5)  # the floor is -30 dB
 
 
 def test_minimisers_find_the_parameter():
@@ -94,8 +96,9 @@ def test_minimisers_find_the_parameter():
     # Log of a sum of two independent exponentials (hypoexponential): E ln P in closed form.
     a, b = sigma0
     expected = (a * np.log(a) - b * np.log(b)) / (a - b) - np.euler_gamma
-    log_target = objectives.LogTotalPower(sensor="slc_dual", mean_db=0.0, std_db=1.0, floor=1e-12).target({}, batch)
-    assert_allclose(log_target.mean(), 10 / np.log(10) * expected, atol=0.05)
+    scaled = {"standardised": {"slc_dual": batch["sensors"]["slc_dual"]["pixels"] * 2.0}}  # relative to 4 channels
+    term = objectives.LogTotalPower(sensor="slc_dual", mean_db=0.0, std_db=1.0, floor=1e-12)
+    assert_allclose(term.target(scaled, {}).mean(), 10 / np.log(10) * expected, atol=0.05)
 
 
 def test_gradient_against_finite_differences():
@@ -106,7 +109,8 @@ def test_gradient_against_finite_differences():
     for term in (objectives.TotalPower(sensor="slc_dual"), objectives.LogTotalPower(sensor="slc_dual")):
 
         def loss(prediction, term=term):
-            return term(outputs("slc_dual", term.head, prediction, mask), batch)[0]
+            shown = {"standardised": {"slc_dual": batch["sensors"]["slc_dual"]["pixels"]}}
+            return term(outputs("slc_dual", term.head, prediction, mask, **shown), batch)[0]
 
         check_grads(loss, (jnp.asarray(rng.normal(size=(2, 1, 3, 3, 1)), jnp.float32),), 1, rtol=1e-2)
 

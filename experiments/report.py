@@ -1,0 +1,176 @@
+"""One page that shows a run: what was trained on what, losses, reconstructions, probes, experts, speed.
+
+    python -m experiments.report --workdir runs/micro
+
+Writes `<workdir>/report.html`, which needs no other file and no network, and PNG files to `<workdir>/report`. A run
+whose newest checkpoint was not evaluated yet is evaluated first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import datetime
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from experiments import common
+from experiments.evaluate import TRAINED, evaluate
+from ringmoe_jax.evaluate import figures, reconstruction
+from ringmoe_jax.training import metrics
+from ringmoe_jax.training.checkpoint import Checkpointer
+
+TEMPLATE = "report.html.j2"
+
+
+def report(workdir: str) -> Path:
+    """Writes the report of a run.
+
+    Args:
+        workdir: folder of a run with at least one checkpoint.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be evaluated.
+    """
+    folder = Path(workdir) / "report"
+    checkpointer = Checkpointer.open(workdir)
+    record = checkpointer.record()
+    checkpointer.close()
+    found = _read(folder / "evaluation.json")
+    if found is None or found["step"] != record["step"]:
+        print(f"step {record['step']} of {workdir} was not evaluated yet: that comes first")
+        evaluate(workdir)
+        found = _read(folder / "evaluation.json")
+
+    records = metrics.read(workdir)
+    found["figures"]["losses"] = [figures.save(figures.losses(records), folder / "losses.png").name]
+    page = Path(workdir) / "report.html"
+    page.write_text(render(Path(workdir), record, records, found))
+    return page
+
+
+def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluation: Mapping) -> str:
+    """The page as text.
+
+    Args:
+        workdir: folder of the run, with the figures in `report/`.
+        record: of the checkpoint, see `ringmoe_jax.training.checkpoint`.
+        records: metrics of the run.
+        evaluation: what `experiments.evaluate` wrote.
+    """
+    images = {
+        kind: [base64.b64encode((workdir / "report" / name).read_bytes()).decode() for name in names]
+        for kind, names in evaluation["figures"].items()
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = _score
+    return environment.get_template(TEMPLATE).render(
+        workdir=str(workdir),
+        record=record,
+        config=record["config"],
+        settings=json.dumps(record["config"], indent=2),
+        evaluation=evaluation,
+        images=images,
+        findings=_findings(evaluation),
+        speed=_speed(records),
+        probes=_probe_tables(evaluation["probes"]),
+        predictors=(reconstruction.MODEL, *reconstruction.TRIVIAL),
+        meanings=reconstruction.TRIVIAL,
+        trained=TRAINED,
+        date=f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC",
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _score(value: Mapping[str, float | None], signed: bool = False) -> str:
+    """For example "0.812 [0.774, 0.850]"; a dash where it is not defined."""
+    number = lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "−") if signed else f"{x:.3f}"  # noqa: E731, RUF001
+    return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+
+
+def _speed(records: Sequence[Mapping]) -> dict[str, float] | None:
+    """Medians over the logged intervals, which leave compilation out."""
+    timed = [record for record in records if "perf/images_per_second" in record]
+    if not timed:
+        return None
+    names = ("images_per_second", "input_wait", "step_seconds")
+    return {name: statistics.median(record[f"perf/{name}"] for record in timed) for name in names}
+
+
+def _findings(evaluation: Mapping) -> list[str]:
+    """What the numbers say, in sentences: a difference counts where its interval leaves out zero."""
+    sentences = []
+    compared = evaluation["reconstruction"]
+    if compared:
+        better = [r["objective"] for r in compared if r["difference"]["high"] < 0]
+        worse = [r["objective"] for r in compared if r["difference"]["low"] > 0]
+        others = [r["objective"] for r in compared if r["objective"] not in better + worse]
+        parts = [f"better for {_list(better)}"] if better else []
+        parts += [f"worse for {_list(worse)}"] if worse else []
+        parts += [f"not to be told apart for {_list(others)}"] if others else []
+        sentences.append(f"Masked reconstruction, against the best trivial predictor: {'; '.join(parts)}.")
+    for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in evaluation["probes"]):
+        rows = [r for r in evaluation["probes"] if (r["dataset"], r["label"]) == (dataset, label)]
+        main = next(iter(rows[0]["scores"]))
+        rows.sort(key=lambda r: -r["scores"][next(iter(r["scores"]))]["value"])
+        ours = next(r for r in rows if r["encoder"] == TRAINED)
+        base = next(r for r in rows if r["encoder"] != TRAINED)
+        sentences.append(
+            f"{dataset}, {label}: the best probe of the pre-trained encoder reaches {main} "
+            f"{_score(ours['scores'][main])} ({ours['features']}, {ours['protocol']}), the best baseline "
+            f"{_score(base['scores'][main])} ({base['encoder']}, {base['features']}, {base['protocol']})."
+        )
+    return sentences
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _probe_tables(results: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """One table a label: rows are (sensors, encoder), columns are protocols; the best of a column is marked."""
+    tables = []
+    for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in results):
+        chosen = [r for r in results if (r["dataset"], r["label"]) == (dataset, label)]
+        metric = next(iter(chosen[0]["scores"]))
+        protocols = list(dict.fromkeys(r["protocol"] for r in chosen))
+        rows: dict[tuple[str, str], dict[str, Mapping]] = {}
+        for r in chosen:
+            rows.setdefault((r["features"], r["encoder"]), {})[r["protocol"]] = r["scores"][metric]
+        best = {p: max(row[p]["value"] for row in rows.values()) for p in protocols}
+        tables.append(
+            {"title": f"{dataset}: {label}", "metric": metric, "protocols": protocols, "rows": rows, "best": best}
+            | {key: chosen[0][key] for key in ("train", "test", "blocks", "near", "left_out")}
+        )
+    return tables
+
+
+@common.entry_point
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, help="folder of a run")
+    page = report(parser.parse_args(arguments).workdir)
+    print(f"{page} is written; open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from ringmoe_jax import sensors
+from ringmoe_jax.evaluate import baselines, features
+
+
+def entry(pixels, valid=None):
+    pixels = np.asarray(pixels, np.float32)
+    return {"pixels": pixels, "valid": np.ones(pixels.shape[:-1], bool) if valid is None else valid}
+
+
+def test_collect_drops_filled_up_tiles_and_stops_at_the_limit():
+    def batch(first, real):
+        pixels = np.arange(first, first + 3, dtype=np.float32)[:, None, None, None, None]
+        valid = np.broadcast_to(pixels[..., 0] != 1, (3, 1, 1, 1))
+        return {
+            "sensors": {"dem": entry(pixels, valid)},
+            "labels": {"class": np.arange(first, first + 3)},
+            "real": np.array(real),
+        }
+
+    encoders = {"identity": lambda b: {"dem": b["sensors"]["dem"]["pixels"].reshape(3, 1)}}
+    parts = [batch(0, [True, True, True]), batch(3, [True, True, False])]
+    found = features.collect(parts, encoders)
+    assert found.values["identity"]["dem"].ravel().tolist() == [0, 1, 2, 3, 4]
+    assert found.labels["class"].tolist() == [0, 1, 2, 3, 4]
+    assert found.observed["dem"].tolist() == [True, False, True, True, True]
+    assert len(set(found.groups.tolist())) == 5
+    assert len(features.collect(parts, encoders, limit=4).groups) == 4
+    assert found.joined("identity", ("dem", "dem")).shape == (5, 2)
+
+
+def test_image_statistics_by_hand_leave_out_what_was_not_observed():
+    pixels = np.array([0, 1, 2, 3, 4, 999], np.float32).reshape(1, 1, 2, 3, 1)
+    encode = baselines.image_statistics({"dem": sensors.get("dem")})
+    row = encode({"sensors": {"dem": entry(pixels, pixels[..., 0] != 999)}})["dem"]
+    np.testing.assert_allclose(row, [[2, np.sqrt(2), 0.2, 1, 2, 3, 3.8]], rtol=1e-6)
+    assert (encode({"sensors": {"dem": entry(pixels, np.zeros((1, 1, 2, 3), bool))}})["dem"] == 0).all()
+
+
+def test_complex_statistics_are_of_power_and_ignore_phase():
+    generator = np.random.default_rng(0)
+    amplitude, phase = generator.uniform(0.1, 1, (1, 1, 8, 8, 2)), generator.uniform(0, 6, (1, 1, 8, 8, 2))
+    encode = baselines.image_statistics({"slc_dual": sensors.get("slc_dual")})
+
+    def row(turn):
+        values = amplitude * np.exp(1j * (phase + turn))
+        return encode({"sensors": {"slc_dual": entry(np.stack([values.real, values.imag], -1).reshape(1, 1, 8, 8, 4))}})
+
+    first = row(0)["slc_dual"]
+    np.testing.assert_allclose(first, row(1.3)["slc_dual"], rtol=1e-4)
+    np.testing.assert_allclose(first[0, :2], (20 * np.log10(amplitude)).mean(axis=(0, 1, 2, 3)), rtol=1e-4)
+
+
+def test_random_convolutions_pool_over_the_image_and_repeat_with_the_seed():
+    sensor = sensors.get("s1_grd")
+    pixels = np.broadcast_to(np.array(sensor.statistics.mean, np.float32), (2, 1, 8, 8, 2))
+    make = lambda seed: baselines.random_convolutions({"s1_grd": sensor.statistics}, count=16, seed=seed)  # noqa: E731
+    at_mean = np.asarray(make(0)({"sensors": {"s1_grd": entry(pixels)}})["s1_grd"])
+    np.testing.assert_allclose(at_mean, np.repeat([[0.0] * 8 + [1.0] * 8], 2, 0), atol=1e-5)  # relu(-1) and relu(1)
+    other = pixels + np.random.default_rng(0).normal(size=pixels.shape).astype(np.float32)
+    first, again, third = (np.asarray(make(s)({"sensors": {"s1_grd": entry(other)}})["s1_grd"]) for s in (0, 0, 1))
+    assert (first == again).all()
+    assert not np.allclose(first, third)
+
+
+def test_decibels():
+    assert baselines.decibels(np.array([3.0, 4.0, 0.0, 0.1])) == pytest.approx([10 * np.log10(25), -20])

@@ -1,0 +1,154 @@
+"""`experiments.evaluate` and `experiments.report` on a tiny model and a data set made up here."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import common
+from experiments import evaluate as evaluate_script
+from experiments import report as report_script
+from input_pipeline.builder import write_dataset
+from input_pipeline.schema import CLASSES, MULTILABEL, Image, LabelInfo, Metadata, Sample, SensorInfo
+from ringmoe_jax import sensors
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.training import optimizer
+from ringmoe_jax.training.checkpoint import Checkpointer
+from ringmoe_jax.training.metrics import MetricsWriter
+from ringmoe_jax.training.state import create
+
+SIZE = 16
+TRAIN, VALIDATION = 20, 5  # with batches of 5, which training tiles fill evenly
+
+
+def samples(split, count):
+    generator = np.random.default_rng(count)
+    for i in range(count):
+        kind = i % 2
+        backscatter = generator.normal(-12 - 6 * kind, 1, (1, SIZE, SIZE, 2)).astype(np.float32)
+        height = generator.normal(100, 50, (1, SIZE, SIZE, 1)).astype(np.float32)
+        images = {"s1_grd": Image(backscatter), "dem": Image(height)}
+        labels = {"class": kind, "cover": [kind, 1 - kind, 0]}
+        yield Sample(f"{split}/{i}", images, 47.0 + 0.2 * i, 8.05, labels)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of one made-up checkpoint, evaluated and reported."""
+    folder = tmp_path_factory.mktemp("run")
+    metadata = Metadata(
+        name="made_up",
+        sensors={name: SensorInfo.of(sensors.get(name), (1, SIZE, SIZE), 10.0) for name in ("s1_grd", "dem")},
+        description="Noise of two powers.",
+        licence="none",
+        source="tests",
+        labels={
+            "class": LabelInfo(CLASSES, ("bright", "dark"), "mean backscatter"),
+            "cover": LabelInfo(MULTILABEL, ("dark", "bright", "never"), "the same"),
+        },
+    )
+    splits = {"train": samples("train", TRAIN), "validation": samples("validation", VALIDATION)}
+    metadata = write_dataset(folder / "data", splits, metadata, shards=2)
+    stream = {"directory": str(folder / "data"), "sensors": ["s1_grd", "dem"], "split": "train"}
+    values = {
+        "model": {"name": "ringmoe", "sensors": ["s1_grd", "dem"], "width": 8, "depths": [1, 1], "head_width": 8}
+        | {"image_size": SIZE, "patch": 4, "window": 4},
+        "objectives": {"backscatter": {"name": "masked_l1", "sensor": "s1_grd"}, "balance": {"name": "balance"}},
+        "data": {"streams": {"pairs": stream}, "image_size": SIZE, "batch_size": 4, "mask_unit": 8, "mask_ratio": 0.5},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "pretext": "masked",
+    }
+    config = common.ExperimentConfig.of(values)
+    statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}
+    parts = common.build(config, statistics)
+    state = create(parts.model, parts.pretext, optimizer.build(config.optimizer, 10), seed=0)
+    checkpointer = Checkpointer(folder / "run")
+    checkpointer.save(10, state, {"config": values, "statistics": {n: s.to_json() for n, s in statistics.items()}})
+    checkpointer.wait()
+    checkpointer.close()
+    writer = MetricsWriter(folder / "run")
+    speed = {"perf/images_per_second": 10.0, "perf/input_wait": 0.25, "perf/step_seconds": 0.4}
+    for step in (5, 10):
+        writer.write(step, {"loss": 2.0 / step, "loss/backscatter": 1.0 / step, "validation/loss": 0.3} | speed)
+    writer.close()
+    report_script.report(str(folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def found(workdir):
+    return json.loads((workdir / "report" / "evaluation.json").read_text())
+
+
+def test_every_label_encoder_and_set_of_sensors_is_probed(found):
+    keys = {(r["label"], r["features"], r["encoder"], r["protocol"]) for r in found["probes"]}
+    assert len(keys) == len(found["probes"]) == 2 * 3 * 4 * 3
+    assert {r["features"] for r in found["probes"]} == {"s1_grd", "dem", "s1_grd + dem"}
+    for r in found["probes"]:
+        assert (r["train"], r["test"], r["blocks"], r["near"]) == (TRAIN, VALIDATION, VALIDATION, VALIDATION)
+        assert r["left_out"] == (["never"] if r["label"] == "cover" else [])
+    easy = [r for r in found["probes"] if (r["features"], r["encoder"]) == ("s1_grd", "image statistics")]
+    assert all(next(iter(r["scores"].values()))["value"] == 1.0 for r in easy)  # 6 dB apart
+
+
+def test_reconstruction_of_noise_is_not_better_than_a_mean(found):
+    (row,) = found["reconstruction"]
+    assert (row["objective"], row["tiles"]) == ("backscatter", VALIDATION)
+    assert set(row["losses"]) == {"model", "image mean", "image median", "training mean"}
+    # Two clouds 6 dB apart with unit noise: std = sqrt(1 + 9), and E|noise| = 0.798.
+    assert row["losses"]["image mean"]["value"] == pytest.approx(0.798 / np.sqrt(10), rel=0.1)
+    assert row["losses"]["training mean"]["value"] == pytest.approx(3 / np.sqrt(10), rel=0.1)
+    assert row["difference"]["low"] > 0
+
+
+def test_routing_counts_every_token_once(found):
+    # 4 x 4 tokens in the first stage and 2 x 2 in the second, for each of the two modalities.
+    for group in found["routing"].values():
+        assert group["tokens"] == [VALIDATION * 20] * 2
+        for layer in group["load"]:
+            for shares in layer:
+                assert sum(x for x in shares if x is not None) == pytest.approx(1)
+
+
+def test_the_page_needs_nothing_else(workdir, found):
+    page = (workdir / "report.html").read_text()
+    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert page.count("<img") == sum(map(len, found["figures"].values())) + 1  # and the losses
+    for text in ("Noise of two powers.", "backscatter", "image median", "25 %", f"{jax.__version__}"):
+        assert text in page
+    assert "5 of the 5 blocks hold or border on training tiles" in page
+
+
+def test_what_cannot_be_evaluated_is_said_in_one_line(workdir, tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r'"knm" does not exist: did you mean "knn"'):
+        evaluate_script.evaluate(str(workdir), protocol="knm")
+    with pytest.raises(DataError, match="no checkpoint"):
+        report_script.report(str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        evaluate_script.main(["--checkpoint", str(tmp_path)])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: no checkpoint in")
+
+
+def test_findings_need_intervals_that_leave_out_zero():
+    def row(name, low, high):
+        return {"objective": name, "difference": {"value": (low + high) / 2, "low": low, "high": high}}
+
+    rows = [row("a", -2, -1), row("b", -1, 1), row("c", 1, 2), row("d", -3, -2)]
+    (sentence,) = report_script._findings({"reconstruction": rows, "probes": []})
+    assert sentence.endswith("better for a and d; worse for c; not to be told apart for b.")
+
+
+def test_json_holds_no_nan():
+    assert evaluate_script._plain({"a": np.array([np.nan, 1.0]), "b": (np.int64(2), float("inf"))}) == {
+        "a": [None, 1.0],
+        "b": [2, None],
+    }
+
+
+def test_columns_line_up():
+    lines = evaluate_script.table(("a", "bb"), [("long", "x"), ("", "y")]).split("\n")
+    assert lines == ["a     bb", "long  x", "      y"]
