@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
             slc_dual=sentinel | dict(sensors=("slc_dual",)),
         )
     )
-    config.data.update(image_size=64, batch_size=8, mask_unit=8, rotate=True)
+    config.data.update(image_size=64, batch_size=4, mask_unit=8, rotate=True)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=40)
-    config.train.update(steps=400, log_every=10, checkpoint_every=100, evaluate_every=100)
+    config.train.update(steps=700, log_every=20, checkpoint_every=200, evaluate_every=100)
     return config

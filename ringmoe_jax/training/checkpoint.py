@@ -36,7 +36,12 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "state": ocp.StandardCheckpointHandler(),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @classmethod
     def open(cls, workdir: str | Path) -> Checkpointer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +103,7 @@ def train(
                 stopping = stop.requested or checkpointer.preempted(number)
                 if evaluate and (done or (config.evaluate_every and number % config.evaluate_every == 0)):
                     progress.flush()
-                    progress.validation(number, evaluate(state))
+                    progress.validation(number, functools.partial(evaluate, state))
                 if done or stopping or number % config.checkpoint_every == 0:
                     progress.flush()  # a state whose metrics are not finite is never saved
                     checkpointer.save(number, state, dict(record) | {"data": data.get_state()})
@@ -189,12 +190,16 @@ class _Progress:
             flush=True,
         )
 
-    def validation(self, step: int, scalars: Mapping[str, float]) -> None:
+    def validation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Runs and logs a validation pass; its time counts for no rate."""
         started = time.perf_counter()
+        scalars = evaluate()
         self.writer.write(step, {f"validation/{name}": value for name, value in scalars.items()})
         width = 2 * len(str(self.config.steps)) + 6
         print(f"{'validation':<{width}} | loss {_losses(scalars)}", flush=True)
-        self.since += time.perf_counter() - started
+        spent = time.perf_counter() - started
+        self.since += spent
+        self.began = None if self.began is None else self.began + spent
 
 
 def _losses(scalars: Mapping[str, float]) -> str:

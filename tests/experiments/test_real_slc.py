@@ -24,7 +24,10 @@ def test_pretraining_on_real_single_look_data(tmp_path):
 
     config = configs.ringmoe(width=8, depths=(2,), head_width=4)
     config.model.update(sensors=("slc_quad",), image_size=32, window=4, dtype="float32", remat="none")
-    config.objectives = {"power": {"name": "total_power", "sensor": "slc_quad", "clip": 1e8}, "balance": {"name": "balance"}}
+    config.objectives = {
+        "power": {"name": "total_power", "sensor": "slc_quad", "clip": 1e8},
+        "balance": {"name": "balance"},
+    }
     stream = dict(directory=str(tmp_path / "slc"), sensors=("slc_quad",), split="train", crop_scale=(1.0, 1.0))
     config.data.streams = {"slc": stream}
     config.data.update(image_size=32, batch_size=jax.device_count(), mask_unit=8)
