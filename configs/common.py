@@ -49,11 +49,11 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
     config.pretext = "masked"
     config.objectives = ConfigDict(
         dict(
-            rgb=dict(name="masked_l1", sensor="rgb"),
-            slc_quad=dict(name="total_power", sensor="slc_quad"),
-            sar_amplitude=dict(name="masked_l1", sensor="sar_amplitude"),
-            ms4=dict(name="masked_l1", sensor="ms4"),
-            balance=dict(name="balance"),
+            rgb=dict(name="masked_l1", sensor="rgb", scale=1.0),
+            slc_quad=dict(name="total_power", sensor="slc_quad", scale=1.0),
+            sar_amplitude=dict(name="masked_l1", sensor="sar_amplitude", scale=1.0),
+            ms4=dict(name="masked_l1", sensor="ms4", scale=1.0),
+            balance=dict(name="balance", scale=4e-3),
         )
     )
     config.data = ConfigDict(

@@ -20,11 +20,11 @@ def get_config() -> ConfigDict:
     )
     config.objectives = ConfigDict(
         dict(
-            rgb=dict(name="masked_l1", sensor="rgb"),
-            s2_12=dict(name="masked_l1", sensor="s2_12"),
-            s1_grd=dict(name="masked_l1", sensor="s1_grd"),
-            slc_dual=dict(name="log_total_power", sensor="slc_dual"),
-            balance=dict(name="balance"),
+            rgb=dict(name="masked_l1", sensor="rgb", scale=1.0),
+            s2_12=dict(name="masked_l1", sensor="s2_12", scale=1.0),
+            s1_grd=dict(name="masked_l1", sensor="s1_grd", scale=1.0),
+            slc_dual=dict(name="log_total_power", sensor="slc_dual", scale=1.0),
+            balance=dict(name="balance", scale=4e-3),
         )
     )
     sentinel = dict(directory="data/sample/sentinel", split="train", crop_scale=(0.4, 1.0), weight=1.0)

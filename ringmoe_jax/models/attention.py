@@ -61,7 +61,6 @@ class WindowAttention(nnx.Module):
         width: D, a multiple of `heads`.
         heads: K heads.
         window: side of a window, in tokens.
-        shift: whether a shifted layer is possible (the grid is larger than a window).
     """
 
     def __init__(self, width: int, heads: int, window: int, rngs: nnx.Rngs, *, cosine: bool, dtype):
@@ -78,11 +77,16 @@ class WindowAttention(nnx.Module):
             table = TRUNCATED_NORMAL(rngs.params(), ((2 * window - 1) ** 2, heads), jnp.float32)
             self.relative_position_bias = nnx.Param(table)
 
-    def __call__(self, x: jax.Array, shift: int) -> jax.Array:
-        """[B, h, w, D] -> [B, h, w, D]; h and w are multiples of the window; 0 <= shift < window."""
+    def __call__(self, x: jax.Array, shifted: jax.Array | bool = False) -> jax.Array:
+        """[B, h, w, D] -> [B, h, w, D]; h and w are multiples of the window.
+
+        `shifted` moves the windows by half a window, cyclically. It may be traced, so that shifted and plain
+        blocks share one compiled body; the constant False leaves the shift out of the program.
+        """
         batch, height, width, depth = x.shape
+        shift = self.window // 2 if shifted is not False else 0
         if shift:
-            x = jnp.roll(x, (-shift, -shift), axis=(1, 2))
+            x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (-shift, -shift), axis=(1, 2)), lambda y: y, x)
         x = _windows(x, self.window)  # [B, n, window^2, D]
         q, k, v = (jnp.reshape(f(x), (*x.shape[:3], self.heads, -1)) for f in (self.query, self.key, self.value))
         if self.cosine:
@@ -93,12 +97,15 @@ class WindowAttention(nnx.Module):
         scores = jnp.einsum("bnqkd,bnskd->bnkqs", q, k).astype(jnp.float32)
         scores = scores * scale[:, None, None] + self._position_bias()
         if shift:
-            scores = jnp.where(shift_mask(height, width, self.window, shift)[:, None], scores, -1e9)
+            neighbours = shift_mask(height, width, self.window, shift)[:, None]
+            scores = jnp.where(neighbours | ~jnp.asarray(shifted), scores, -1e9)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         x = self.out(jnp.einsum("bnkqs,bnskd->bnqkd", weights, v).reshape(x.shape))
         x = x.reshape(batch, height // self.window, width // self.window, self.window, self.window, depth)
         x = x.swapaxes(2, 3).reshape(batch, height, width, depth)
-        return jnp.roll(x, (shift, shift), axis=(1, 2)) if shift else x
+        if shift:
+            x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (shift, shift), axis=(1, 2)), lambda y: y, x)
+        return x
 
     def _position_bias(self) -> jax.Array:
         """[K, window^2, window^2] float32."""

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import cells_to_pixels, standardise, validate
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PatchMerging, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
-from ringmoe_jax.models.swin import SwinBlock, SwinStage
+from ringmoe_jax.models.swin import REMAT_POLICIES, SwinBlock, SwinStage
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import Sensor, Statistics
 
@@ -66,6 +66,8 @@ class RingMoEConfig:
             raise ConfigError("model.sensors is empty: name at least one sensor")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
+        if self.remat not in REMAT_POLICIES:
+            raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
         if self.width % min(self.head_width, self.width):
             raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
         if self.image_size % self.stride:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.attention import WindowAttention
 from ringmoe_jax.models.layers import drop_path, layer_norm
 
@@ -38,11 +37,11 @@ class SwinBlock(nnx.Module):
         self.ffn = make_ffn(rngs)
         self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
 
-    def __call__(self, x: jax.Array, shift: int, slots, *, rate, key, train: bool, mesh):
+    def __call__(self, x: jax.Array, shifted, slots, *, rate, key, train: bool, mesh):
         """[B, S, h, w, D] -> the same shape, and the feed-forward layer's statistics."""
         batch, slot_count, height, width, depth = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
-        y = self.attention(x.reshape(-1, height, width, depth), shift)
+        y = self.attention(x.reshape(-1, height, width, depth), shifted)
         x = x + drop_path(self.attention_norm(y), rate, keys[0]).reshape(x.shape)
         y, collected = self.ffn(x.reshape(batch, slot_count, height * width, depth), slots, train=train, mesh=mesh)
         y = self.ffn_norm(y).reshape(-1, height, width, depth)
@@ -57,31 +56,20 @@ class SwinStage(nnx.Module):
     """
 
     def __init__(self, depth: int, grid: int, window: int, make_block: Callable, rngs: nnx.Rngs):
-        self.depth = depth
-        self.shift = window // 2 if grid > window else 0
-        if self.shift and depth % 2:
-            raise ConfigError(f"a stage with shifted windows needs an even depth, got {depth}")
+        self.depth, self.shifts = depth, grid > window
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
 
     def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str):
         """[B, S, h, w, D] and `rates` [depth] -> the same shape and statistics stacked [depth, ...]."""
-        period = 2 if self.shift else 1
         graph, stacked = nnx.split(self.blocks)
         keys = None if key is None else jax.random.split(key, self.depth)
-        folded = jax.tree.map(lambda p: p.reshape(self.depth // period, period, *p.shape[1:]), (stacked, rates, keys))
+        odd = jnp.arange(self.depth) % 2 == 1
 
         def body(x, layer):
-            collected = []
-            for i in range(period):
-                params, rate, block_key = jax.tree.map(lambda p, i=i: p[i], layer)
-                block = nnx.merge(graph, params)
-                x, one = block(x, i * self.shift, slots, rate=rate, key=block_key, train=train, mesh=mesh)
-                collected.append(one)
-            return x, jax.tree.map(lambda *s: jnp.stack(s), *collected)
+            params, odd, rate, key = layer
+            block = nnx.merge(graph, params)
+            return block(x, odd if self.shifts else False, slots, rate=rate, key=key, train=train, mesh=mesh)
 
-        if remat not in REMAT_POLICIES:
-            raise ConfigError(f'unknown remat policy "{remat}": {nearest(remat, REMAT_POLICIES)}')
         if remat != "none":
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
-        x, collected = jax.lax.scan(body, x, folded)
-        return x, jax.tree.map(lambda s: s.reshape(self.depth, *s.shape[2:]), collected)
+        return jax.lax.scan(body, x, (stacked, odd, rates, keys))

@@ -30,10 +30,28 @@ def batch(rows=2, names=SENSORS, seed=0, dates=1):
     }
 
 
+def stir(params):
+    """Moves parameters away from their start, where blocks are the identity and would hide a mistake."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    return tree.unflatten([p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+
+
+def test_new_blocks_are_the_identity():
+    model = models.build({**TINY, "depths": (2,)})
+    params, data = model.init(jax.random.key(0)), batch(names=("rgb",))
+    out = model.apply(params, data)["stages"]["rgb"][0]
+    params["stages"] = stir(params["stages"])
+    blocks = params["stages"]["stage0"]["blocks"]
+    for norm in ("attention_norm", "ffn_norm"):
+        blocks[norm] = jax.tree.map(jnp.zeros_like, blocks[norm])
+    assert_allclose(model.apply(params, data)["stages"]["rgb"][0], out, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def dense():
     model = models.build({**TINY, "moe": DENSE}, heads={"rgb": {"pixels": 3}})
-    return model, model.init(jax.random.key(0)), jax.jit(model.apply)
+    return model, stir(model.init(jax.random.key(0))), jax.jit(model.apply)
 
 
 def test_output_contract(dense):
@@ -134,7 +152,7 @@ def test_remat_changes_nothing(dense, remat):
 def test_drop_path_needs_train_and_a_key():
     model = models.build({**TINY, "moe": DENSE, "drop_path": 0.5})
     params, data, apply = (
-        model.init(jax.random.key(0)),
+        stir(model.init(jax.random.key(0))),
         batch(names=("rgb",)),
         jax.jit(model.apply, static_argnames="train"),
     )
@@ -162,7 +180,7 @@ def test_sensors_of_one_modality_share_experts():
         (dict(dtype="float16"), r'"float16": wanted "float32" or "bfloat16"'),
         (dict(moe=dict(top_k=5)), r"top-5 routing, but modality 0 may choose 4 of"),
         (dict(moe=dict(specialised=0, collaborative=0, shared=False)), "has no experts"),
-        (dict(depths=(3, 2)), "needs an even depth, got 3"),
+        (dict(remat="ful"), r'model.remat = "ful" does not exist: did you mean "full"'),
     ],
 )
 def test_bad_configs(change, message):
