@@ -12,6 +12,7 @@ import argparse
 import base64
 import datetime
 import json
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -167,8 +168,18 @@ def _probe_tables(results: Sequence[Mapping]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of a run")
-    page = report(parser.parse_args(arguments).workdir)
-    print(f"{page} is written; open it in a browser")
+    workdir = Path(parser.parse_args(arguments).workdir)
+    page = report(str(workdir))
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    print(
+        f"\nreport       {page}  (open it in a browser)\n"
+        f"pictures     {workdir / 'report'}/*.png, numbers in evaluation.json\n"
+        f"checkpoints  {workdir / 'checkpoints'}\n"
+        f"metrics      {workdir / 'metrics.jsonl'} and {workdir / 'tensorboard'}\n"
+        f"\nnext: train longer, or swap a loss or a sensor as README.md shows\n"
+        f"    {python} -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/long "
+        f"--config.train.steps=5000"
+    )
     return 0
 
 

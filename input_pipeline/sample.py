@@ -47,7 +47,8 @@ WHEELS = {
     ),
 }
 
-AERIAL_TILE, AERIAL_STRIDE = 128, 64  # pixels of 0.1 m
+AERIAL_TILE = 128  # pixels of 0.1 m
+AERIAL_STRIDE = {"train": 96, "validation": 64}
 TRAIN_COLUMNS = 0.75  # share of an aerial image's columns that training tiles come from
 # SOAP_031 of the same package has no boxes and is left out: every tile here is labelled.
 AERIAL_IMAGES = (
@@ -139,7 +140,8 @@ def aerial(wheel: Path) -> tuple[Metadata, dict[str, Iterator[Sample]]]:
         sensors={"rgb": sensor},
         description=(
             "Aerial RGB images of the NEON sites YELL, OSBS and SOAP (USA) at 0.1 m, as shipped with deepforest 2.1.0, "
-            f"cut into tiles of {AERIAL_TILE} px every {AERIAL_STRIDE} px. Training tiles lie in the left "
+            f"cut into tiles of {AERIAL_TILE} px every {AERIAL_STRIDE['train']} px (training) and "
+            f"{AERIAL_STRIDE['validation']} px (validation). Training tiles lie in the left "
             f"{TRAIN_COLUMNS:.0%} of an image, validation tiles to the right of them after a gap of {AERIAL_TILE} px. "
             "Dates and exact coordinates are not published with the images."
         ),
@@ -166,9 +168,10 @@ def _aerial_tiles(wheel: Path, split: str) -> Iterator[Sample]:
             height, width, _ = pixels.shape
             crowns = geo.squares(boxes(archive.read(f"deepforest/data/{name}.xml")), height, width)
             border = int(TRAIN_COLUMNS * width)
+            stride = AERIAL_STRIDE[split]
             start, end = (0, border) if split == "train" else (border + AERIAL_TILE, width)
-            for top in geo.offsets(height, AERIAL_TILE, AERIAL_STRIDE):
-                for left in geo.offsets(end, AERIAL_TILE, AERIAL_STRIDE, start):
+            for top in geo.offsets(height, AERIAL_TILE, stride):
+                for left in geo.offsets(end, AERIAL_TILE, stride, start):
                     tile = slice(top, top + AERIAL_TILE), slice(left, left + AERIAL_TILE)
                     cover = crowns[tile].mean()
                     yield Sample(

@@ -33,8 +33,6 @@ def _set(notebook, **parameters):
 
 @pytest.mark.slow
 def test_quickstart(tmp_path, monkeypatch):
-    if not (ROOT / "data/sample/sentinel/dataset_info.json").exists():
-        pytest.skip("needs the sample data: python -m experiments.prepare --sample --out data/sample")
     for name, value in {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),

@@ -152,7 +152,7 @@ def logistic(train: Split, features: np.ndarray, penalty: float, classes: int) -
     def fit(labels):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties on separable tiles; C is chosen anyway
-            return LogisticRegression(C=penalty, max_iter=1000).fit(train.features, labels)
+            return LogisticRegression(C=penalty, max_iter=300).fit(train.features, labels)
 
     if train.labels.ndim == 1:
         model = fit(train.labels)
