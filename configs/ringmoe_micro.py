@@ -40,5 +40,5 @@ def get_config() -> ConfigDict:
     )
     config.data.update(image_size=64, batch_size=4, mask_unit=8, rotate=True)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=40)
-    config.train.update(steps=600, log_every=20, checkpoint_every=200, evaluate_every=100)
+    config.train.update(steps=800, log_every=20, checkpoint_every=200, evaluate_every=100)
     return config
