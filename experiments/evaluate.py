@@ -433,6 +433,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @common.entry_point
 def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
     given = parse(arguments)
     jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
     evaluate(

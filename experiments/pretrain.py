@@ -152,6 +152,7 @@ def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
 
 @common.entry_point
 def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")

@@ -166,6 +166,7 @@ def _probe_tables(results: Sequence[Mapping]) -> list[dict[str, Any]]:
 
 @common.entry_point
 def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of a run")
     workdir = Path(parser.parse_args(arguments).workdir)

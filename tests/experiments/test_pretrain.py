@@ -180,7 +180,10 @@ def test_image_sizes_must_agree(config):
         (["--config.data.streams.rgb.directory=/nowhere"], "/nowhere"),
         (["--config.data.streams.rgb.sensors=('s2_12',)"], "s2_12"),
         (["--config.mesh.data=3"], "mesh data=3 x fsdp=1 x expert=1 does not fit 8 devices"),
-        (["--config.optimizer.warmup_steps=500"], "optimizer.warmup_steps = 500 must be less than train.steps = 40"),
+        (
+            ["--config.optimizer.warmup_steps=500", "--config.data.batch_size=8"],
+            "optimizer.warmup_steps = 500 must be less than train.steps = 40",
+        ),
     ],
 )
 def test_bad_runs_end_with_one_line(config, tmp_path, arguments, message):
