@@ -41,6 +41,7 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
                 eval_capacity_factor=2.0,
                 normalise_gates=False,
                 engine="capacity",
+                priority=False,
                 groups=0,
             ),
         )

@@ -412,11 +412,16 @@ def _print(result: Mapping) -> None:
                             modality,
                             f"{np.mean(group['drop_rate'][:, m]):.1%}",
                             f"{np.mean(group['entropy'][:, m]):.2f}",
+                            f"{np.mean(group['gate'][:, m]):.2f}",
                             f"{np.mean(np.nanmax(load, axis=1)):.0%}",
                             str(len(group["dead"])),
                         )
                     )
-        print(table(("group", "modality", "dropped", "entropy, nats", "busiest expert", "dead in group"), rows))
+        print(
+            table(
+                ("group", "modality", "dropped", "entropy, nats", "mean gate", "busiest expert", "dead in group"), rows
+            )
+        )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

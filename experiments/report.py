@@ -23,7 +23,7 @@ import jinja2
 
 from experiments import common
 from experiments.evaluate import TRAINED, evaluate
-from ringmoe_jax.evaluate import figures, reconstruction
+from ringmoe_jax.evaluate import figures, reconstruction, routing
 from ringmoe_jax.training import metrics
 from ringmoe_jax.training.checkpoint import Checkpointer
 
@@ -54,6 +54,11 @@ def report(workdir: str) -> Path:
 
     records = metrics.read(workdir)
     found["figures"]["losses"] = [figures.save(figures.losses(records), folder / "losses.png").name]
+    history = routing.history(records)
+    found["figures"]["routers"] = [
+        figures.save(figures.routers(group, series, found["modalities"]), folder / f"routers_{group}.png").name
+        for group, series in history.items()
+    ]
     page = Path(workdir) / "report.html"
     page.write_text(render(Path(workdir), record, records, found))
     return page

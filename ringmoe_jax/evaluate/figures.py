@@ -130,6 +130,38 @@ def losses(records: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+ROUTER_PANELS = {
+    "drop_rate": "choices dropped",
+    "entropy": "router entropy, nats",
+    "gate": "mean gate of the chosen",
+    "max_load": "busiest expert over mean",
+}
+
+
+@styled
+def routers(group: str, series: Mapping[str, np.ndarray], modalities: Sequence[str]) -> Figure:
+    """What the routers of a group did during training: one panel a measure, one line a modality.
+
+    Args:
+        group: name of the router group.
+        series: one group of `routing.history`.
+        modalities: names along M.
+    """
+    figure, axes = _figure(1.9, 1, len(ROUTER_PANELS), sharex=True)
+    for ax, (name, title) in zip(axes[0], ROUTER_PANELS.items(), strict=True):
+        for m, modality in enumerate(modalities):
+            if np.isfinite(series[name][:, m]).any():
+                colour, marker = SERIES[m % len(SERIES)]
+                ax.plot(series["step"], series[name][:, m], color=colour, label=modality)
+                ax.plot(series["step"][-1], series[name][-1, m], marker, color=colour)
+        ax.set_title(title, fontsize=8, weight="normal")
+        ax.set_xlabel("optimiser step")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    figure.suptitle(f"{group} experts: routers during training", x=0.01, ha="left", fontsize=9, weight="bold")
+    return figure
+
+
 @styled
 def experts(group: str, summary: GroupSummary, modalities: Sequence[str]) -> Figure:
     """Share of each modality's tokens that every expert got (columns), layer by layer (rows).

@@ -20,6 +20,7 @@ class GroupSummary:
             modality may not choose the expert or was not seen.
         drop_rate: [L, M] share of choices that found their expert full, NaN where not seen.
         entropy: [L, M] mean entropy of the router in nats, NaN where not seen.
+        gate: [L, M] mean gate of the chosen experts, NaN where not seen.
         dead: (layer, expert) pairs that got no token although a modality that was seen may choose them.
         tokens: [M] tokens seen, over all layers.
     """
@@ -27,6 +28,7 @@ class GroupSummary:
     load: np.ndarray
     drop_rate: np.ndarray
     entropy: np.ndarray
+    gate: np.ndarray
     dead: tuple[tuple[int, int], ...]
     tokens: np.ndarray
 
@@ -41,6 +43,27 @@ def summarise(statistics: Mapping[str, Statistics]) -> dict[str, GroupSummary]:
     return {name: _group(Statistics(*map(np.asarray, s))) for name, s in statistics.items()}
 
 
+def history(records: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
+    """What the routers did during training, from the logged records (see `training.step.routing_metrics`).
+
+    Returns:
+        {router group: {"step": [R], "drop_rate", "entropy", "gate", "max_load": [R, M]}}; means over layers, NaN
+        where a modality was absent. `max_load` is the busiest expert's load over the mean of those in reach.
+    """
+    groups: dict[str, dict[str, list]] = {}
+    for record in records:
+        tables = {name: value for name, value in record.items() if "/by_layer/" in name}
+        for name, value in tables.items():
+            _, group, _, metric = name.split("/")
+            value = np.asarray(value, np.float64)
+            if metric == "load":
+                metric, value = "max_load", value.max(axis=-1) * (value.sum(axis=0) > 0).sum(axis=-1)
+            groups.setdefault(group, {}).setdefault(metric, []).append(value.mean(axis=0))
+        for group in {name.split("/")[1] for name in tables}:
+            groups[group].setdefault("step", []).append(record["step"])
+    return {group: {name: np.asarray(v) for name, v in series.items()} for group, series in groups.items()}
+
+
 def _group(s: Statistics) -> GroupSummary:
     allowed = s.probability.sum(axis=0) > 0  # [M, E]: a softmax is 0 only where an expert is out of reach
     choices = s.load.sum(axis=-1)
@@ -51,6 +74,7 @@ def _group(s: Statistics) -> GroupSummary:
         load,
         _ratio(s.dropped, choices),
         _ratio(s.entropy, s.tokens),
+        _ratio(s.gate, choices),
         tuple((int(layer), int(expert)) for layer, expert in dead),
         s.tokens.sum(axis=0),
     )

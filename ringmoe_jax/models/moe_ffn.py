@@ -14,6 +14,7 @@ from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp
 from ringmoe_jax.moe import parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
+from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,10 @@ class MoEConfig:
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
         normalise_gates: the released code's gate, see `moe.routing.route`.
-        engine: "capacity" or "dense", see `moe.engines`.
+        engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
+            the products that "dropless" chooses from by platform, see `moe.engines`.
+        priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
+            routing, V-MoE section 3); False serves tokens in their order.
         groups: token groups that compete for buffer rows on their own; 0 means one per device
             (then results depend on the number of devices where tokens overflow).
     """
@@ -42,7 +46,13 @@ class MoEConfig:
     eval_capacity_factor: float = 2.0
     normalise_gates: bool = False
     engine: str = "capacity"
+    priority: bool = False
     groups: int = 0
+
+    def __post_init__(self):
+        parallel.check(self.engine)
+        if self.top_k < 1:
+            raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
 
     def tables(self, modalities: int) -> dict[str, np.ndarray]:
         """The router groups and who may choose what: {group: allowed[M, E]}."""
@@ -69,9 +79,9 @@ class RouterGroup(nnx.Module):
         self.wo = nnx.Param(TRUNCATED_NORMAL(keys[2], (experts, hidden, width), jnp.float32))
         self.bo = nnx.Param(jnp.zeros((experts, width), jnp.float32))
 
-    def experts(self) -> Experts:
-        """The stacked expert weights."""
-        return Experts(self.wi[...], self.bi[...], self.wo[...], self.bo[...])
+    def experts(self, columns: np.ndarray | slice) -> Experts:
+        """The stacked weights of the experts at `columns`."""
+        return Experts(self.wi[columns], self.bi[columns], self.wo[columns], self.bo[columns])
 
 
 class MoEFeedForward(nnx.Module):
@@ -94,29 +104,52 @@ class MoEFeedForward(nnx.Module):
         modality = jnp.broadcast_to(jnp.asarray(slots, jnp.int32)[:, None], x.shape[:3]).reshape(-1)
         tokens = x.reshape(-1, width)
         counts = tuple(batch * n * slots.count(m) for m in range(self.modalities))
-        outputs = self.shared(tokens) if self.config.shared else jnp.zeros_like(tokens)
-        collected = {}
-        for name, allowed in self.config.tables(self.modalities).items():
-            y, collected[name] = self._group(getattr(self, name), allowed, tokens, modality, counts, train, mesh)
-            outputs = outputs + y
+        tables = self.config.tables(self.modalities)
+        outputs, collected = jnp.zeros_like(tokens), {}
+        if tables:
+            outputs, collected = self._routed(tables, tokens, modality, counts, train, mesh)
+        if self.config.shared:  # depends on no exchange, so that a compiler can overlap the two
+            with jax.named_scope("shared"):
+                outputs = outputs + self.shared(tokens)
         return outputs.reshape(x.shape), collected
 
-    def _group(self, group: RouterGroup, allowed, tokens, modality, counts, train: bool, mesh: Mesh | None):
-        """One router group on tokens [N, D]; experts that no present modality can choose are left out."""
-        total, experts, kernel = allowed.shape[1], group.experts(), group.router[...]
-        columns = table.reachable(allowed, tuple(m for m, c in enumerate(counts) if c))
-        expert_shards = mesh.shape["expert"] if mesh is not None else 1
-        if len(columns) < total and expert_shards == 1:
-            allowed, kernel, experts = allowed[:, columns], kernel[:, columns], experts.take(columns)
+    def _routed(self, tables, tokens, modality, counts, train: bool, mesh: Mesh | None):
+        """All router groups on tokens [N, D]; experts that no present modality can choose are left out."""
         config = self.config
         shards = mesh.size if mesh is not None else 1
         groups = config.groups or shards
         factor = config.capacity_factor if train else config.eval_capacity_factor
-        rows = table.capacity(allowed, tuple(c // groups for c in counts), config.top_k, factor)
+        columns = {name: self._columns(allowed, counts, mesh) for name, allowed in tables.items()}
+        allowed = {name: table_[:, columns[name]] for name, table_ in tables.items()}
+        rows = [
+            table.capacity(who, tuple(c // groups for c in counts), config.top_k, factor) for who in allowed.values()
+        ]
         with jax.named_scope("route"):
-            choice = routing.route(
-                tokens, kernel, modality, allowed, k=config.top_k, normalise_gates=config.normalise_gates
+            kernels = [getattr(self, name).router[...][:, columns[name]] for name in tables]
+            choices = [
+                routing.route(scores, modality, who, k=config.top_k, normalise_gates=config.normalise_gates)
+                for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
+            ]
+        outputs, kept = parallel.run(
+            config.engine,
+            tokens,
+            choices,
+            [getattr(self, name).experts(columns[name]) for name in tables],
+            rows,
+            groups=groups,
+            priority=config.priority,
+            mesh=mesh,
+        )
+        collected = {
+            name: statistics.expand(
+                statistics.layer(choice, mask, modality, allowed[name]), columns[name], tables[name].shape[1]
             )
-        outputs, kept = parallel.run(config.engine, tokens, choice, experts, rows, groups=groups, mesh=mesh)
-        collected = statistics.layer(choice, kept, modality, allowed)
-        return outputs, collected if allowed.shape[1] == total else statistics.expand(collected, columns, total)
+            for name, choice, mask in zip(tables, choices, kept, strict=True)
+        }
+        return outputs, collected
+
+    def _columns(self, allowed: np.ndarray, counts, mesh: Mesh | None) -> np.ndarray | slice:
+        """Experts to compute: all, or on one device of the expert axis those that can be chosen."""
+        columns = table.reachable(allowed, tuple(m for m, c in enumerate(counts) if c))
+        split = mesh is not None and mesh.shape[EXPERT_AXIS] > 1
+        return slice(None) if split or len(columns) == allowed.shape[1] else columns

@@ -3,7 +3,9 @@
     table     which experts each modality may choose (`allowed[M, E]`)
     routing   router scores to expert indices and gates
     experts   the experts' parameters and their two matrix products
-    engines   tokens to outputs, given the choice: `dense` (reference) and `capacity`
+    dispatch  choices to rows and back, by gathers in both directions
+    exchange  rows between devices, different numbers of them
+    engines   tokens to outputs, given the choice: `dense` (reference), `capacity`, `dropless`
     parallel  an engine run on a mesh, experts split over its "expert" axis
     statistics  loads, drops, entropies and balance losses, per modality
 

@@ -32,6 +32,10 @@ class Experts(NamedTuple):
         """The experts at `indices` [E'] only."""
         return Experts(*(leaf[indices] for leaf in self))
 
+    def astype(self, dtype) -> Experts:
+        """The same experts in another dtype."""
+        return Experts(*(leaf.astype(dtype) for leaf in self))
+
 
 def apply(experts: Experts, x: jax.Array) -> jax.Array:
     """Runs expert e on the rows x[..., e, :, :].
@@ -43,6 +47,23 @@ def apply(experts: Experts, x: jax.Array) -> jax.Array:
     Returns:
         [..., E, R, D] in the dtype of `x`.
     """
-    wi, bi, wo, bo = (leaf.astype(x.dtype) for leaf in experts)
-    hidden = jax.nn.gelu(jnp.einsum("...erd,edf->...erf", x, wi) + bi[:, None])
-    return jnp.einsum("...erf,efd->...erd", hidden, wo) + bo[:, None]
+    experts = experts.astype(x.dtype)
+    return contract(experts, expand(experts, x))
+
+
+def expand(experts: Experts, x: jax.Array) -> jax.Array:
+    """First product, before bias and GELU: [..., E, R, D] -> [..., E, R, F]."""
+    return jnp.einsum("...erd,edf->...erf", x, experts.wi)
+
+
+def contract(experts: Experts, z: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    """Bias, GELU, second product and bias: [..., E, R, F] -> [..., E, R, D].
+
+    With `gate` [..., E, R] the output is gate * y. The gate enters before the second product, so that its
+    gradient needs the hidden units, which the backward pass has anyway, and not y.
+    """
+    hidden, bias = jax.nn.gelu(z + experts.bi[:, None]), experts.bo[:, None]
+    if gate is not None:
+        gate = gate[..., None].astype(z.dtype)
+        hidden, bias = gate * hidden, gate * bias
+    return jnp.einsum("...erf,efd->...erd", hidden, experts.wo) + bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,20 +24,28 @@ class Routing(NamedTuple):
     probabilities: jax.Array
 
 
+def logits(tokens: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
+    """Router scores of several router groups by one product.
+
+    Args:
+        tokens: [N, D], any float dtype; cast to float32.
+        kernels: [D, E_g] float32 each, no bias (released RingMoE code).
+
+    Returns:
+        [N, E_g] float32 each.
+    """
+    joined = jnp.concatenate([kernel.astype(jnp.float32) for kernel in kernels], axis=1)
+    scores = jnp.dot(tokens.astype(jnp.float32), joined, precision=jax.lax.Precision.HIGHEST)
+    return jnp.split(scores, np.cumsum([kernel.shape[1] for kernel in kernels])[:-1], axis=1)
+
+
 def route(
-    tokens: jax.Array,
-    kernel: jax.Array,
-    modality: jax.Array,
-    allowed: np.ndarray,
-    *,
-    k: int,
-    normalise_gates: bool = False,
+    logits: jax.Array, modality: jax.Array, allowed: np.ndarray, *, k: int, normalise_gates: bool = False
 ) -> Routing:
     """Top-k softmax routing within the experts that a token's modality may choose.
 
     Args:
-        tokens: [N, D], any float dtype; cast to float32.
-        kernel: [D, E] float32, no bias (released RingMoE code).
+        logits: [N, E] float32.
         modality: [N] int32, row of `allowed` for each token.
         allowed: [M, E] bool; every row allows at least `k` experts.
         k: experts per token.
@@ -47,7 +56,6 @@ def route(
     Returns:
         `Routing`. Ties go to the lower expert index.
     """
-    logits = jnp.dot(tokens.astype(jnp.float32), kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     if not allowed.all():
         logits = jnp.where(jnp.asarray(allowed)[modality], logits, -jnp.inf)
     probabilities = jax.nn.softmax(logits, axis=-1)

@@ -65,8 +65,10 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     )
 
 
-def expand(statistics: Statistics, columns: np.ndarray, experts: int) -> Statistics:
-    """Puts the statistics of a slice of experts, `columns` [E'], back among all E."""
+def expand(statistics: Statistics, columns: np.ndarray | slice, experts: int) -> Statistics:
+    """Puts the statistics of a selection of experts, `columns` [E'], back among all E."""
+    if statistics.load.shape[-1] == experts:
+        return statistics
     wide = lambda x: jnp.zeros((*x.shape[:-1], experts), x.dtype).at[..., columns].set(x)  # noqa: E731
     return statistics._replace(load=wide(statistics.load), probability=wide(statistics.probability))
 

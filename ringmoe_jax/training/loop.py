@@ -152,7 +152,9 @@ class _Progress:
             return
         step, metrics = self.pending
         self.pending = None
-        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        fetched = jax.device_get(metrics)
+        scalars = {name: float(value) for name, value in fetched.items() if not np.ndim(value)}
+        tables = {name: value for name, value in fetched.items() if np.ndim(value)}
         bad = not_finite(scalars)
         if bad:
             losses = [name for name in bad if name.startswith("loss/")] or bad
@@ -165,7 +167,7 @@ class _Progress:
             print(f"first step took {now - self.since:.1f} s (compilation)", flush=True)
             self.began, self.first = now, step
             if step % self.config.log_every == 0:
-                self.writer.write(step, scalars)
+                self.writer.write(step, scalars, tables)
             self._reset()
             return
         if step % self.config.log_every and step != self.config.steps:
@@ -176,7 +178,7 @@ class _Progress:
             "perf/input_wait": self.waited / elapsed,
             "perf/step_seconds": elapsed / max(self.steps, 1),
         }
-        self.writer.write(step, scalars)
+        self.writer.write(step, scalars, tables)
         self._print(step, scalars, now)
         self._reset()
 

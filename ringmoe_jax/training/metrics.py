@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 
 class MetricsWriter:
@@ -41,13 +42,19 @@ class MetricsWriter:
         except ImportError:
             print("tensorboard is not installed: metrics go to metrics.jsonl only")
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one record."""
+    def write(self, step: int, scalars: Mapping[str, float], tables: Mapping[str, np.ndarray] | None = None) -> None:
+        """Appends one record.
+
+        Args:
+            step: optimiser steps taken.
+            scalars: one number each.
+            tables: arrays, for metrics.jsonl only; rounded to 4 digits, None where not finite.
+        """
         if not self._active:
             return
         record = {"step": step} | {name: float(value) for name, value in scalars.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record | {name: _listed(values) for name, values in (tables or {}).items()}) + "\n")
         if self._events is not None:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
@@ -64,6 +71,13 @@ class MetricsWriter:
 def read(workdir: str | Path) -> list[dict]:
     """All records of a run, in the order of writing."""
     return [json.loads(line) for line in _lines(Path(workdir) / "metrics.jsonl")]
+
+
+def _listed(values: np.ndarray) -> list | float | None:
+    """Nested lists of an array."""
+    if np.ndim(values):
+        return [_listed(part) for part in values]
+    return round(float(values), 4) if math.isfinite(values) else None
 
 
 def _lines(path: Path) -> list[str]:

@@ -152,19 +152,28 @@ def _interleaved(x: jax.Array, parts: int) -> jax.Array:
 
 
 def routing_metrics(routing: Mapping) -> dict[str, jax.Array]:
-    """Means over layers and modalities of what the routers did; the pictures show them apart.
+    """What the routers did: one number per router group, and the same by layer and modality.
 
-    Per router group: `drop_rate` (share of choices that found their expert full), `entropy` (nats),
-    `gate` (mean gate of the chosen experts), `max_load` (load of the busiest expert over the mean).
+    `moe/<group>/drop_rate` (share of choices that found their expert full), `entropy` (nats), `gate` (mean
+    gate of the chosen experts), `max_load` (load of the busiest expert over the mean) and `dead` (share of
+    the experts in reach that got no token) are means over layers. `moe/<group>/by_layer/<name>` holds the
+    first three as [L, M] and `load`, the share of a modality's choices on each expert, as [L, M, E]; NaN
+    where a modality is absent.
     """
     metrics = {}
     for group, s in routing.items():
-        choices, tokens = jnp.maximum(s.load.sum(), 1.0), jnp.maximum(s.tokens.sum(), 1.0)
-        load = s.load.sum(axis=1)  # [L, E]
+        choices, load = s.load.sum(axis=-1), s.load.sum(axis=1)  # [L, M], [L, E]
+        reached = s.probability.sum(axis=(0, 1)) > 0  # [E]: a softmax is 0 only where an expert is out of reach
+        count = jnp.maximum(reached.sum(), 1)
         metrics |= {
-            f"moe/{group}/drop_rate": s.dropped.sum() / choices,
-            f"moe/{group}/entropy": s.entropy.sum() / tokens,
-            f"moe/{group}/gate": s.gate.sum() / choices,
-            f"moe/{group}/max_load": jnp.mean(load.max(axis=1) / jnp.maximum(load.mean(axis=1), 1e-9)),
+            f"moe/{group}/drop_rate": s.dropped.sum() / jnp.maximum(choices.sum(), 1),
+            f"moe/{group}/entropy": s.entropy.sum() / jnp.maximum(s.tokens.sum(), 1),
+            f"moe/{group}/gate": s.gate.sum() / jnp.maximum(choices.sum(), 1),
+            f"moe/{group}/max_load": jnp.mean(load.max(axis=1) * count / jnp.maximum(load.sum(axis=1), 1)),
+            f"moe/{group}/dead": jnp.mean(jnp.sum(reached & (load == 0), axis=1)) / count,
+            f"moe/{group}/by_layer/drop_rate": s.dropped / choices,
+            f"moe/{group}/by_layer/entropy": s.entropy / s.tokens,
+            f"moe/{group}/by_layer/gate": s.gate / choices,
+            f"moe/{group}/by_layer/load": s.load / choices[..., None],
         }
     return metrics

@@ -83,7 +83,7 @@ def test_figures_say_what_they_show(tmp_path):
     image = np.zeros((8, 8, 3))
     load = np.full((3, 2, 4), 0.25)
     load[:, 1] = np.nan
-    summary = GroupSummary(load, np.zeros((3, 2)), np.ones((3, 2)), (), np.array([9.0, 0.0]))
+    summary = GroupSummary(load, np.zeros((3, 2)), np.ones((3, 2)), np.ones((3, 2)), (), np.array([9.0, 0.0]))
     losses = {name: score(0.5) for name in (MODEL, *TRIVIAL)}
     probe = {"features": "rgb", "encoder": "pre-trained", "protocol": "knn5", "scores": {"accuracy": score(0.7)}}
     drawn = {
@@ -107,3 +107,14 @@ def test_figures_say_what_they_show(tmp_path):
         assert figures.save(figure, tmp_path / f"{name}.png").stat().st_size > 5000
     assert "sar_l2" not in texts(drawn["experts"])  # a modality that was not seen
     assert dict(mpl.rcParams) == before
+
+
+def test_routers_show_one_line_per_modality_that_was_seen():
+    series = {"step": np.array([10, 20])}
+    series |= {name: np.array([[0.1, np.nan], [0.2, np.nan]]) for name in figures.ROUTER_PANELS}
+    figure = figures.routers("collaborative", series, ("optical", "sar"))
+    shown = texts(figure)
+    assert "collaborative experts: routers during training" in shown
+    assert "optical" in shown
+    assert "sar" not in shown
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.1, 0.2])

@@ -7,13 +7,19 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.moe import engines, routing, statistics, table
+from ringmoe_jax.moe import dispatch, parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
 
 # Three tokens, three experts. The router's kernel is the identity, so a token is its own logits.
 LOGITS = np.log([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.7, 0.2, 0.1]]).astype(np.float32)
 ONE = np.ones((1, 3), bool)
 NOBODY = np.zeros(3, np.int32)
+
+
+def placed(chosen, experts, rows, priority=None):
+    """Choices in buffers of equal size, side by side."""
+    choices = dispatch.sort(chosen, experts, priority)
+    return dispatch.fill(choices, np.full(experts, rows), rows * np.arange(experts), chosen.shape)
 
 
 def multiply_experts(factors):
@@ -25,22 +31,22 @@ def multiply_experts(factors):
 
 
 def test_top1_keeps_the_softmax_probability():
-    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=1)
+    choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=1)
     assert_array_equal(choice.experts, [[0], [0], [0]])
     assert_allclose(choice.gates, [[0.5], [0.6], [0.7]], rtol=1e-6)
     assert_allclose(choice.probabilities, np.exp(LOGITS), rtol=1e-6)
 
 
 def test_top1_normalised_gate_is_one_and_blind_to_the_router():
-    def gate(kernel):
-        return routing.route(jnp.asarray(LOGITS), kernel, NOBODY, ONE, k=1, normalise_gates=True).gates.sum()
+    def gate(logits):
+        return routing.route(logits, NOBODY, ONE, k=1, normalise_gates=True).gates.sum()
 
-    assert_allclose(gate(jnp.eye(3)), 3.0, rtol=1e-6)
-    assert_allclose(jax.grad(gate)(jnp.eye(3)), np.zeros((3, 3)), atol=1e-7)
+    assert_allclose(gate(jnp.asarray(LOGITS)), 3.0, rtol=1e-6)
+    assert_allclose(jax.grad(gate)(jnp.asarray(LOGITS)), np.zeros((3, 3)), atol=1e-7)
 
 
 def test_top2_normalised():
-    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=2, normalise_gates=True)
+    choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=2, normalise_gates=True)
     assert_array_equal(choice.experts, [[0, 1], [0, 2], [0, 1]])
     assert_allclose(choice.gates, [[5 / 8, 3 / 8], [6 / 9, 3 / 9], [7 / 9, 2 / 9]], rtol=1e-5)
 
@@ -50,16 +56,32 @@ def test_capacity_two_drops_the_last_token_and_serves_first_choices_first():
 
     Second choices: token 0 -> expert 1 (row 0), token 1 -> expert 2 (row 0), token 2 -> expert 1 (row 1).
     """
-    choice = routing.route(jnp.asarray(LOGITS), jnp.eye(3), NOBODY, ONE, k=2)
-    source, slot, kept = engines.assign(choice.experts, 3, 2)
-    assert_array_equal(kept, [[True, True], [True, True], [False, True]])
-    assert_array_equal(np.asarray(source).reshape(3, 2), [[0, 1], [0, 2], [1, 3]])  # 3 = empty row
-    assert_array_equal(np.asarray(slot)[np.asarray(kept)], [0, 2, 1, 4, 3])
+    choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=2)
+    d = placed(choice.experts, 3, 2)
+    assert_array_equal(d.kept, [[True, True], [True, True], [False, True]])
+    # Choice k * 3 + n of every row; 6 = empty row.
+    assert_array_equal(np.asarray(d.choice).reshape(3, 2), [[0, 1], [3, 5], [4, 6]])
+    assert_array_equal(d.slot, [[0, 2], [1, 4], [6, 3]])
 
     tokens = jnp.asarray([[1.0], [2.0], [4.0]])
-    outputs, _ = engines.capacity(tokens, choice, multiply_experts([1.0, 10.0, 100.0]), 2)
+    outputs, _ = parallel.run("capacity", tokens, [choice], [multiply_experts([1.0, 10.0, 100.0])], [2])
     by_hand = [[0.5 * 1 + 0.3 * 10], [0.6 * 2 + 0.3 * 200], [0.2 * 40]]
     assert_allclose(outputs, by_hand, rtol=2e-4)
+
+
+def test_priority_drops_the_least_confident_token():
+    """The same routing with batch priority: expert 0 serves its most confident tokens, 2 and 1, not 0."""
+    choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=2)
+    d = placed(choice.experts, 3, 2, priority=choice.gates.max(axis=1))
+    assert_array_equal(d.kept, [[False, True], [True, True], [True, True]])
+    assert_array_equal(np.asarray(d.choice).reshape(3, 2), [[2, 1], [5, 3], [4, 6]])
+
+
+def test_one_product_scores_all_router_groups():
+    tokens = jax.random.normal(jax.random.key(0), (5, 4))
+    kernels = [jax.random.normal(jax.random.key(i), (4, e)) for i, e in ((1, 3), (2, 2))]
+    for scores, kernel in zip(routing.logits(tokens, kernels), kernels, strict=True):
+        assert_allclose(scores, np.asarray(tokens) @ np.asarray(kernel), rtol=1e-5, atol=1e-5)
 
 
 def test_modalities_choose_only_their_own_experts():
@@ -67,14 +89,14 @@ def test_modalities_choose_only_their_own_experts():
     assert_array_equal(allowed[1], [False, True, False, False, True, False])  # expert = s * M + m
     modality = jnp.asarray([0, 1, 2, 2], jnp.int32)
     tokens = jax.random.normal(jax.random.key(0), (4, 5))
-    choice = routing.route(tokens, jax.random.normal(jax.random.key(1), (5, 6)), modality, allowed, k=2)
+    choice = routing.route(tokens @ jax.random.normal(jax.random.key(1), (5, 6)), modality, allowed, k=2)
     assert_array_equal(np.asarray(choice.experts) % 3, np.asarray(modality)[:, None].repeat(2, 1))
     assert_allclose(choice.probabilities.sum(axis=1), 1.0, rtol=1e-6)
     assert np.all(np.asarray(choice.probabilities)[~allowed[modality]] == 0)
 
 
 def test_ties_go_to_the_lower_index():
-    choice = routing.route(jnp.zeros((2, 3)), jnp.eye(3), NOBODY[:2], ONE, k=2)
+    choice = routing.route(jnp.zeros((2, 3)), NOBODY[:2], ONE, k=2)
     assert_array_equal(choice.experts, [[0, 1], [0, 1]])
 
 
@@ -107,8 +129,8 @@ def test_statistics_by_hand():
     probabilities = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3]], np.float32)
     modality = jnp.asarray([0, 0, 1, 1])
     allowed = table.collaborative(2, 2)
-    choice = routing.route(jnp.log(probabilities), jnp.eye(2), modality, allowed, k=1)
-    kept = engines.assign(choice.experts, 2, 1)[2]
+    choice = routing.route(jnp.log(probabilities), modality, allowed, k=1)
+    kept = placed(choice.experts, 2, 1).kept
     s = statistics.layer(choice, kept, modality, allowed)
     assert_array_equal(s.tokens, [2, 2])
     assert_array_equal(s.load, [[2, 0], [1, 1]])

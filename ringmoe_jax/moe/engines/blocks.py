@@ -1,0 +1,198 @@
+"""Grouped experts without a grouped product: one batched product, and blocks for what does not fit it.
+
+A buffer of C rows per expert is filled and computed as one batched product, at the speed of a dense
+layer. Choices beyond an expert's C rows follow in blocks, first large ones and then small ones, each with
+the weights of its expert, in loops that run as often as there are blocks: nothing is dropped and no expert
+computes another's rows. C is taken from a short ladder when the routing is known, so that an even routing
+pays for little padding and a skewed one for few empty buffers. Our choice; measured in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ringmoe_jax.moe import dispatch as dispatching
+from ringmoe_jax.moe import experts as expert_ops
+from ringmoe_jax.moe.dispatch import Sorted
+from ringmoe_jax.moe.experts import Experts
+
+ROW_COST = 1.5  # time of a row in a block over that of a row in the buffer, measured on CPU
+BLOCK_COST = 64  # time that a block takes beside its rows, in rows of the buffer
+
+
+class Sizes(NamedTuple):
+    """Static shapes. They decide about speed and change no value.
+
+    Attributes:
+        ladder: buffer rows per expert to choose from, ascending.
+        blocks: rows of a block, descending.
+    """
+
+    ladder: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+def sizes(expected: float, most: int) -> Sizes:
+    """Shapes for a mean load per expert.
+
+    The largest buffer holds an even random routing up to 1.5 standard deviations of a Poisson load.
+
+    Args:
+        expected: mean load of an expert.
+        most: the largest possible load.
+    """
+    even = math.ceil((expected + 1.5 * math.sqrt(expected)) / 8) * 8
+    ladder = {min(rows, most) for rows in (0, 8 * round(expected / 16), even)}
+    small = min(max(2 ** round(math.log2(max(expected, 1))), 64), 128)
+    return Sizes(tuple(sorted(ladder)), (4 * small, small))
+
+
+class Layout(NamedTuple):
+    """What is known of the routing when the program runs.
+
+    Attributes:
+        choices: sorted by expert.
+        index: [] int32, place in the ladder.
+        rows: [] int32, rows per expert of the buffer.
+    """
+
+    choices: Sorted
+    index: jax.Array
+    rows: jax.Array
+
+
+def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
+    """sum_k gate_k * expert_k(token), nothing dropped.
+
+    Args:
+        tokens: [N, D].
+        chosen: [N, K] int32, E where a choice is nobody's.
+        gates: [N, K] float32.
+        experts: E experts.
+        expected: choices per expert under even routing; sizes buffer and blocks, changes no value.
+
+    Returns:
+        [N, D] in the dtype of `tokens`.
+    """
+    choices = dispatching.sort(chosen, experts.count)
+    shapes = sizes(expected, tokens.shape[0])
+    ladder = np.asarray(shapes.ladder)
+    large, small = shapes.blocks
+    excess = jnp.maximum(choices.load - ladder[:, None], 0)  # [ladder, E]
+    large_blocks, small_blocks = excess // large, -(-(excess % large) // small)
+    cost = large_blocks * (ROW_COST * large + BLOCK_COST) + small_blocks * (ROW_COST * small + BLOCK_COST)
+    index = jnp.argmin(experts.count * ladder + cost.sum(axis=1))
+    layout = Layout(choices, index, jnp.asarray(ladder, jnp.int32)[index])
+    return _compute(shapes, layout, tokens, gates, experts.astype(tokens.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _compute(shapes: Sizes, layout: Layout, tokens, gates, experts):
+    return _forward(shapes, layout, tokens, gates, experts)[0]
+
+
+def _forward(shapes, layout, tokens, gates, experts):
+    (count, depth, hidden), most = experts.wi.shape, shapes.ladder[-1]
+    saved_shapes = (count, most, hidden), (count, most, depth)
+
+    def buffer(rows):
+        if not rows:
+            return jnp.zeros_like(tokens), tuple(jnp.zeros(shape, tokens.dtype) for shape in saved_shapes)
+        dispatch = _dispatch(layout, rows, gates.shape)
+        z = expert_ops.expand(experts, _rows(tokens, dispatch, count))
+        y = expert_ops.contract(experts, z)
+        saved = tuple(jnp.pad(x, ((0, 0), (0, most - rows), (0, 0))) for x in (z, y))
+        return dispatching.combine(y.reshape(-1, depth), dispatch, gates), saved
+
+    def block(outputs, token, choice, expert):
+        x, gate, weights = _block_inputs(tokens, gates, experts, token, choice, expert)
+        return outputs.at[token].add(_block(x, gate, weights), mode="drop")
+
+    with jax.named_scope("experts"):
+        outputs, saved = jax.lax.switch(layout.index, [functools.partial(buffer, rows) for rows in shapes.ladder])
+        outputs = _over_blocks(block, outputs, shapes, layout, gates.shape)
+    return outputs, (layout, tokens, gates, experts, saved)
+
+
+def _backward(shapes, saved, outputs):
+    layout, tokens, gates, experts, (z, y) = saved
+
+    def buffer(rows):
+        if not rows:
+            return jax.tree.map(jnp.zeros_like, (tokens, gates, experts))
+        dispatch = _dispatch(layout, rows, gates.shape)
+        x, to_tokens = jax.vjp(lambda t: _rows(t, dispatch, experts.count), tokens)
+        _, to_gates = jax.vjp(dispatching.combine, y[:, :rows].reshape(-1, y.shape[-1]), dispatch, gates)
+        _, to_hidden = jax.vjp(expert_ops.contract, experts, z[:, :rows])
+        _, to_rows = jax.vjp(lambda wi, x: expert_ops.expand(experts._replace(wi=wi), x), experts.wi, x)
+        d_y, _, d_gates = to_gates(outputs)
+        d_experts, d_z = to_hidden(d_y.reshape(experts.count, rows, -1))
+        d_wi, d_x = to_rows(d_z)
+        return *to_tokens(d_x), d_gates, d_experts._replace(wi=d_wi)
+
+    def block(gradients, token, choice, expert):
+        d_tokens, d_gates, d_experts = gradients
+        _, pull = jax.vjp(_block, *_block_inputs(tokens, gates, experts, token, choice, expert))
+        d_x, d_gate, d_expert = pull(outputs.at[token].get(mode="fill", fill_value=0))
+        d_tokens = d_tokens.at[token].add(d_x, mode="drop")
+        d_gates = d_gates.at[token, choice].set(d_gate, mode="drop")
+        return d_tokens, d_gates, jax.tree.map(lambda total, part: total.at[expert].add(part), d_experts, d_expert)
+
+    with jax.named_scope("experts"):
+        gradients = jax.lax.switch(layout.index, [functools.partial(buffer, rows) for rows in shapes.ladder])
+        gradients = _over_blocks(block, gradients, shapes, layout, gates.shape)
+    return None, *gradients
+
+
+_compute.defvjp(_forward, _backward)
+
+
+def _dispatch(layout: Layout, rows: int, shape: tuple[int, int]) -> dispatching.Dispatch:
+    count = layout.choices.load.shape[0]
+    return dispatching.fill(layout.choices, np.full(count, rows), np.arange(count) * rows, shape)
+
+
+def _rows(tokens, dispatch, count):
+    return dispatching.gather(tokens, dispatch).reshape(count, -1, tokens.shape[-1])
+
+
+def _over_blocks(body, carry, shapes: Sizes, layout: Layout, shape: tuple[int, int]):
+    """Runs carry = body(carry, token [R], choice [R], expert) over the blocks beyond the buffer.
+
+    Rows of a block that are not filled have token N and choice K.
+    """
+    (n, k), choices, done = shape, layout.choices, layout.rows
+    for size in shapes.blocks:
+        excess = jnp.maximum(choices.load - done, 0)
+        counts = excess // size if size != shapes.blocks[-1] else -(-excess // size)  # [E]
+        end = jnp.cumsum(counts)
+
+        def step(b, carry, size=size, counts=counts, end=end, done=done):
+            expert = jnp.sum(end <= b)
+            rank = (done + jnp.zeros_like(counts))[expert] + (b - (end - counts)[expert]) * size + jnp.arange(size)
+            filled = rank < choices.load[expert]
+            place = choices.order[jnp.minimum(choices.start[expert] + rank, n * k - 1)]
+            token, choice = jnp.where(filled, place % n, n), jnp.where(filled, place // n, k)
+            return body(carry, token, choice, expert)
+
+        carry = jax.lax.fori_loop(0, end[-1], step, carry)
+        done = done + counts * size
+    return carry
+
+
+def _block_inputs(tokens, gates, experts, token, choice, expert):
+    x = tokens.at[token].get(mode="fill", fill_value=0)
+    gate = gates.at[token, choice].get(mode="fill", fill_value=0)
+    return x, gate, jax.tree.map(lambda w: w[expert], experts)
+
+
+def _block(x, gate, weights):
+    """One expert, without leading axis, on x [R, D] with gate [R]."""
+    one = jax.tree.map(lambda w: w[None], weights)
+    return expert_ops.contract(one, expert_ops.expand(one, x[None]), gate[None])[0]

@@ -1,0 +1,90 @@
+"""No token is dropped: choices sorted by expert, computed by a grouped product of the platform."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ringmoe_jax.moe import dispatch as dispatching
+from ringmoe_jax.moe import exchange
+from ringmoe_jax.moe.engines import blocks, products
+from ringmoe_jax.moe.engines.layout import Layout
+from ringmoe_jax.moe.experts import Experts
+from ringmoe_jax.moe.routing import Routing
+
+# What `engine = "dropless"` means on each platform. Measured in docs/benchmarks.md: on CPU and, before
+# jax 0.12, in the weight gradient on TPU, `ragged_dot` does E times the work.
+BY_PLATFORM = {
+    "cpu": ("blocks",),
+    "tpu": ("megablox",),  # v4, v5e, v5p and v6e: exact work in both directions
+    "gpu": ("tokamax", "blocks"),  # the first that is installed
+}
+
+
+@functools.cache
+def choose(platform: str) -> str:
+    """Name of the grouped product for a platform; says so once."""
+    names = BY_PLATFORM.get(platform, ("blocks",))
+    name = next(n for n in names if n != "tokamax" or importlib.util.find_spec("tokamax"))
+    print(f'mixture of experts: "dropless" means "{name}" on {platform}; model.moe.engine overrules it')
+    return name
+
+
+def dropless(
+    tokens: jax.Array,
+    routings: Sequence[Routing],
+    experts: Sequence[Experts],
+    layout: Layout,
+    *,
+    product: str | None = None,
+):
+    """See `engines.ENGINES`.
+
+    Args:
+        tokens: [N, D].
+        routings: one per router group.
+        experts: one per router group.
+        layout: `rows`, `groups` and `priority` do not matter.
+        product: "blocks", or a name of `products`; default by platform.
+    """
+    product = product or choose(layout.platform)
+    outputs = jnp.zeros_like(tokens)
+    for routing, group in zip(routings, experts, strict=True):
+        if layout.shards > 1:
+            outputs = outputs + _exchanged(tokens, routing, group, layout, product)
+        else:
+            outputs = outputs + _grouped(product, layout.platform, tokens, routing.experts, routing.gates, group)
+    return outputs, tuple(jnp.ones(r.experts.shape, bool) for r in routings)
+
+
+def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
+    if product == "blocks":
+        expected = chosen.size / experts.count if expected is None else expected
+        return blocks.grouped(tokens, chosen, gates, experts, expected)
+    return products.grouped(products.by_name(product, platform), tokens, chosen, gates, experts)
+
+
+def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str) -> jax.Array:
+    """Sends every choice to the device that holds its expert and back.
+
+    The receiving buffer has room for the worst case, in which every device sends all that one device's
+    experts can take.
+    """
+    (n, k), local = routing.experts.shape, experts.count
+    with jax.named_scope("dispatch"):
+        choices = dispatching.sort(routing.experts, local * layout.shards)
+        dispatch = dispatching.compact(choices, (n, k))
+        room = layout.shards * n * min(k, local)
+        plan = exchange.plan(choices.load, layout.shards)
+        received = exchange.send(dispatching.gather(tokens, dispatch), plan, room, layout.platform)
+        expert = exchange.local_experts(plan, room)
+    y = _grouped(
+        product, layout.platform, received, expert[:, None], jnp.ones((room, 1)), experts, expected=n * k / local
+    )
+    with jax.named_scope("combine"):
+        rows = exchange.send(y, plan.back, n * k, layout.platform)
+        return dispatching.combine(rows, dispatch, routing.gates)
