@@ -21,6 +21,7 @@ from ringmoe_jax import models, objectives, pretext
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.models import Model, Params
+from ringmoe_jax.parallel import host
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -201,11 +202,12 @@ def load(workdir: str, step: int | None = None) -> Trained:
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1."""
+    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator."""
 
     @functools.wraps(main)
     def run(*arguments, **keywords):
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
+        host.keep_memory()
         try:
             sys.exit(main(*arguments, **keywords))
         except UserError as error:

@@ -61,11 +61,13 @@ def sort(chosen: jax.Array, count: int, priority: jax.Array | None = None) -> So
         position = (jnp.argsort(-priority, stable=True).astype(jnp.int32) + n * jnp.arange(k)[:, None]).reshape(-1)
     expert = chosen.T.reshape(-1)[position]
     if (count + 1) * n * k < 2**31:  # one key is several times faster to sort than a key and a value
-        order = jnp.sort(expert * (n * k) + jnp.arange(n * k, dtype=jnp.int32)) % (n * k)
+        keys = jnp.sort(expert * (n * k) + jnp.arange(n * k, dtype=jnp.int32))
+        expert, order = keys // (n * k), keys % (n * k)
     else:
-        order = jnp.argsort(expert, stable=True)
-    load = jnp.sum(jax.nn.one_hot(expert, count, dtype=jnp.int32), axis=0)
-    return Sorted(position[order].astype(jnp.int32), (jnp.cumsum(load) - load).astype(jnp.int32), load)
+        order = jnp.argsort(expert, stable=True).astype(jnp.int32)
+        expert = expert[order]
+    ends = jnp.searchsorted(expert, jnp.arange(count + 1), side="left").astype(jnp.int32)
+    return Sorted(position[order], ends[:-1], jnp.diff(ends))
 
 
 def fill(choices: Sorted, rows: np.ndarray, offset: np.ndarray, shape: tuple[int, int]) -> Dispatch:
@@ -79,7 +81,7 @@ def fill(choices: Sorted, rows: np.ndarray, offset: np.ndarray, shape: tuple[int
     """
     n, k = shape
     total = int(rows.sum())
-    owner, within = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    owner, within = np.empty(total, np.int32), np.empty(total, np.int32)
     for e, (count, first) in enumerate(zip(rows, offset, strict=True)):
         owner[first : first + count], within[first : first + count] = e, np.arange(count)
     index = jnp.minimum(choices.start[owner] + within, n * k - 1)

@@ -38,32 +38,32 @@ class Experts(NamedTuple):
 
 
 def apply(experts: Experts, x: jax.Array) -> jax.Array:
-    """Runs expert e on the rows x[..., e, :, :].
+    """Runs expert e on the rows x[e].
 
     Args:
         experts: weights, cast to the dtype of `x`.
-        x: [..., E, R, D], R rows for each expert.
+        x: [E, R, D], R rows for each expert.
 
     Returns:
-        [..., E, R, D] in the dtype of `x`.
+        [E, R, D] in the dtype of `x`.
     """
     experts = experts.astype(x.dtype)
     return contract(experts, expand(experts, x))
 
 
 def expand(experts: Experts, x: jax.Array) -> jax.Array:
-    """First product, before bias and GELU: [..., E, R, D] -> [..., E, R, F]."""
-    return jnp.einsum("...erd,edf->...erf", x, experts.wi)
+    """First product, before bias and GELU: [E, R, D] -> [E, R, F]."""
+    return jnp.einsum("erd,edf->erf", x, experts.wi)
 
 
 def contract(experts: Experts, z: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-    """Bias, GELU, second product and bias: [..., E, R, F] -> [..., E, R, D].
+    """Bias, GELU, second product and bias: [E, R, F] -> [E, R, D].
 
-    With `gate` [..., E, R] the output is gate * y. The gate enters before the second product, so that its
+    With `gate` [E, R] the output is gate * y. The gate enters before the second product, so that its
     gradient needs the hidden units, which the backward pass has anyway, and not y.
     """
     hidden, bias = jax.nn.gelu(z + experts.bi[:, None]), experts.bo[:, None]
     if gate is not None:
         gate = gate[..., None].astype(z.dtype)
         hidden, bias = gate * hidden, gate * bias
-    return jnp.einsum("...erf,efd->...erd", hidden, experts.wo) + bias
+    return jnp.einsum("erf,efd->erd", hidden, experts.wo) + bias

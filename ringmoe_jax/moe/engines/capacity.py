@@ -28,44 +28,51 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
     """
     shards, groups, depth = layout.shards, layout.groups, tokens.shape[-1]
     counts = [group.count for group in experts]  # experts of each router group on this device
-    per_device = sum(count * rows for count, rows in zip(counts, layout.rows, strict=True))
-    rows, offsets = _places(counts, layout.rows, shards, per_device)
-    split = lambda x: x.reshape(groups, -1, *x.shape[1:])  # noqa: E731
+    sizes = [count * rows for count, rows in zip(counts, layout.rows, strict=True)]
+    rows, offsets = _places(counts, layout.rows, shards, groups, sum(sizes))
 
     with jax.named_scope("dispatch"):
         first = np.cumsum([0, *(count * shards for count in counts)])
         chosen = jnp.concatenate([r.experts + f for r, f in zip(routings, first, strict=False)], axis=1)
-        gates = split(jnp.concatenate([r.gates for r in routings], axis=1))
-        priority = gates.max(axis=2) if layout.priority else None
-
-        def place(chosen, priority):
-            return dispatching.fill(dispatching.sort(chosen, int(first[-1]), priority), rows, offsets, chosen.shape)
-
-        dispatch = jax.vmap(place, in_axes=(0, None if priority is None else 0))(split(chosen), priority)
-        buffer = jax.vmap(dispatching.gather)(split(tokens), dispatch)  # [g, shards * per_device, D]
-        if shards > 1:  # to the devices that hold the experts: [g * shards, per_device, D]
+        gates = jnp.concatenate([r.gates for r in routings], axis=1)
+        # A token group has its own buffers: to the sort, its own experts.
+        group = jnp.arange(len(tokens), dtype=jnp.int32) // (len(tokens) // groups)
+        priority = gates.max(axis=1) if layout.priority else None
+        choices = dispatching.sort(chosen + int(first[-1]) * group[:, None], len(rows), priority)
+        dispatch = dispatching.fill(choices, rows, offsets, chosen.shape)
+        buffer = dispatching.gather(tokens, dispatch).reshape(groups, -1, depth)
+        if shards > 1:  # to the devices that hold the experts: [groups * shards, rows of a device, D]
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=1, concat_axis=0, tiled=True)
     with jax.named_scope("experts"):
-        parts = jnp.split(buffer, np.cumsum([c * r for c, r in zip(counts, layout.rows, strict=True)])[:-1], axis=1)
-        parts = [
-            expert_ops.apply(group, part.reshape(-1, group.count, size, depth)).reshape(part.shape)
-            for group, part, size in zip(experts, parts, layout.rows, strict=True)
-        ]
+        parts = jnp.split(buffer, np.cumsum(sizes)[:-1], axis=1)
+        parts = [_computed(group, part, size) for group, part, size in zip(experts, parts, layout.rows, strict=True)]
         buffer = jnp.concatenate(parts, axis=1)
     with jax.named_scope("combine"):
         if shards > 1:
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=0, concat_axis=1, tiled=True)
-        outputs = jax.vmap(dispatching.combine)(buffer, dispatch, gates).reshape(tokens.shape)
-    kept = jax.vmap(lambda d: d.kept)(dispatch).reshape(chosen.shape)
-    return outputs, tuple(jnp.split(kept, np.cumsum([r.experts.shape[1] for r in routings])[:-1], axis=1))
+        outputs = dispatching.combine(buffer.reshape(-1, depth), dispatch, gates)
+    kept = jnp.split(dispatch.kept, np.cumsum([r.experts.shape[1] for r in routings])[:-1], axis=1)
+    return outputs, tuple(kept)
 
 
-def _places(counts, sizes, shards: int, per_device: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and first row of every expert, all router groups in turn; a device's experts lie side by side."""
+def _computed(experts: Experts, part: jax.Array, size: int) -> jax.Array:
+    """The rows [G, E * size, D] of one router group through its experts; they see [E, G * size, D]."""
+    by_group = (part.shape[0], experts.count, size, part.shape[-1])
+    rows = part.reshape(by_group).swapaxes(0, 1).reshape(experts.count, -1, part.shape[-1])
+    outputs = expert_ops.apply(experts, rows).reshape(experts.count, part.shape[0], size, -1)
+    return outputs.swapaxes(0, 1).reshape(part.shape)
+
+
+def _places(counts, sizes, shards: int, groups: int, per_device: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and first row of the buffer of every (token group, expert), all router groups in turn.
+
+    A token group's rows lie side by side, in them each device's, in them each local expert's.
+    """
     rows, offsets, before = [], [], 0
     for count, size in zip(counts, sizes, strict=True):
         expert = np.arange(count * shards)
         rows.append(np.full(count * shards, size))
         offsets.append(expert // count * per_device + before + expert % count * size)
         before += count * size
-    return np.concatenate(rows), np.concatenate(offsets)
+    whole = shards * per_device * np.arange(groups)[:, None]
+    return np.tile(np.concatenate(rows), groups), (whole + np.concatenate(offsets)).reshape(-1)

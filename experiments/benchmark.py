@@ -1,0 +1,151 @@
+"""Times the project against the ideal and against peers, as ratios within one run.
+
+    python -m experiments.benchmark --suite moe                      # the layer, 48 points: about an hour on 2 cores
+    python -m experiments.benchmark --suite moe --widths 256 --dtypes float32
+    python -m experiments.benchmark --suite train --config configs/ringmoe_micro.py
+    python -m experiments.benchmark --suite input --config configs/ringmoe_micro.py
+
+PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+
+from experiments import common
+from experiments.benchmarks import clock, moe
+from ringmoe_jax.errors import ConfigError
+
+
+def suite_moe(arguments: argparse.Namespace) -> dict:
+    """The mixture-of-experts layer over a dense layer of equal active FLOPs."""
+    torch = installed("torch")
+    results = []
+    numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
+    points = moe.grid(
+        numbers(arguments.widths),
+        numbers(arguments.experts),
+        numbers(arguments.top_k),
+        arguments.dtypes.split(","),
+        arguments.routing.split(","),
+        arguments.tokens,
+    )
+    print("time over a dense layer of the same active FLOPs, forward and backward; ms of the dense layer in brackets")
+    for point in points:
+        results.append(moe.measure(point, arguments.repeats, torch=torch))
+        ratio, seconds = results[-1]["ratio"], results[-1]["seconds"]
+        line = [f"{name} {value:.2f}" for name, value in ratio.items()]
+        dense = [f"{1e3 * seconds[name]:.0f}" for name in seconds if name.endswith("dense layer")]
+        print(f"{point!s:<34} {'   '.join(line)}   [{' / '.join(dense)}]", flush=True)
+    means = {}
+    for key in dict.fromkeys((r["point"]["dtype"], r["point"]["popularity"]) for r in results):
+        chosen = [r["ratio"] for r in results if (r["point"]["dtype"], r["point"]["popularity"]) == key]
+        means[" ".join(key)] = {name: clock.geometric_mean([r[name] for r in chosen]) for name in chosen[0]}
+        line = [f"{name} {value:.2f}" for name, value in means[" ".join(key)].items()]
+        print(f"{'geometric mean, ' + ' '.join(key):<34} {'   '.join(line)}")
+    return {"points": results, "geometric_mean": means}
+
+
+def suite_train(arguments: argparse.Namespace) -> dict:
+    """The train step over the same backbone with a dense layer of equal active FLOPs, and over a PyTorch twin."""
+    from experiments.benchmarks import train
+
+    config = common.read_config(arguments.config, arguments.overrides)
+    checked = common.ExperimentConfig.of(config)
+    jobs = train.measured(config, moe.ENGINES)
+    batch = train.random_batch(checked, 0)
+    if installed("torch"):
+        jobs |= train.torch_jobs(checked, batch)
+    print(
+        f"one train step of {arguments.config}, {train.images(batch)} images, {len(jobs)} programs; first they compile"
+    )
+    seconds = clock.interleaved(jobs, arguments.repeats)
+    for name, value in seconds.items():
+        print(
+            f"{name:<18} {1e3 * value:7.1f} ms   {train.images(batch) / value:7.1f} images/s   "
+            f"{value / seconds[train.DENSE]:.2f} of the dense backbone"
+        )
+    return {"seconds": seconds, "images": train.images(batch)}
+
+
+def suite_input(arguments: argparse.Namespace) -> dict:
+    """Images that the input pipeline delivers, as a fraction of what reading the same records alone delivers."""
+    from experiments.benchmarks import reading
+
+    config = common.ExperimentConfig.of(common.read_config(arguments.config, arguments.overrides))
+    found = reading.measure(config.data, batches=10 * arguments.repeats)
+    print(
+        f"pipeline {found['pipeline']:.0f} images/s, reading its records alone {found['records alone']:.0f} images/s: "
+        f"{found['fraction']:.2f}"
+    )
+    return found
+
+
+SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
+    "moe": suite_moe,
+    "train": suite_train,
+    "input": suite_input,
+}
+
+
+def installed(name: str) -> bool:
+    """Whether a peer can be timed; says so where it cannot."""
+    found = importlib.util.find_spec(name) is not None
+    if not found:
+        print(f"{name} is not installed: no peer beside our figures")
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    device = jax.devices()[0]
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+    }
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
+    parser.add_argument("--suite", required=True, help="moe, train or input")
+    parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    layer = parser.add_argument_group("suite moe, comma-separated")
+    layer.add_argument("--tokens", type=int, default=4096)
+    layer.add_argument("--widths", default="256,512")
+    layer.add_argument("--experts", default="8,16,64")
+    layer.add_argument("--top-k", default="1,2")
+    layer.add_argument("--dtypes", default="float32,bfloat16")
+    layer.add_argument("--routing", default="even,zipf")
+    parser.add_argument("--config", default="configs/ringmoe_micro.py", help="suites train and input")
+    parsed, parsed.overrides = parser.parse_known_args(arguments)
+    return parsed
+
+
+@common.entry_point
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one suite."""
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    if parsed.suite not in SUITES:
+        raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
+    found = machine()
+    print(", ".join(f"{name} {value}" for name, value in found.items()))
+    result = SUITES[parsed.suite](parsed)
+    if parsed.json:
+        print(json.dumps({"suite": parsed.suite, "machine": found} | result))
+
+
+if __name__ == "__main__":
+    main()
