@@ -29,6 +29,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping], tuple[TrainState, dict]]:
     """Builds `step(state, batch) -> (state, metrics)`; the state is donated.
 
+    Like a jitted function it has `step.lower(state, batch)`, which also takes shapes (`jax.ShapeDtypeStruct`).
+
     Args:
         pretext: forward passes.
         objectives: terms of the loss by label.
@@ -86,18 +88,21 @@ def _jit(step, mesh, *, donate: bool):
     # Placements depend on the state's structure, so the jitted function is made at the first call.
     jitted = None
 
+    def place(state):
+        placed = state_shardings(state, mesh)
+        return jax.jit(
+            step,
+            donate_argnums=donated,
+            in_shardings=(placed, batch_sharding(mesh)),
+            out_shardings=(placed, replicated(mesh)) if donate else replicated(mesh),
+        )
+
     def call(state, batch):
         nonlocal jitted
-        if jitted is None:
-            placed = state_shardings(state, mesh)
-            jitted = jax.jit(
-                step,
-                donate_argnums=donated,
-                in_shardings=(placed, batch_sharding(mesh)),
-                out_shardings=(placed, replicated(mesh)) if donate else replicated(mesh),
-            )
+        jitted = jitted or place(state)
         return jitted(state, batch)
 
+    call.lower = lambda state, batch: place(state).lower(state, batch)  # as a jitted function has it
     return call
 
 
