@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax.errors import ConfigError
@@ -14,6 +14,7 @@ from ringmoe_jax.errors import ConfigError
 EXPERT_AXIS = "expert"
 FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS, EXPERT_AXIS)  # the batch is split over all three
+AXIS_TYPES = (AxisType.Auto,) * 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,23 @@ class MeshConfig:
     expert: int = 1
 
 
+def sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """Devices along ("data", "fsdp", "expert").
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
+    wanted = (config.data, config.fsdp, config.expert)
+    known = math.prod(s for s in wanted if s > 0)
+    found = list(wanted)
+    if found.count(-1) == 1 and devices % known == 0:
+        found[found.index(-1)] = devices // known
+    if min(found) < 1 or math.prod(found) != devices:
+        asked = " x ".join(f"{a}={s}" for a, s in zip(BATCH_AXES, wanted, strict=True))
+        raise ConfigError(f"mesh {asked} does not fit {devices} devices: the sizes must multiply to that")
+    return tuple(found)
+
+
 def make(config: MeshConfig, devices=None) -> Mesh:
     """Builds the mesh with axes ("data", "fsdp", "expert") in Auto mode.
 
@@ -42,16 +60,16 @@ def make(config: MeshConfig, devices=None) -> Mesh:
         ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.expert]
-    known = math.prod(s for s in sizes if s > 0)
-    if sizes.count(-1) == 1 and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if min(sizes) < 1 or math.prod(sizes) != len(devices):
-        wanted = " x ".join(
-            f"{a}={s}" for a, s in zip(BATCH_AXES, (config.data, config.fsdp, config.expert), strict=True)
-        )
-        raise ConfigError(f"mesh {wanted} does not fit {len(devices)} devices: the sizes must multiply to that")
-    return jax.make_mesh(sizes, BATCH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(sizes(config, len(devices)), BATCH_AXES, axis_types=AXIS_TYPES, devices=devices)
+
+
+def abstract(config: MeshConfig, devices: int) -> AbstractMesh:
+    """The same mesh without devices: enough to place shapes.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
+    return AbstractMesh(sizes(config, devices), BATCH_AXES, axis_types=AXIS_TYPES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,217 @@
+"""A training step without data and without the machine: shapes, bytes per device, work, compilation ahead of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ringmoe_jax.models.api import Model
+from ringmoe_jax.objectives import Objective
+from ringmoe_jax.parallel import hlo
+from ringmoe_jax.parallel.mesh import batch_sharding
+from ringmoe_jax.pretext import Pretext
+from ringmoe_jax.sensors import Sensor
+from ringmoe_jax.training.state import TrainState, state_shardings
+
+
+def state_shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of what `state.create` would make."""
+
+    def init(key):
+        params = model.init(key)
+        return TrainState(jnp.int32(0), params, optimizer.init(params), pretext.init(params))
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def batch_shapes(sensors: Mapping[str, Sensor], rows: Mapping[str, int], size: int, mask_unit: int) -> dict:
+    """Shapes and dtypes of a batch, see `ringmoe_jax.batch`; one date per image.
+
+    Args:
+        sensors: of the model.
+        rows: images of each sensor in a step, over all devices.
+        size: pixels along one side.
+        mask_unit: side of a mask cell in pixels; 0 for no masks.
+    """
+    shape = jax.ShapeDtypeStruct
+
+    def entry(sensor: Sensor, b: int) -> dict:
+        cells = size // mask_unit if mask_unit else 0
+        mask = {"mask": shape((b, cells, cells), jnp.bool_)} if mask_unit else {}
+        return {
+            "pixels": shape((b, 1, size, size, sensor.channels), jnp.float32),
+            "valid": shape((b, 1, size, size), jnp.bool_),
+            "time": shape((b, 1), jnp.int32),
+            "location": shape((b, 2), jnp.float32),
+        } | mask
+
+    return {"sensors": {name: entry(sensors[name], b) for name, b in rows.items()}}
+
+
+def placed(tree, shardings):
+    """Shapes with their placement, as `jitted.lower` takes them."""
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree, shardings)
+
+
+def bytes_per_device(tree, shardings) -> int:
+    """Bytes of the largest share of a tree of shapes on one device, without padding."""
+    sizes = jax.tree.map(lambda s, where: math.prod(where.shard_shape(s.shape)) * s.dtype.itemsize, tree, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def kept_bytes(pretext: Pretext, objectives: Mapping[str, Objective], state: TrainState, batches) -> float:
+    """Bytes that the forward pass keeps for the backward pass, for each further row of a batch.
+
+    What JAX would keep under the model's recomputation policy, by shapes alone. Buffers that live within one layer
+    are not in it.
+
+    Args:
+        pretext: forward passes, of a model without a mesh.
+        objectives: terms of the loss.
+        state: shapes.
+        batches: shapes of two batches, the second with one row more.
+    """
+
+    def residuals(params, pretext_state, batch):
+        def loss(params):
+            outputs, _ = pretext.apply(params, pretext_state, batch, key=jax.random.key(0), train=True)
+            return sum(objective(outputs, batch)[0] for objective in objectives.values())
+
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    def total(batch) -> int:
+        leaves = jax.eval_shape(residuals, state.params, state.pretext, batch)
+        return sum(math.prod(s.shape) * s.dtype.itemsize for s in leaves)
+
+    first, second = map(total, batches)
+    return second - first
+
+
+def count_flops(function, *arguments) -> float:
+    """FLOPs of the products of a function as it is written, over all devices: 2 M N K each.
+
+    Loops count by their length, branches as their dearest; recomputation is in. Needs no compiler.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr_flops(jaxpr) -> float:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation) -> float:
+    name, params = equation.primitive.name, equation.params
+    shapes = [getattr(v.aval, "shape", ()) for v in equation.invars]
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
+    if name in ("ragged_dot", "ragged_dot_general"):
+        # Every row meets one matrix: rows x K x the columns of the right side.
+        dims = params["ragged_dot_dimension_numbers"]
+        (_, contracted), (_, batch) = dims.dot_dimension_numbers
+        left_out = {*contracted, *batch, *dims.rhs_group_dimensions}
+        return 2.0 * math.prod(shapes[0]) * math.prod(n for i, n in enumerate(shapes[1]) if i not in left_out)
+    if name == "pallas_call":
+        declared = params.get("cost_estimate")
+        return float(declared.flops) if declared else 0.0
+    inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+    if name == "cond":
+        return max(inner, default=0.0)
+    times = params["length"] if name == "scan" else 1
+    if name == "shard_map":
+        times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    return times * sum(inner)
+
+
+def _jaxprs(value) -> list:
+    """The programs in a parameter of an equation."""
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    items = [getattr(item, "jaxpr", item) for item in items]
+    return [item for item in items if hasattr(item, "eqns")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a step, per device.
+
+    Attributes:
+        seconds: lowering and compilation.
+        arguments: bytes of state and batch.
+        outputs: bytes of what is returned and does not take the place of an argument.
+        temporaries: bytes of gradients, activations and the rest.
+        code: bytes of the program itself.
+        cost: products and collectives.
+    """
+
+    seconds: float
+    arguments: float
+    outputs: float
+    temporaries: float
+    code: float
+    cost: hlo.Cost
+
+    @property
+    def total(self) -> float:
+        """Bytes that the step needs."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that must at least pass the memory: arguments are read, results written, temporaries both."""
+        return 2 * self.arguments + self.outputs + 2 * self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """The compiler found that the step does not fit.
+
+    Attributes:
+        seconds: until it gave up.
+        total: bytes per device that it would need; 0 where it did not say.
+        reason: its words, one line.
+    """
+
+    seconds: float
+    total: float
+    reason: str
+
+
+def compile_step(step, state: TrainState, batch: Mapping, mesh, options: Mapping[str, str]) -> Compiled | Refused:
+    """Compiles a step of `make_train_step` for a mesh whose devices need not exist.
+
+    Args:
+        step: with that mesh.
+        state: shapes.
+        batch: shapes.
+        mesh: of `topology.devices`.
+        options: of the compiler.
+    """
+    started = time.perf_counter()
+    where = state_shardings(state, mesh)
+    rows = jax.tree.map(lambda _: batch_sharding(mesh), batch)
+    lowered = step.lower(placed(state, where), placed(batch, rows))
+    try:
+        compiled = lowered.compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        sizes = [float(n) * 1024 ** " KMGT".index(unit) for n, unit in re.findall(r"\(?([\d.]+)([KMGT])", text)]
+        return Refused(time.perf_counter() - started, max(sizes[:1], default=0.0), text[:300])
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    return Compiled(
+        seconds,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        hlo.analyse(compiled.as_text()),
+    )
