@@ -1,0 +1,79 @@
+"""Programs for TPUs and GPUs that are not there: really compiled, where their compilers are installed."""
+
+import importlib.util
+
+import pytest
+
+from experiments import plan as planning
+from experiments.common import ExperimentConfig
+from experiments.plan_report import bounds, describe
+from ringmoe_jax.parallel import topology
+from ringmoe_jax.training.ahead import Refused
+from tests.parallel import plan_config
+
+
+def needs(module: str):
+    found = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not found, reason=f"needs {module}: pip install -r requirements-plan.txt")
+
+
+def compile_for(name: str, **options):
+    chosen = topology.parse(name)
+    topology.start(chosen)
+    return planning.compiled(planning.place(ExperimentConfig.of(plan_config.values(**options)), chosen))
+
+
+def exchanges(plan):
+    """(executions, payload bytes) of the all-to-all between devices that share the experts."""
+    size = plan.mesh["expert"]
+    found = [c for c in plan.compiled.cost.collectives if c.kind == "all-to-all" and len(c.members) == size]
+    return sum(c.runs for c in found), sum(c.runs * c.sent / ((size - 1) / size) for c in found)
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_expert_exchange_on_tpus_does_not_grow_with_the_mesh():
+    eight = compile_for("v5e:2x4", batch=8, data=2, expert=4)
+    sixteen = compile_for("v5e:4x4", batch=16, data=4, expert=4)
+    # 2 router groups x 2 directions x (forward, backward) x 2 blocks, buffers of 40 rows of 8 bfloat16 each.
+    assert exchanges(eight) == (16, 2 * 2 * 2 * (40 + 40) * 8 * 2)
+    assert exchanges(sixteen) == exchanges(eight)
+    assert eight.compiled.cost.unknown_loops == 0
+    assert eight.fits
+    assert set(bounds(eight)) == {"compute", "memory", "interconnect"}
+    assert describe(eight)[0].startswith("fits: ")
+
+
+@needs("libtpu")
+def test_a_program_that_is_too_large_for_a_tpu_is_refused():
+    import jax
+    import jax.numpy as jnp
+
+    from ringmoe_jax.parallel import mesh as meshes
+    from ringmoe_jax.parallel.mesh import MeshConfig
+    from ringmoe_jax.training import ahead
+    from ringmoe_jax.training.state import TrainState
+
+    chosen = topology.parse("v5e:2x2")
+    mesh = meshes.make(MeshConfig(), topology.devices(chosen))
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), {}, {}, {})
+    batch = {"x": jax.ShapeDtypeStruct((2**16, 2**20), jnp.float32)}  # 64 GiB a device
+    answer = ahead.compile_step(jax.jit(lambda state, batch: batch["x"].sum()), state, batch, mesh, {})
+    assert isinstance(answer, Refused)
+    assert answer.total == pytest.approx(64 * 2**30, rel=0.1)
+    assert "15.75G" in answer.reason
+
+
+@needs("libtpu")
+def test_a_topology_that_no_tpu_has():
+    with pytest.raises(planning.ConfigError, match='the compiler refuses the topology "v5e:3x5"'):
+        topology.devices(topology.parse("v5e:3x5"))
+
+
+@needs("jax_cuda13_plugin")
+@pytest.mark.slow
+def test_a_step_for_absent_gpus():
+    plan = compile_for("h100:8", batch=8, data=2, expert=4)
+    assert exchanges(plan)[0] == 16
+    assert plan.compiled.cost.flops > 0
+    assert plan.fits
