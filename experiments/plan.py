@@ -91,8 +91,8 @@ def place(config: ExperimentConfig, topology: Topology, shapes: Shapes | None = 
     )
 
 
-def compiled(plan: Plan) -> Plan:
-    """Asks the compiler; the plan says why where there is none."""
+def compiled(plan: Plan, *, full: bool = False) -> Plan:
+    """Asks the compiler, with the effort of training where `full`; the plan says why where there is none."""
     config = plan.config
     try:
         devices = topologies.devices(plan.topology)
@@ -103,7 +103,7 @@ def compiled(plan: Plan) -> Plan:
     rule = optimizer.build(config.optimizer, config.train.steps)
     state = ahead.state_shapes(parts.model, parts.pretext, rule)
     step = _train_step(config, parts, accumulate=config.train.accumulate)
-    options = topologies.compiler_options(plan.topology)
+    options = topologies.compiler_options(plan.topology, full=full)
     answer = ahead.compile_step(step, state, _batch(config, plan.rows), mesh, options)
     return dataclasses.replace(plan, compiled=answer)
 
@@ -144,7 +144,7 @@ def _train_step(config: ExperimentConfig, parts: common.Parts, *, accumulate: in
 # ---- Looking for one that fits ----------------------------------------------------------------------
 
 
-def fit(config: ExperimentConfig, topology: Topology, most: int = MOST_COMPILATIONS) -> Plan:
+def fit(config: ExperimentConfig, topology: Topology, most: int = MOST_COMPILATIONS, *, full: bool = False) -> Plan:
     """The first candidate that fits: little recomputation first, then few shards of the state (our choice).
 
     Estimates pass over most candidates; what the compiler asked for more than estimated is added to the
@@ -164,7 +164,7 @@ def fit(config: ExperimentConfig, topology: Topology, most: int = MOST_COMPILATI
         if tried == most:
             raise ConfigError(f"nothing that fits {topology.name} was found in {most} compilations: raise --tries")
         tried += 1
-        plan = compiled(candidate)
+        plan = compiled(candidate, full=full)
         print(f"tried   {setting(plan)}: estimated {estimate / GIB:.2f} GiB, {verdict(plan)}", flush=True)
         if plan.fits is not False:
             return plan
@@ -204,16 +204,17 @@ def main() -> int:
     parser.add_argument("--topology", required=True, help=f"machine, for example {topologies.EXAMPLES}")
     parser.add_argument("--fit", action="store_true", help="look for a mesh and a recomputation that fit")
     parser.add_argument("--tries", type=int, default=MOST_COMPILATIONS, help="most compilations of --fit")
+    parser.add_argument("--full", action="store_true", help="compile for TPUs with all optimisations, as training does")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object on the last line")
     arguments, overrides = parser.parse_known_args()
     topology = topologies.parse(arguments.topology)
     topologies.start(topology)
     config = ExperimentConfig.of(common.read_config(arguments.config, overrides))
     if arguments.fit:
-        plan = fit(config, topology, arguments.tries)
+        plan = fit(config, topology, arguments.tries, full=arguments.full)
     else:
         plan = place(config, topology)
-        plan = plan if plan.fits is False else compiled(plan)
+        plan = plan if plan.fits is False else compiled(plan, full=arguments.full)
     print("\n".join(describe(plan)))
     if plan.fits is False:
         print("\n--fit looks for a mesh and a recomputation that fit")

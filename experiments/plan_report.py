@@ -117,18 +117,24 @@ def verdict(plan: Plan) -> str:
         return f"does not fit: state and batch alone take {plan.resident / GIB:.2f} {of}"
     if answer is None:
         return f"not compiled: about {plan.estimate / GIB:.2f} {of}, by estimate"
-    needs = f"{answer.total / GIB:.2f} {of}" if answer.total else f"more than the {memory / GIB:.2f} GiB of a device"
+    if isinstance(answer, Refused):
+        return f"does not fit: needs {max(answer.total, plan.resident) / GIB:.2f} {of} or more"
+    needs = f"{answer.total / GIB:.2f} {of}"
     return {True: f"fits: {needs}", False: f"does not fit: needs {needs}", None: f"needs {needs}"}[plan.fits]
 
 
 def describe(plan: Plan) -> list[str]:
     """The report, as lines."""
     topology, accumulate = plan.topology, plan.config.train.accumulate
+    kept_back = topology.installed - topology.memory
+    reserve = (
+        f" of {topology.installed / GIB:.2f} GiB, {kept_back / GIB:.2f} of them kept back" if kept_back > 0 else ""
+    )
     images = ", ".join(f"{rows} {sensor}" for sensor, rows in plan.rows.items())
     lines = [
         verdict(plan),
         "",
-        f"machine      {topology.name}, {topology.count} devices",
+        f"machine      {topology.name}, {topology.count} devices{reserve}",
         f"setting      {setting(plan)}",
         f"images       {images} a step" + (f" in {accumulate} micro-batches" if accumulate > 1 else ""),
         f"parameters   {plan.parameters / 1e6:,.1f} million, decoders included",

@@ -170,7 +170,7 @@ def test_fit_takes_the_first_that_the_compiler_agrees_to(monkeypatch, capsys):
     memory = first.resident + 1.1 * (first.estimate - first.resident)
     answers = []
 
-    def compiler(plan):
+    def compiler(plan, full):
         """Asks for a quarter more than estimated, beside what is resident."""
         temporaries = 1.25 * (plan.estimate - plan.resident)
         answer = ahead.Compiled(1.0, plan.resident, 0.0, temporaries, 0.0, hlo.Cost(0.0, (), 0))
