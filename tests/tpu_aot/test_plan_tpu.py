@@ -2,13 +2,20 @@
 
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import plan as planning
 from experiments.common import ExperimentConfig
 from experiments.plan_report import bounds, describe
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel import topology
+from ringmoe_jax.parallel.mesh import MeshConfig
+from ringmoe_jax.training import ahead
 from ringmoe_jax.training.ahead import Refused
+from ringmoe_jax.training.state import TrainState
 from tests.parallel import plan_config
 
 
@@ -46,14 +53,6 @@ def test_expert_exchange_on_tpus_does_not_grow_with_the_mesh():
 
 @needs("libtpu")
 def test_a_program_that_is_too_large_for_a_tpu_is_refused():
-    import jax
-    import jax.numpy as jnp
-
-    from ringmoe_jax.parallel import mesh as meshes
-    from ringmoe_jax.parallel.mesh import MeshConfig
-    from ringmoe_jax.training import ahead
-    from ringmoe_jax.training.state import TrainState
-
     chosen = topology.parse("v5e:2x2")
     mesh = meshes.make(MeshConfig(), topology.devices(chosen))
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), {}, {}, {})
@@ -65,8 +64,17 @@ def test_a_program_that_is_too_large_for_a_tpu_is_refused():
 
 
 @needs("libtpu")
+@pytest.mark.parametrize("name", ["v6e:16x16", "v5e:16x16", "v5p:4x8x8", "v4:4x8x8", "tpu7x:4x4x8"])
+def test_an_axis_may_be_a_part_of_a_side_of_the_torus(name):
+    chosen = topology.parse(name)
+    mesh = meshes.make(MeshConfig(data=1, fsdp=64, expert=4), topology.devices(chosen))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 64, "expert": 4}
+    assert len({device.id for device in mesh.devices.flat}) == chosen.count == 256
+
+
+@needs("libtpu")
 def test_a_topology_that_no_tpu_has():
-    with pytest.raises(planning.ConfigError, match='the compiler refuses the topology "v5e:3x5"'):
+    with pytest.raises(ConfigError, match='the compiler refuses the topology "v5e:3x5"'):
         topology.devices(topology.parse("v5e:3x5"))
 
 
