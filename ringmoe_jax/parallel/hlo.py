@@ -101,6 +101,8 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
+        partitions = re.search(r"\bnum_partitions=(\d+)", text[: text.find("\n")])
+        self.devices = int(partitions[1]) if partitions else 1
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if match := _LINE.match(line):
@@ -171,7 +173,7 @@ def analyse(text: str) -> Cost:
             if instruction.opcode in _FLOPS:
                 flops += runs[name] * _FLOPS[instruction.opcode](instruction, instructions)
             elif instruction.opcode.removesuffix("-start") in COLLECTIVES:
-                collective = _collective(instruction, instructions, name, runs[name])
+                collective = _collective(instruction, instructions, name, runs[name], program.devices)
                 if len(collective.members) > 1:
                     collectives.append(collective)
     return Cost(flops, tuple(collectives), unknown)
@@ -221,13 +223,13 @@ def _width(dtype: str) -> float:
 # ---- Collectives ------------------------------------------------------------------------------------
 
 
-def _collective(instruction: Instruction, scope: dict[str, Instruction], computation: str, runs: int) -> Collective:
+def _collective(instruction, scope: dict[str, Instruction], computation: str, runs: int, devices: int) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     if computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # how the TPU compiler writes it: a fusion of a sum and a slice
     types = [scope[name].type for name in instruction.operands if name in scope]
     held = sum(map(bytes_of, types))
-    members = _members(instruction.attributes)
+    members = _members(instruction.attributes) or tuple(range(devices))
     n = len(members)
     share = {
         "all-gather": n - 1,
@@ -240,34 +242,48 @@ def _collective(instruction: Instruction, scope: dict[str, Instruction], computa
 
 
 def _members(attributes: str) -> tuple[int, ...]:
-    """The first group of devices. HLO writes groups as a list, as a reshaped iota, or by mesh axes."""
+    """The first group of devices, () for all. HLO writes groups as a list, as a reshaped iota, or by mesh axes.
+
+    Raises:
+        ValueError: they are written in another way.
+    """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return tuple(map(int, pairs.groups()))
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(map(int, listed[1].split(",")))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        order = np.arange(int(iota[1]) * int(iota[2])).reshape([int(n) for n in iota[3].split(",")])
-        if iota[4]:
-            order = order.transpose([int(n) for n in iota[4].split(",")])
-        return tuple(order.reshape(int(iota[1]), int(iota[2]))[0].tolist())
-    if named := re.search(r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\([^)]*\))? \{([^}]*)\}", attributes):
-        return _mesh_members(named[1], named[2])
-    return ()
+    if listed := re.search(r"replica_groups=\{(?:\{([\d,]+)\}|\})", attributes):
+        return tuple(map(int, listed[1].split(","))) if listed[1] else ()
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[\S+)", attributes):
+        return tuple(_order(iota[3]).reshape(int(iota[1]), int(iota[2]))[0].tolist())
+    if named := re.search(r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", attributes):
+        return _mesh_members(*named.groups())
+    raise ValueError(f"cannot read the groups of devices in: {attributes[:200]}")
 
 
-def _mesh_members(mesh: str, axes: str) -> tuple[int, ...]:
-    """First group of "'a'=2,'b'=4" along "'b'" or along a part of an axis, "'b':(1)2" (outer size 1, size 2)."""
+def _order(iota: str) -> np.ndarray:
+    """Devices in the order of "[2,4]T(1,0)" (0..7 in two rows, read by columns) or of a plain list "0,4,1,5"."""
+    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", iota)
+    if not found:
+        return np.array([int(n) for n in re.findall(r"\d+", iota)])
+    shape = [int(n) for n in found[1].split(",")]
+    table = np.arange(math.prod(shape)).reshape(shape)
+    return (table.transpose([int(n) for n in found[2].split(",")]) if found[2] else table).reshape(-1)
+
+
+def _mesh_members(mesh: str, order: str | None, axes: str) -> tuple[int, ...]:
+    """First group of "'a'=2,'b'=4" along "'b'" or along a part of an axis, "'b':(1)2" (outer size 1, size 2).
+
+    `order` says which device stands at each position of the mesh; None is 0, 1, 2, ...
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     strides, stride = {}, math.prod(sizes.values())
     for name, size in sizes.items():
         stride //= size
         strides[name] = stride
-    offsets = np.zeros(1, int)
+    positions = np.zeros(1, int)
     for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
         size = int(part) if part else sizes[name]
         inner = sizes[name] // (int(before or 1) * size)
-        offsets = (offsets[:, None] + np.arange(size) * inner * strides[name]).reshape(-1)
-    return tuple(offsets.tolist())
+        positions = (positions[:, None] + np.arange(size) * inner * strides[name]).reshape(-1)
+    return tuple((_order(order)[positions] if order else positions).tolist())
 
 
 # ---- Products ---------------------------------------------------------------------------------------

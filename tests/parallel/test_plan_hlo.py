@@ -87,10 +87,22 @@ def test_bytes_that_a_device_sends(line, kind, sent):
         ("mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
         ("mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
         ("mesh['a'=2,'b'=2] {'a', 'b'}", (0, 1, 2, 3)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+        ("mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}", (0, 3)),
+        ("{}", ()),
     ],
 )
 def test_groups_of_devices(groups, members):
     assert hlo._members(f"channel_id=3, replica_groups={groups}, dimensions={{0}}") == members
+
+
+def test_no_groups_are_all_devices_and_unknown_ones_an_error():
+    text = "HloModule m, num_partitions=4\nENTRY %m (x: f32[64]) -> f32[64] {\n  %x = f32[64]{0} parameter(0)\n"
+    sent = hlo.analyse(text + "  %y = f32[64]{0} all-reduce(%x), replica_groups={}, to_apply=%add\n}\n").sent()
+    assert sent == {"all-reduce": 2 * 192}
+    with pytest.raises(ValueError, match="cannot read the groups of devices"):
+        hlo.analyse(text + "  %y = f32[64]{0} all-reduce(%x), replica_groups=<a,b>\n}\n")
 
 
 @pytest.mark.parametrize(
