@@ -14,6 +14,7 @@ import jax
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.parallel.chips import CHIPS, Chip
 
+EFFORT_O1 = 19  # XLA's number for it; jax 0.10.2 takes no names, newer ones take both
 EXAMPLES = "v5e:16x16, v5p:4x4x8, v6e:16x16, tpu7x:4x4x4, h100:64, gpu:64:80GB, cpu:8"
 # What the GPU compiler asks of a chip: multiprocessors, clock (GHz), level-2 cache and shared memory per
 # multiprocessor (bytes), compute capability. NVIDIA's tuning guides of Ampere, Hopper and Blackwell.
@@ -123,7 +124,7 @@ def devices(topology: Topology) -> list:
     return list(described.devices)
 
 
-def compiler_options(topology: Topology, *, full: bool = False) -> dict[str, str]:
+def compiler_options(topology: Topology, *, full: bool = False) -> dict[str, str | int]:
     """Options of `lowered.compile` that suit a plan.
 
     TPU programs are compiled at XLA's first effort level (our choice): the step of `configs/ringmoe_14b.py` then
@@ -136,7 +137,7 @@ def compiler_options(topology: Topology, *, full: bool = False) -> dict[str, str
         full: the effort that training takes.
     """
     return {
-        "tpu": {} if full else {"optimization_level": "O1"},
+        "tpu": {} if full else {"optimization_level": EFFORT_O1},
         "gpu": {"xla_gpu_autotune_level": "0"},
         "cpu": {},
     }[topology.chip.platform]

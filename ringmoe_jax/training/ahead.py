@@ -183,7 +183,7 @@ class Refused:
     reason: str
 
 
-def compile_step(step, state: TrainState, batch: Mapping, mesh, options: Mapping[str, str]) -> Compiled | Refused:
+def compile_step(step, state: TrainState, batch: Mapping, mesh, options: Mapping[str, str | int]) -> Compiled | Refused:
     """Compiles a step of `make_train_step` for a mesh whose devices need not exist.
 
     Args:
