@@ -89,10 +89,10 @@ def test_token_counts_that_no_block_divides(engine, n):
 
 
 @pytest.mark.parametrize(
-    ("ladder", "sizes"), [((0,), (8, 4)), ((3,), (8, 4)), ((0, 5, 12), (16, 4)), ((N,), (8, 4)), ((10, 30), (4, 1))]
+    ("ladder", "sizes"), [((1,), (8, 4)), ((3,), (8, 4)), ((2, 5, 12), (16, 4)), ((N,), (8, 4)), ((10, 30), (4, 1))]
 )
 def test_blocks_equal_dense_whatever_the_sizes(monkeypatch, ladder, sizes):
-    """Everything in blocks, everything in the buffer, and both; skewed, with an unused expert."""
+    """Nearly everything in blocks, everything in the buffer, and both; skewed, with an unused expert."""
     monkeypatch.setattr(blocks, "sizes", lambda expected, most: blocks.Sizes(ladder, sizes))
     compiled.cache_clear()
     rng = np.random.default_rng(0)
@@ -102,9 +102,10 @@ def test_blocks_equal_dense_whatever_the_sizes(monkeypatch, ladder, sizes):
     compiled.cache_clear()
 
 
-def test_blocks_choose_the_even_buffer_for_even_loads_and_a_smaller_one_for_skewed_loads():
-    assert blocks.sizes(1024.0, 4096) == blocks.Sizes((0, 512, 1072), (512, 128))
-    assert blocks.sizes(64.0, 50).ladder == (0, 32, 50)  # never more rows than tokens
+def test_blocks_have_room_for_an_even_load_and_never_more_rows_than_tokens():
+    assert blocks.sizes(1024.0, 4096) == blocks.Sizes((512, 1072), (512, 128))
+    assert blocks.sizes(4.0, 4096) == blocks.Sizes((16, 40), (256, 64))
+    assert blocks.sizes(4.0, 20).ladder == (16, 20)
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from ringmoe_jax.moe.dispatch import Sorted
 from ringmoe_jax.moe.experts import Experts
 
 ROW_COST = 1.5  # time of a row in a block over that of a row in the buffer, measured on CPU
+FEW_ROWS = 64  # below, an expert's weights cost more time than its rows
 BLOCK_COST = 64  # time that a block takes beside its rows, in rows of the buffer
 
 
@@ -41,15 +42,20 @@ class Sizes(NamedTuple):
 def sizes(expected: float, most: int) -> Sizes:
     """Shapes for a mean load per expert.
 
-    The largest buffer holds an even random routing up to 1.5 standard deviations of a Poisson load.
+    Many rows an expert: a buffer for even random routing up to 1.5 standard deviations of a Poisson load, and
+    one half as large for skewed routing. Few rows: rows are cheap beside an expert's weights, so the buffers
+    hold 4 standard deviations, and three times that.
 
     Args:
         expected: mean load of an expert.
         most: the largest possible load.
     """
-    even = math.ceil((expected + 1.5 * math.sqrt(expected)) / 8) * 8
-    ladder = {min(rows, most) for rows in (0, 8 * round(expected / 16), even)}
-    small = min(max(2 ** round(math.log2(max(expected, 1))), 64), 128)
+    deviation = math.sqrt(expected)
+    wanted = (expected / 2, expected + 1.5 * deviation)
+    if expected < FEW_ROWS:
+        wanted = (expected + 4 * deviation, 3 * (expected + 4 * deviation))
+    ladder = {min(8 * math.ceil(rows / 8), most) for rows in wanted}
+    small = min(max(2 ** round(math.log2(max(expected, 1))), FEW_ROWS), 128)
     return Sizes(tuple(sorted(ladder)), (4 * small, small))
 
 
@@ -98,12 +104,9 @@ def _compute(shapes: Sizes, layout: Layout, tokens, gates, experts):
 
 
 def _forward(shapes, layout, tokens, gates, experts):
-    (count, depth, hidden), most = experts.wi.shape, shapes.ladder[-1]
-    saved_shapes = (count, most, hidden), (count, most, depth)
+    count, depth, most = *experts.wi.shape[:2], shapes.ladder[-1]
 
     def buffer(rows):
-        if not rows:
-            return jnp.zeros_like(tokens), tuple(jnp.zeros(shape, tokens.dtype) for shape in saved_shapes)
         dispatch = _dispatch(layout, rows, gates.shape)
         z = expert_ops.expand(experts, _rows(tokens, dispatch, count))
         y = expert_ops.contract(experts, z)
@@ -124,8 +127,6 @@ def _backward(shapes, saved, outputs):
     layout, tokens, gates, experts, (z, y) = saved
 
     def buffer(rows):
-        if not rows:
-            return jax.tree.map(jnp.zeros_like, (tokens, gates, experts))
         dispatch = _dispatch(layout, rows, gates.shape)
         x, to_tokens = jax.vjp(lambda t: _rows(t, dispatch, experts.count), tokens)
         _, to_gates = jax.vjp(dispatching.combine, y[:, :rows].reshape(-1, y.shape[-1]), dispatch, gates)
