@@ -15,7 +15,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from input_pipeline.reader import DataConfig
+from input_pipeline.config import DataConfig
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, pretext
 from ringmoe_jax import sensors as sensor_table

@@ -1,5 +1,6 @@
 """From files to batches: multi-sensor TFRecords (TFDS), tf.data, augmentation and mixing.
 
+config.py     what training reads
 schema.py     what a stored sample and its metadata are
 builder.py    writes a data set, streaming and atomically
 sample.py     the default sample data, from two packages on PyPI

@@ -54,12 +54,13 @@ def test_pipeline_needs_only_the_contracts():
                 assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
 
 
-def test_library_runs_where_tensorflow_is_not_installed():
+def test_library_plan_and_benchmark_run_where_tensorflow_is_not_installed():
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
         "import ringmoe_jax.models, ringmoe_jax.training.loop, ringmoe_jax.training.step, ringmoe_jax.objectives\n"
         "import ringmoe_jax.evaluate.probes, ringmoe_jax.evaluate.figures, ringmoe_jax.training.checkpoint\n"
         "from ringmoe_jax.training.metrics import MetricsWriter\n"
+        "import experiments.plan, experiments.benchmark\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 

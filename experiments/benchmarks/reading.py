@@ -8,8 +8,9 @@ import time
 import numpy as np
 
 from experiments.benchmarks.train import images
+from input_pipeline.config import DataConfig
 from input_pipeline.dataset import open_dataset
-from input_pipeline.reader import DataConfig, train_batches
+from input_pipeline.reader import train_batches
 
 
 def measure(config: DataConfig, batches: int) -> dict[str, float]:

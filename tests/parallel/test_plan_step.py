@@ -10,7 +10,8 @@ import pytest
 from experiments import plan as planning
 from experiments.common import ExperimentConfig
 from experiments.plan_report import bounds, describe, link_seconds, to_json
-from input_pipeline.reader import DataConfig, StreamConfig, train_batches
+from input_pipeline.config import DataConfig, StreamConfig
+from input_pipeline.reader import train_batches
 from ringmoe_jax import batch as contract
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import ConfigError
