@@ -22,9 +22,9 @@ from ringmoe_jax.moe import experts as expert_ops
 from ringmoe_jax.moe.dispatch import Sorted
 from ringmoe_jax.moe.experts import Experts
 
-ROW_COST = 1.5  # time of a row in a block over that of a row in the buffer, measured on CPU
+ROW_COST = 1.15  # time of a row in a block over that of a row in the buffer, measured on CPU
 FEW_ROWS = 64  # below, an expert's weights cost more time than its rows
-BLOCK_COST = 64  # time that a block takes beside its rows, in rows of the buffer
+BLOCK_COST = 110  # time that a block takes beside its rows, for its expert's weights, in rows of the buffer
 
 
 class Sizes(NamedTuple):
@@ -89,10 +89,11 @@ def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Exp
     choices = dispatching.sort(chosen, experts.count)
     shapes = sizes(expected, tokens.shape[0])
     ladder = np.asarray(shapes.ladder)
-    large, small = shapes.blocks
     excess = jnp.maximum(choices.load - ladder[:, None], 0)  # [ladder, E]
-    large_blocks, small_blocks = excess // large, -(-(excess % large) // small)
-    cost = large_blocks * (ROW_COST * large + BLOCK_COST) + small_blocks * (ROW_COST * small + BLOCK_COST)
+    cost = sum(
+        count * (ROW_COST * size + BLOCK_COST)
+        for count, size in zip(_counts(excess, shapes.blocks), shapes.blocks, strict=True)
+    )
     index = jnp.argmin(experts.count * ladder + cost.sum(axis=1))
     layout = Layout(choices, index, jnp.asarray(ladder, jnp.int32)[index])
     return _compute(shapes, layout, tokens, gates, experts.astype(tokens.dtype))
@@ -169,9 +170,7 @@ def _over_blocks(body, carry, shapes: Sizes, layout: Layout, shape: tuple[int, i
     Rows of a block that are not filled have token N and choice K.
     """
     (n, k), choices, done = shape, layout.choices, layout.rows
-    for size in shapes.blocks:
-        excess = jnp.maximum(choices.load - done, 0)
-        counts = excess // size if size != shapes.blocks[-1] else -(-excess // size)  # [E]
+    for size, counts in zip(shapes.blocks, _counts(jnp.maximum(choices.load - done, 0), shapes.blocks), strict=True):
         end = jnp.cumsum(counts)
 
         def step(b, carry, size=size, counts=counts, end=end, done=done):
@@ -185,6 +184,13 @@ def _over_blocks(body, carry, shapes: Sizes, layout: Layout, shape: tuple[int, i
         carry = jax.lax.fori_loop(0, end[-1], step, carry)
         done = done + counts * size
     return carry
+
+
+def _counts(excess: jax.Array, sizes: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Large and small blocks for `excess` rows: at most half of a large block is left to small ones."""
+    large, small = sizes
+    many = (excess + large // 2 - 1) // large
+    return many, -(-jnp.maximum(excess - many * large, 0) // small)
 
 
 def _block_inputs(tokens, gates, experts, token, choice, expert):
