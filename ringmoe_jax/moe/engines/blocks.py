@@ -86,16 +86,17 @@ def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Exp
     Returns:
         [N, D] in the dtype of `tokens`.
     """
-    choices = dispatching.sort(chosen, experts.count)
-    shapes = sizes(expected, tokens.shape[0])
-    ladder = np.asarray(shapes.ladder)
-    excess = jnp.maximum(choices.load - ladder[:, None], 0)  # [ladder, E]
-    cost = sum(
-        count * (ROW_COST * size + BLOCK_COST)
-        for count, size in zip(_counts(excess, shapes.blocks), shapes.blocks, strict=True)
-    )
-    index = jnp.argmin(experts.count * ladder + cost.sum(axis=1))
-    layout = Layout(choices, index, jnp.asarray(ladder, jnp.int32)[index])
+    with jax.named_scope("dispatch"):
+        choices = dispatching.sort(chosen, experts.count)
+        shapes = sizes(expected, tokens.shape[0])
+        ladder = np.asarray(shapes.ladder)
+        excess = jnp.maximum(choices.load - ladder[:, None], 0)  # [ladder, E]
+        cost = sum(
+            count * (ROW_COST * size + BLOCK_COST)
+            for count, size in zip(_counts(excess, shapes.blocks), shapes.blocks, strict=True)
+        )
+        index = jnp.argmin(experts.count * ladder + cost.sum(axis=1))
+        layout = Layout(choices, index, jnp.asarray(ladder, jnp.int32)[index])
     return _compute(shapes, layout, tokens, gates, experts.astype(tokens.dtype))
 
 
