@@ -84,7 +84,7 @@ def inputs(point: Point, seed: int = 0) -> Inputs:
     )
 
 
-def layer(point: Point, engine: str, scores: jax.Array, x: jax.Array, router: jax.Array, experts: Experts) -> jax.Array:
+def layer(point: Point, engine: str, x: jax.Array, router: jax.Array, experts: Experts, scores: jax.Array) -> jax.Array:
     """The layer that is timed. [N, D] -> [N, D]."""
     allowed = table.collaborative(1, point.experts)
     (logits,) = routing.logits(x, [router])
@@ -109,17 +109,19 @@ def programs(point: Point, engines: Sequence[str] = ENGINES) -> dict[str, tuple]
     first = Experts(*(w[:1] for w in experts))
     found[DENSE] = _compiled(dense, above, rows, first)
     for engine in engines:
-        function = functools.partial(layer, point, engine, jnp.asarray(given.scores))
-        found[engine] = _compiled(function, upstream, x, router, experts)
+        function = functools.partial(layer, point, engine)
+        found[engine] = _compiled(function, upstream, x, router, experts, jnp.asarray(given.scores))
     return found
 
 
 def _compiled(function, upstream, *arguments):
-    def loss(*arguments):
+    """The function's value and its gradients, but for the upstream gradient and for scores, with arguments."""
+
+    def loss(upstream, *arguments):
         return jnp.sum((function(*arguments) * upstream).astype(jnp.float32))
 
-    differentiate = jax.value_and_grad(loss, argnums=tuple(range(len(arguments))))
-    return jax.jit(differentiate).lower(*arguments).compile(), arguments
+    differentiate = jax.value_and_grad(loss, argnums=tuple(range(1, min(len(arguments), 3) + 1)))
+    return jax.jit(differentiate).lower(upstream, *arguments).compile(), (upstream, *arguments)
 
 
 def grid(widths, experts, top_k, dtypes, popularities, tokens: int) -> Iterator[Point]:
