@@ -23,20 +23,15 @@ import jax
 from experiments import common
 from experiments.benchmarks import clock, moe
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.training.loop import count_images
 
 
 def suite_moe(arguments: argparse.Namespace) -> dict:
     """The mixture-of-experts layer over a dense layer of equal active FLOPs."""
     torch = installed("torch")
     results = []
-    numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
     points = moe.grid(
-        numbers(arguments.widths),
-        numbers(arguments.experts),
-        numbers(arguments.top_k),
-        arguments.dtypes.split(","),
-        arguments.routing.split(","),
-        arguments.tokens,
+        arguments.widths, arguments.experts, arguments.top_k, arguments.dtypes, arguments.routing, arguments.tokens
     )
     print("time over a dense layer of the same active FLOPs, forward and backward; ms of the dense layer in brackets")
     for point in points:
@@ -65,15 +60,15 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch)
     print(
-        f"one train step of {arguments.config}, {train.images(batch)} images, {len(jobs)} programs; first they compile"
+        f"one train step of {arguments.config}, {count_images(batch)} images, {len(jobs)} programs; first they compile"
     )
     seconds = clock.interleaved(jobs, arguments.repeats)
     for name, value in seconds.items():
         print(
-            f"{name:<18} {1e3 * value:7.1f} ms   {train.images(batch) / value:7.1f} images/s   "
+            f"{name:<18} {1e3 * value:7.1f} ms   {count_images(batch) / value:7.1f} images/s   "
             f"{value / seconds[train.DENSE]:.2f} of the dense backbone"
         )
-    return {"seconds": seconds, "images": train.images(batch)}
+    return {"seconds": seconds, "images": count_images(batch)}
 
 
 def suite_input(arguments: argparse.Namespace) -> dict:
@@ -116,6 +111,21 @@ def machine() -> dict[str, str]:
     }
 
 
+def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
+    """A type for argparse: comma-separated values of a kind, each one of `known` where given."""
+
+    def values(text: str) -> list:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f'"{text}": wanted whole numbers, separated by commas') from error
+        if wrong := [value for value in found if (known and value not in known) or (kind is int and value < 1)]:
+            raise argparse.ArgumentTypeError(f'"{wrong[0]}": wanted {" or ".join(known) or "numbers of at least 1"}')
+        return found
+
+    return values
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
@@ -124,11 +134,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
     layer.add_argument("--tokens", type=int, default=4096)
-    layer.add_argument("--widths", default="256,512")
-    layer.add_argument("--experts", default="8,16,64")
-    layer.add_argument("--top-k", default="1,2")
-    layer.add_argument("--dtypes", default="float32,bfloat16")
-    layer.add_argument("--routing", default="even,zipf")
+    layer.add_argument("--widths", type=listed(int), default="256,512")
+    layer.add_argument("--experts", type=listed(int), default="8,16,64")
+    layer.add_argument("--top-k", type=listed(int), default="1,2")
+    layer.add_argument("--dtypes", type=listed(str, moe.DTYPES), default="float32,bfloat16")
+    layer.add_argument("--routing", type=listed(str, tuple(moe.POPULARITY)), default="even,zipf")
     parser.add_argument("--config", default="configs/ringmoe_micro.py", help="suites train and input")
     parsed, parsed.overrides = parser.parse_known_args(arguments)
     return parsed
@@ -140,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
+    if parsed.suite == "moe" and parsed.overrides:
+        raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite moe')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     result = SUITES[parsed.suite](parsed)

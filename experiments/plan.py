@@ -28,6 +28,7 @@ from ringmoe_jax.parallel import topology as topologies
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.parallel.topology import Topology
 from ringmoe_jax.training import ahead, optimizer
+from ringmoe_jax.training import state as states
 from ringmoe_jax.training.state import TrainState, state_shardings
 from ringmoe_jax.training.step import make_train_step
 
@@ -55,9 +56,9 @@ class Shapes:
 
 def measure(config: ExperimentConfig) -> Shapes:
     """Traces a step without a mesh and without a compiler."""
-    parts = common.build(config, _statistics(config))
+    parts = common.build(config, {})
     rule = optimizer.build(config.optimizer, config.train.steps)
-    state = ahead.state_shapes(parts.model, parts.pretext, rule)
+    state = states.shapes(parts.model, parts.pretext, rule)
     sensors = rows_of(config, 1)
     step = _train_step(config, parts, accumulate=1)
     flops = ahead.count_flops(step, state, _batch(config, sensors))
@@ -99,9 +100,9 @@ def compiled(plan: Plan, *, full: bool = False) -> Plan:
     except ConfigError as error:
         return dataclasses.replace(plan, refusal=str(error))
     mesh = meshes.make(config.mesh, devices)
-    parts = common.build(config, _statistics(config), mesh)
+    parts = common.build(config, {}, mesh)
     rule = optimizer.build(config.optimizer, config.train.steps)
-    state = ahead.state_shapes(parts.model, parts.pretext, rule)
+    state = states.shapes(parts.model, parts.pretext, rule)
     step = _train_step(config, parts, accumulate=config.train.accumulate)
     options = topologies.compiler_options(plan.topology, full=full)
     answer = ahead.compile_step(step, state, _batch(config, plan.rows), mesh, options)
@@ -122,11 +123,6 @@ def rows_of(config: ExperimentConfig, devices: int) -> dict[str, int]:
             f"for example --config.data.batch_size={-(-size // unit) * unit}"
         )
     return {sensor: size for stream in config.data.streams.values() for sensor in stream.sensors}
-
-
-def _statistics(config: ExperimentConfig) -> dict:
-    """The sensor table's: a plan opens no data set."""
-    return {name: sensor.statistics for name, sensor in config.sensors.items()}
 
 
 def _batch(config: ExperimentConfig, rows: Mapping[str, int]) -> dict:

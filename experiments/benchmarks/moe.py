@@ -24,6 +24,8 @@ from ringmoe_jax.moe.experts import Experts
 ENGINES = ("capacity", "dropless")
 CAPACITY_FACTOR = 1.25
 DENSE = "dense layer"
+DTYPES = ("float32", "bfloat16")
+POPULARITY = {"even": np.zeros_like, "zipf": lambda rank: -np.log(rank)}  # logarithm, of ranks from 1 on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def inputs(point: Point, seed: int = 0) -> Inputs:
     rng = np.random.default_rng(seed)
     n, d, e, f = point.tokens, point.width, point.experts, 4 * point.width
     normal = lambda *shape, scale=1.0: (scale * rng.standard_normal(shape, np.float32)).astype(np.float32)  # noqa: E731
-    popularity = {"even": np.zeros(e), "zipf": -np.log(np.arange(1, e + 1))}[point.popularity]
+    popularity = POPULARITY[point.popularity](np.arange(1.0, e + 1))
     return Inputs(
         normal(n, d),
         normal(n, d),
@@ -126,6 +128,8 @@ def _compiled(function, upstream, *arguments):
 
 def grid(widths, experts, top_k, dtypes, popularities, tokens: int) -> Iterator[Point]:
     """All combinations."""
+    for e, k in itertools.product(experts, top_k):
+        table.check(table.collaborative(1, e), k)
     for width, e, k, dtype, popularity in itertools.product(widths, experts, top_k, dtypes, popularities):
         yield Point(tokens, width, e, k, dtype, popularity)
 

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks.train import images
 from input_pipeline.config import DataConfig
 from input_pipeline.dataset import open_dataset
 from input_pipeline.reader import train_batches
+from ringmoe_jax.training.loop import count_images
 
 
 def measure(config: DataConfig, batches: int) -> dict[str, float]:
@@ -26,7 +26,7 @@ def measure(config: DataConfig, batches: int) -> dict[str, float]:
     """
     iterator = train_batches(config)
     for batch in itertools.islice(iterator, 2 * config.prefetch + 2):
-        per_batch = images(batch)
+        per_batch = count_images(batch)
     started = time.perf_counter()
     for _ in range(batches):
         next(iterator)

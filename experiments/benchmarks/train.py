@@ -66,11 +66,6 @@ def random_batch(config: common.ExperimentConfig, seed: int) -> dict:
     return {"sensors": entries}
 
 
-def images(batch: Mapping) -> int:
-    """Images in a batch."""
-    return sum(entry["pixels"].shape[0] for entry in batch["sensors"].values())
-
-
 def _step(config: common.ExperimentConfig, batch) -> Callable[[], object]:
     parts = common.build(config, {}, mesh=None)
     rule = optimizer.build(config.optimizer, config.train.steps)

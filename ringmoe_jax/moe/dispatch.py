@@ -1,7 +1,7 @@
 """From choices to rows and back: which token fills which row of which expert's buffer.
 
 Both directions are gathers, in the forward and in the backward pass: a row knows its choice and a
-choice knows its row, so the transpose of reading by one is reading by the other. Nothing is scattered.
+choice knows its row, so the transpose of reading by one is reading by the other. Only indices are scattered.
 """
 
 from __future__ import annotations

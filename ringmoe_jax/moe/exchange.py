@@ -19,7 +19,7 @@ class Plan(NamedTuple):
 
     Attributes:
         counts: [S, S, E / S] int32, rows that device i sends to device j for j's local experts.
-        back: whether this is the way back: the same rows, from j to i.
+        reverse: whether this is the way back: the same rows, from j to i.
     """
 
     counts: jax.Array

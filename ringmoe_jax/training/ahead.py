@@ -10,25 +10,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from ringmoe_jax.models.api import Model
 from ringmoe_jax.objectives import Objective
 from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import batch_sharding
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.state import TrainState, state_shardings
-
-
-def state_shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of what `state.create` would make."""
-
-    def init(key):
-        params = model.init(key)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), pretext.init(params))
-
-    return jax.eval_shape(init, jax.random.key(0))
 
 
 def batch_shapes(sensors: Mapping[str, Sensor], rows: Mapping[str, int], size: int, mask_unit: int) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -46,14 +47,20 @@ def create(
         mesh: None is one device.
     """
 
-    def init(key):
-        params = model.init(key)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), pretext.init(params))
-
-    key = jax.random.key(seed)
+    init, key = functools.partial(_init, model, pretext, optimizer), jax.random.key(seed)
     if mesh is None:
         return jax.jit(init)(key)
     return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, key), mesh))(key)
+
+
+def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of what `create` makes, without making it."""
+    return jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0))
+
+
+def _init(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    params = model.init(key)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), pretext.init(params))
 
 
 def state_shardings(state: TrainState, mesh) -> TrainState:

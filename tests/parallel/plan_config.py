@@ -19,3 +19,10 @@ def values(batch: int = 8, width: int = 8, **mesh: int) -> dict:
     config.data.update(image_size=16, batch_size=batch, mask_unit=4)
     config.mesh.update(mesh)
     return config.to_dict()
+
+
+def exchanges(plan) -> tuple[int, float]:
+    """(executions, payload bytes) of the all-to-all between devices that share the experts."""
+    size = plan.mesh["expert"]
+    found = [c for c in plan.compiled.cost.collectives if c.kind == "all-to-all" and len(c.members) == size]
+    return sum(c.runs for c in found), sum(c.runs * c.sent / ((size - 1) / size) for c in found)

@@ -21,6 +21,7 @@ from ringmoe_jax.parallel.hlo import Collective
 from ringmoe_jax.training import ahead
 from tests.input_pipeline import tiny_data
 from tests.parallel import plan_config
+from tests.parallel.plan_config import exchanges
 
 
 def make(name: str, compiled: bool = True, **options):
@@ -67,13 +68,6 @@ def test_the_state_is_donated(eight):
 def test_products_of_eight_devices_are_those_of_the_step(eight):
     assert eight.compiled.cost.unknown_loops == 0
     assert 8 * eight.compiled.cost.flops == pytest.approx(eight.flops, rel=0.25)
-
-
-def exchanges(plan):
-    """(executions, payload bytes) of the all-to-all between devices that share the experts."""
-    size = plan.mesh["expert"]
-    found = [c for c in plan.compiled.cost.collectives if c.kind == "all-to-all" and len(c.members) == size]
-    return sum(c.runs for c in found), sum(c.runs * c.sent / ((size - 1) / size) for c in found)
 
 
 def test_rows_go_to_their_experts_and_back_in_every_block(eight):

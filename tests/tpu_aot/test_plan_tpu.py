@@ -17,6 +17,7 @@ from ringmoe_jax.training import ahead
 from ringmoe_jax.training.ahead import Refused
 from ringmoe_jax.training.state import TrainState
 from tests.parallel import plan_config
+from tests.parallel.plan_config import exchanges
 
 
 def needs(module: str):
@@ -28,13 +29,6 @@ def compile_for(name: str, **options):
     chosen = topology.parse(name)
     topology.start(chosen)
     return planning.compiled(planning.place(ExperimentConfig.of(plan_config.values(**options)), chosen))
-
-
-def exchanges(plan):
-    """(executions, payload bytes) of the all-to-all between devices that share the experts."""
-    size = plan.mesh["expert"]
-    found = [c for c in plan.compiled.cost.collectives if c.kind == "all-to-all" and len(c.members) == size]
-    return sum(c.runs for c in found), sum(c.runs * c.sent / ((size - 1) / size) for c in found)
 
 
 @needs("libtpu")

@@ -59,20 +59,6 @@ def sizes(expected: float, most: int) -> Sizes:
     return Sizes(tuple(sorted(ladder)), (4 * small, small))
 
 
-class Layout(NamedTuple):
-    """What is known of the routing when the program runs.
-
-    Attributes:
-        choices: sorted by expert.
-        index: [] int32, place in the ladder.
-        rows: [] int32, rows per expert of the buffer.
-    """
-
-    choices: Sorted
-    index: jax.Array
-    rows: jax.Array
-
-
 def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
     """sum_k gate_k * expert_k(token), nothing dropped.
 
@@ -96,20 +82,19 @@ def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Exp
             for count, size in zip(_counts(excess, shapes.blocks), shapes.blocks, strict=True)
         )
         index = jnp.argmin(experts.count * ladder + cost.sum(axis=1))
-        layout = Layout(choices, index, jnp.asarray(ladder, jnp.int32)[index])
-    return _compute(shapes, layout, tokens, gates, experts.astype(tokens.dtype))
+    return _compute(shapes, index, choices, tokens, gates, experts.astype(tokens.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _compute(shapes: Sizes, layout: Layout, tokens, gates, experts):
-    return _forward(shapes, layout, tokens, gates, experts)[0]
+def _compute(shapes: Sizes, index: jax.Array, choices: Sorted, tokens, gates, experts):
+    return _forward(shapes, index, choices, tokens, gates, experts)[0]
 
 
-def _forward(shapes, layout, tokens, gates, experts):
+def _forward(shapes, index, choices, tokens, gates, experts):
     count, depth, most = *experts.wi.shape[:2], shapes.ladder[-1]
 
     def buffer(rows):
-        dispatch = _dispatch(layout, rows, gates.shape)
+        dispatch = _dispatch(choices, rows, gates.shape)
         z = expert_ops.expand(experts, _rows(tokens, dispatch, count))
         y = expert_ops.contract(experts, z)
         saved = tuple(jnp.pad(x, ((0, 0), (0, most - rows), (0, 0))) for x in (z, y))
@@ -120,16 +105,16 @@ def _forward(shapes, layout, tokens, gates, experts):
         return outputs.at[token].add(_block(x, gate, weights), mode="drop")
 
     with jax.named_scope("experts"):
-        outputs, saved = jax.lax.switch(layout.index, [functools.partial(buffer, rows) for rows in shapes.ladder])
-        outputs = _over_blocks(block, outputs, shapes, layout, gates.shape)
-    return outputs, (layout, tokens, gates, experts, saved)
+        outputs, saved = jax.lax.switch(index, [functools.partial(buffer, rows) for rows in shapes.ladder])
+        outputs = _over_blocks(block, outputs, shapes, index, choices, gates.shape)
+    return outputs, (index, choices, tokens, gates, experts, saved)
 
 
 def _backward(shapes, saved, outputs):
-    layout, tokens, gates, experts, (z, y) = saved
+    index, choices, tokens, gates, experts, (z, y) = saved
 
     def buffer(rows):
-        dispatch = _dispatch(layout, rows, gates.shape)
+        dispatch = _dispatch(choices, rows, gates.shape)
         x, to_tokens = jax.vjp(lambda t: _rows(t, dispatch, experts.count), tokens)
         _, to_gates = jax.vjp(dispatching.combine, y[:, :rows].reshape(-1, y.shape[-1]), dispatch, gates)
         _, to_hidden = jax.vjp(expert_ops.contract, experts, z[:, :rows])
@@ -148,35 +133,36 @@ def _backward(shapes, saved, outputs):
         return d_tokens, d_gates, jax.tree.map(lambda total, part: total.at[expert].add(part), d_experts, d_expert)
 
     with jax.named_scope("experts"):
-        gradients = jax.lax.switch(layout.index, [functools.partial(buffer, rows) for rows in shapes.ladder])
-        gradients = _over_blocks(block, gradients, shapes, layout, gates.shape)
-    return None, *gradients
+        gradients = jax.lax.switch(index, [functools.partial(buffer, rows) for rows in shapes.ladder])
+        gradients = _over_blocks(block, gradients, shapes, index, choices, gates.shape)
+    return None, None, *gradients
 
 
 _compute.defvjp(_forward, _backward)
 
 
-def _dispatch(layout: Layout, rows: int, shape: tuple[int, int]) -> dispatching.Dispatch:
-    count = layout.choices.load.shape[0]
-    return dispatching.fill(layout.choices, np.full(count, rows), np.arange(count) * rows, shape)
+def _dispatch(choices: Sorted, rows: int, shape: tuple[int, int]) -> dispatching.Dispatch:
+    count = choices.load.shape[0]
+    return dispatching.fill(choices, np.full(count, rows), np.arange(count) * rows, shape)
 
 
 def _rows(tokens, dispatch, count):
     return dispatching.gather(tokens, dispatch).reshape(count, -1, tokens.shape[-1])
 
 
-def _over_blocks(body, carry, shapes: Sizes, layout: Layout, shape: tuple[int, int]):
+def _over_blocks(body, carry, shapes: Sizes, index: jax.Array, choices: Sorted, shape: tuple[int, int]):
     """Runs carry = body(carry, token [R], choice [R], expert) over the blocks beyond the buffer.
 
     Rows of a block that are not filled have token N and choice K.
     """
-    (n, k), choices, done = shape, layout.choices, layout.rows
+    n, k = shape
+    done = jnp.full_like(choices.load, jnp.asarray(shapes.ladder)[index])  # rows of each expert that are computed
     for size, counts in zip(shapes.blocks, _counts(jnp.maximum(choices.load - done, 0), shapes.blocks), strict=True):
         end = jnp.cumsum(counts)
 
         def step(b, carry, size=size, counts=counts, end=end, done=done):
             expert = jnp.sum(end <= b)
-            rank = (done + jnp.zeros_like(counts))[expert] + (b - (end - counts)[expert]) * size + jnp.arange(size)
+            rank = done[expert] + (b - (end - counts)[expert]) * size + jnp.arange(size)
             filled = rank < choices.load[expert]
             place = choices.order[jnp.minimum(choices.start[expert] + rank, n * k - 1)]
             token, choice = jnp.where(filled, place % n, n), jnp.where(filled, place // n, k)
