@@ -162,11 +162,26 @@ def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=N
         mesh: see `make_mesh`.
     """
     sensors = config.sensors
-    terms = objectives.build(config.objectives)
-    heads = objectives.collect_heads(terms, sensors)
+    terms, heads = build_objectives(config)
     statistics = {name: statistics[name] for name in sensors if name in statistics}
     model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
     return Parts(sensors, statistics, model, terms, pretext.build(config.pretext, model), mesh)
+
+
+def build_objectives(config: ExperimentConfig) -> tuple[dict[str, objectives.Objective], dict[str, dict[str, int]]]:
+    """Objectives by label and the decoder outputs that they need, {sensor: {head: channels}}.
+
+    Raises:
+        ConfigError: an objective does not exist, does not suit the model's sensors or the streams of data.
+    """
+    terms = objectives.build(config.objectives)
+    for label, term in terms.items():
+        if term.together() and not any(set(term.together()) <= set(s.sensors) for s in config.data.streams.values()):
+            raise ConfigError(
+                f"objective {label} compares {' and '.join(term.together())} of the same place, but no stream of "
+                "config.data.streams holds them all: name them in one stream's sensors"
+            )
+    return terms, objectives.collect_heads(terms, config.sensors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +23,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import common
+from experiments import common, evaluation_output
 from experiments.common import Trained
+from experiments.tables import plain
 from input_pipeline import schema
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.evaluate import baselines, bootstrap, features, figures, probes, quicklook, reconstruction, routing
+from ringmoe_jax.evaluate import baselines, bootstrap, features, likelihood, probes, quicklook, reconstruction, routing
 from ringmoe_jax.models import count
 from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
 from ringmoe_jax.training.checkpoint import versions
@@ -57,6 +57,7 @@ def evaluate(
     seed: int = 0,
     out: str | None = None,
     max_tiles: int = MAX_TILES,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run.
 
@@ -68,6 +69,7 @@ def evaluate(
         seed: of random baselines, inner splits and the bootstrap.
         out: default `<checkpoint>/report`.
         max_tiles: the first so many tiles of a split are read.
+        brief: only the model, without baselines beside its probes and without pictures.
 
     Returns:
         What `evaluation.json` holds.
@@ -82,9 +84,9 @@ def evaluate(
     folder = Path(out) if out else Path(checkpoint) / "report"
     print(f"checkpoint  {checkpoint} at step {trained.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(trained.parts.model, reconstruction.reconstructions(trained.parts.objectives))
-    random = jax.device_put(baselines.random_params(trained.parts.model, seed), jax.devices()[0])  # as the trained ones
+    random = None if brief else jax.device_put(baselines.random_params(trained.parts.model, seed), jax.devices()[0])
     result = {"checkpoint": str(checkpoint), "step": trained.step, "protocol": TEXT, "seed": seed, "datasets": []}
-    result |= {"probes": [], "reconstruction": [], "routing": {}}
+    result |= {"probes": [], "reconstruction": [], "likelihood": [], "routing": {}}
     tokens: list[Mapping[str, RoutingStatistics]] = []
     strips: dict[tuple[str, str], list[quicklook.Strip]] = {}
 
@@ -96,6 +98,7 @@ def evaluate(
         result["probes"] += _probe(reader, encoders, PROTOCOLS[protocol], seed)
         masked = _Masked(trained, reader, partial(inspect, trained.params, means=means), seed)
         result["reconstruction"] += masked.comparisons
+        result["likelihood"] += masked.likelihoods
         tokens += masked.routing
         strips |= {(dataset.metadata.name, label): rows for label, rows in masked.strips.items() if rows}
 
@@ -107,9 +110,11 @@ def evaluate(
     result |= {"devices": devices, "seconds": time.perf_counter() - started}
     parts = {name: count(part) for name, part in trained.params.items()}
     result["parameters"] = {"total": sum(parts.values()), "parts": parts}
-    _draw(folder, trained, result, summary, strips)
-    (folder / "evaluation.json").write_text(json.dumps(_plain(result), indent=1) + "\n")
-    _print(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not brief:
+        evaluation_output.draw(folder, trained, result, summary, strips)
+    (folder / "evaluation.json").write_text(json.dumps(plain(result), indent=1) + "\n")
+    evaluation_output.show(result)
     return result
 
 
@@ -217,16 +222,18 @@ def _differ(used, own) -> bool:
 
 
 def _encoders(trained: Trained, random, inspect, seed: int) -> dict[str, features.Encoder]:
-    """The model and what it must beat; the first two share one compiled function with the masked passes."""
+    """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes."""
     parts, data = trained.parts, trained.config.data
     cells = data.image_size // data.mask_unit if data.mask_unit else 1
 
     def pooled(params, batch):
         return inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
 
+    encoders = {TRAINED: lambda batch: pooled(trained.params, batch)}
+    if random is None:
+        return encoders
     statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
-    return {
-        TRAINED: lambda batch: pooled(trained.params, batch),
+    return encoders | {
         "random weights": lambda batch: pooled(random, batch),
         "random convolutions": baselines.random_convolutions(statistics, seed=seed),
         "image statistics": baselines.image_statistics(parts.sensors),
@@ -266,43 +273,48 @@ def _split(part: features.Features, encoder: str, sensors: Sequence[str], label:
 
 
 class _Masked:
-    """One masked pass over the validation tiles of a data set: losses, routing statistics and tiles to show."""
+    """Masked passes over the tiles of a data set: losses, likelihoods, routing statistics and tiles to show."""
 
     def __init__(self, trained: Trained, reader: _Reader, inspect, seed: int):
         self.trained, self.reader, self.inspect, self.objectives = trained, reader, inspect, reader.objectives
         self.comparisons: list[dict] = []
+        self.likelihoods: list[dict] = []
         self.routing: list[Mapping[str, RoutingStatistics]] = []
         self.strips: dict[str, list[quicklook.Strip]] = {label: [] for label in self.objectives}
         if not trained.config.data.mask_unit:
             return
-        sums, groups = self._run()
+        found, groups = self._run("validation")
+        train, _ = self._run("train") if any("nats" in sums for sums in found.values()) else (None, None)
         for label, objective in self.objectives.items():
-            found = reconstruction.compare({k: v[label] for k, v in sums.items()}, groups, seed=seed)
             where = {"dataset": reader.dataset.metadata.name, "objective": label, "sensor": objective.sensor}
-            self.comparisons.append(where | dataclasses.asdict(found))
+            comparison = reconstruction.compare(found[label], groups, seed=seed)
+            self.comparisons.append(where | dataclasses.asdict(comparison))
+            if "nats" in found[label]:
+                held_out = likelihood.held_out(objective, train[label], found[label], groups, seed=seed)
+                unit = reader.dataset.sensors[objective.sensor].unit
+                self.likelihoods.append(where | {"unit": unit} | dataclasses.asdict(held_out))
 
-    def _run(self):
-        reader = self.reader
-        wanted = set(np.linspace(0, reader.tiles("validation") - 1, SHOWN).astype(int).tolist())
-        sums, location = [], []
-        for batch in reader("validation", masked=True):
+    def _run(self, split: str) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
+        """{label: what `reconstruction.inspector` sums of every tile}, and the block of every tile."""
+        reader, rows, location = self.reader, [], []
+        shown = set(np.linspace(0, reader.tiles(split) - 1, SHOWN).astype(int).tolist()) if split != "train" else ()
+        for batch in reader(split, masked=True):
             seen = self.inspect({"sensors": batch["sensors"]})
-            sums.append(jax.device_get(seen["sums"]))
-            location.append(next(iter(batch["sensors"].values()))["location"])
+            rows.append(jax.tree.map(lambda x, real=batch["real"]: np.asarray(x)[real], seen["sums"]))
+            location.append(next(iter(batch["sensors"].values()))["location"][batch["real"]])
+            if split == "train":
+                continue
             if batch["real"].all() or not self.routing:  # tokens of filled-up tiles would count as well
                 self.routing.append(jax.device_get(seen["routing"]))
             for row, index in enumerate(batch["index"]):
-                if int(index) in wanted:
+                if int(index) in shown:
                     self._paint(batch, seen, row, int(index))
-        turned: dict[str, dict[str, np.ndarray]] = {}
-        for label in self.objectives:
-            for key in sums[0][label]:
-                turned.setdefault(key, {})[label] = np.concatenate([part[label][key] for part in sums])
-        return turned, bootstrap.blocks(np.concatenate(location))
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+        return joined, bootstrap.blocks(np.concatenate(location))
 
     def _paint(self, batch: Mapping, seen: Mapping, row: int, index: int) -> None:
         parts = self.trained.parts
-        for label, objective in self.objectives.items():
+        for label, objective in {(o.sensor, o.head): (k, o) for k, o in self.objectives.items()}.values():
             name, entry = objective.sensor, batch["sensors"][objective.sensor]
             tile = quicklook.Tile(
                 index,
@@ -316,112 +328,7 @@ class _Masked:
             self.strips[label].append(quicklook.strip(parts.sensors[name], statistics, objective, tile))
 
 
-# ---- Output -------------------------------------------------------------------------------------------
-
-
-def _draw(folder: Path, trained: Trained, result: dict, summary, strips) -> None:
-    """Writes every figure and lists the files in `result["figures"]`: {kind: [file name]}."""
-    drawn: dict[str, list[str]] = {"reconstruction": [], "comparison": [], "probes": [], "experts": []}
-
-    def add(kind: str, name: str, figure) -> None:
-        drawn[kind].append(figures.save(figure, folder / f"{name}.png").name)
-
-    for (dataset, label), rows in strips.items():
-        sensor = trained.parts.sensors[trained.parts.objectives[label].sensor]
-        caption = quicklook.view(sensor, np.zeros((1, 1, sensor.channels)))[1]
-        (where,) = (data for data in result["datasets"] if data["name"] == dataset)
-        caption += " (SIMULATED)" if where["sensors"][sensor.name]["simulated"] else ""
-        add(
-            "reconstruction",
-            f"reconstruction_{dataset}_{label}",
-            figures.reconstruction(f"{dataset}, {label}", caption, rows),
-        )
-    if result["reconstruction"]:
-        add("comparison", "reconstruction_losses", figures.comparisons(result["reconstruction"]))
-    for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in result["probes"]):
-        chosen = [r for r in result["probes"] if (r["dataset"], r["label"]) == (dataset, label)]
-        add("probes", f"probes_{dataset}_{label}", figures.probes(f"{dataset}: {label}", chosen))
-    for group, values in summary.items():
-        add("experts", f"experts_{group}", figures.experts(group, values, result["modalities"]))
-    result["figures"] = drawn
-
-
-def _plain(value: Any) -> Any:
-    """JSON types; what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of text, as wide as they need to be."""
-    lines = [tuple(head), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def with_interval(score: Mapping[str, float]) -> str:
-    """For example "0.812 (0.774 to 0.850)"."""
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
-
-
-def _print(result: Mapping) -> None:
-    if result["probes"]:
-        print("\nFrozen-feature probes, main metric with 95 % interval")
-        protocols = list(dict.fromkeys(r["protocol"] for r in result["probes"]))
-        rows: dict[tuple, dict[str, str]] = {}
-        for r in result["probes"]:
-            metric, score = next(iter(r["scores"].items()))
-            key = (f"{r['dataset']}/{r['label']}", metric, r["features"], r["encoder"])
-            rows.setdefault(key, {})[r["protocol"]] = with_interval(score)
-        head = ("data set/label", "metric", "sensors", "encoder", *protocols)
-        print(table(head, [(*key, *(cells.get(p, "") for p in protocols)) for key, cells in rows.items()]))
-    if result["reconstruction"]:
-        print("\nMasked loss, model and trivial predictors, 95 % interval")
-        head = ("objective", "model", *reconstruction.TRIVIAL, "model - best trivial", "tiles (blocks)")
-        print(
-            table(
-                head,
-                [
-                    (
-                        r["objective"],
-                        *(with_interval(r["losses"][name]) for name in (reconstruction.MODEL, *reconstruction.TRIVIAL)),
-                        with_interval(r["difference"]),
-                        f"{r['tiles']} ({r['blocks']})",
-                    )
-                    for r in result["reconstruction"]
-                ],
-            )
-        )
-    if result["routing"]:
-        print("\nRouting on masked validation tiles")
-        rows = []
-        for name, group in result["routing"].items():
-            for m, modality in enumerate(result["modalities"]):
-                if group["tokens"][m] > 0:
-                    load = group["load"][:, m]
-                    rows.append(
-                        (
-                            name,
-                            modality,
-                            f"{np.mean(group['drop_rate'][:, m]):.1%}",
-                            f"{np.mean(group['entropy'][:, m]):.2f}",
-                            f"{np.mean(group['gate'][:, m]):.2f}",
-                            f"{np.mean(np.nanmax(load, axis=1)):.0%}",
-                            str(len(group["dead"])),
-                        )
-                    )
-        print(
-            table(
-                ("group", "modality", "dropped", "entropy, nats", "mean gate", "busiest expert", "dead in group"), rows
-            )
-        )
+# ---- Command line -------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

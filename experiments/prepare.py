@@ -1,7 +1,8 @@
-"""Writes data sets: the default sample, or your own files.
+"""Writes data sets: the default sample, your own files, or simulated scenes whose truth is known.
 
 python -m experiments.prepare --sample --out data/sample
 python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1_grd --tile 128 --stride 64
+python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         import_modules(options.modules)
-        folders = _sample(options) if options.sample else _folder(options)
-        _report(folders)
+        write = _sample if options.sample else _simulated if options.simulate is not None else _folder
+        _report(write(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -35,14 +36,19 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sample", action="store_true", help="download and write the default sample data")
     what.add_argument("--source", type=Path, help="folder of your own files, one sub-folder a sensor")
+    what.add_argument("--simulate", type=int, metavar="N", help="draw and render N scenes, and N / 5 for validation")
     parser.add_argument("--out", type=Path, required=True, help="where to write; local")
     parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
     parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
-    parser.add_argument("--sensors", nargs="+", help="sub-folders of --source to read; all by default")
+    parser.add_argument("--sensors", nargs="+", help="sub-folders of --source to read, or sensors to simulate")
     parser.add_argument("--modules", nargs="+", default=(), help="Python modules that register sensors of your own")
     parser.add_argument("--tile", type=int, default=128, help="tile side in pixels of the first sensor (%(default)s)")
     parser.add_argument("--stride", type=int, help="pixels from tile to tile; --tile by default")
+    parser.add_argument("--size", type=int, default=96, help="side of a simulated scene in pixels (%(default)s)")
+    parser.add_argument("--gsd", type=float, default=2.5, help="metres a pixel of a simulated scene (%(default)s)")
+    parser.add_argument("--dates", type=int, default=1, help="dates of a simulated scene (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated scenes (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help="files a split (%(default)s); 8 a host or more")
     parser.add_argument("--licence", default="unknown", help="licence of --source's data")
     return parser
@@ -75,6 +81,28 @@ def _folder(options: argparse.Namespace) -> list[Path]:
         stride=options.stride,
         shards=options.shards,
         licence=options.licence,
+        overwrite=options.overwrite,
+        progress=_Progress(),
+    )
+    return [options.out]
+
+
+def _simulated(options: argparse.Namespace) -> list[Path]:
+    if not options.overwrite and (options.out / "dataset_info.json").exists():
+        print(f"{options.out}: is there already (write it again with --overwrite)")
+        return [options.out]
+    from input_pipeline.synthetic import dataset
+
+    print(f"{options.out}: drawing scenes", flush=True)
+    dataset.prepare(
+        options.out,
+        scenes=options.simulate,
+        size=options.size,
+        seed=options.seed,
+        sensors=options.sensors or dataset.SENSORS,
+        dates=options.dates,
+        gsd=options.gsd,
+        shards=options.shards,
         overwrite=options.overwrite,
         progress=_Progress(),
     )

@@ -5,6 +5,7 @@ co-registered sensors on different grids show the same ground. Resampling follow
 
     linear    antialiased bilinear
     decibel   the same on linear power, then back to dB: speckle averages in power, not in dB
+    amplitude the same on the square, then its root
     complex   none: interpolating single-look data changes its power; samples are only moved
 """
 
@@ -138,6 +139,8 @@ def resample(pixels, valid, box, size: int, resampling: str):
         return tf.ensure_shape(pixels, [*shape, pixels.shape[-1]]), tf.ensure_shape(valid, shape)
     if resampling == sensor_table.DECIBEL:
         pixels = tf.where(valid[..., None], tf.pow(10.0, pixels / 10.0), 0.0)
+    elif resampling == sensor_table.AMPLITUDE:
+        pixels = tf.square(pixels)
     pixels = _resize(pixels, box, size)
     valid = tf.cond(
         tf.reduce_all(valid),  # nearly always, and then there is nothing to resample
@@ -146,6 +149,8 @@ def resample(pixels, valid, box, size: int, resampling: str):
     )
     if resampling == sensor_table.DECIBEL:
         pixels = 10.0 * tf.math.log(tf.maximum(pixels, _TINY)) / tf.math.log(10.0)
+    elif resampling == sensor_table.AMPLITUDE:
+        pixels = tf.sqrt(tf.maximum(pixels, 0.0))
     return tf.where(valid[..., None], pixels, 0.0), valid
 
 

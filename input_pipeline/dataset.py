@@ -40,8 +40,8 @@ class Dataset:
 
     @property
     def labels(self) -> Mapping[str, LabelInfo]:
-        """Labels that batches carry; a map on the grid of a sensor that is not read is left out."""
-        return {k: v for k, v in self.metadata.labels.items() if v.kind != schema.MAP or v.sensor in self.sensors}
+        """Labels of the data set; they hold for every sensor, for all of a sample show the same ground."""
+        return self.metadata.labels
 
     def size(self, split: str) -> int:
         """Number of samples of a split.

@@ -119,7 +119,7 @@ def parse(dataset: Dataset) -> Callable:
         labels = dict(example.get("labels", {}))
         for name, info in dataset.labels.items():
             if info.kind == schema.MAP:
-                labels[name] = tf.cast(array(labels[name], tf.int16, dataset.shape(info.sensor)[1:]), tf.int32)
+                labels[name] = tf.cast(array(labels[name], tf.int16, info.shape(dataset.metadata.sensors)), tf.int32)
         return {"sensors": sensors, **({"labels": labels} if labels else {})}
 
     return parsed
@@ -151,16 +151,18 @@ def physical(dataset: Dataset, name: str, stored, valid):
     return tf.where(valid[..., None], pixels, 0.0), valid
 
 
-def place(dataset: Dataset, sample: dict, box, size: int, turned: Callable = lambda image: image) -> dict:
-    """Brings every sensor and map label of a sample to `size` x `size` pixels in physical units.
+def place(dataset: Dataset, sample: dict, box, size: int, turned: Callable | None = None) -> dict:
+    """Brings every sensor and label on a grid to `size` x `size` pixels in physical units.
 
     Args:
         dataset: whose sample it is.
         sample: of `parse`.
         box: [4] float32 of `augment`, or None to leave tiles of the right size as they are.
         size: rows and columns of the result.
-        turned: moves the pixels of a [..., size, size, C] tensor.
+        turned: moves the pixels of a [..., size, size, C] tensor; None leaves them where they are. Boxes and
+            tracks are left out where it is given: crops for training stretch, and an oriented box cannot.
     """
+    move = turned or (lambda image: image)
     sensors = {}
     for name, entry in sample["sensors"].items():
         stored, valid, resampling = entry["stored"], entry["valid"], dataset.sensors[name].resampling
@@ -172,17 +174,40 @@ def place(dataset: Dataset, sample: dict, box, size: int, turned: Callable = lam
             pixels, valid = physical(dataset, name, stored, valid)
             pixels, valid = augment.resample(pixels, valid, inner, size, resampling)
         sensors[name] = {
-            "pixels": turned(pixels),
-            "valid": turned(valid[..., None])[..., 0],
+            "pixels": move(pixels),
+            "valid": move(valid[..., None])[..., 0],
             "time": entry["time"],
             "location": entry["location"],
         }
     labels = dict(sample.get("labels", {}))
+    whole = tf.constant([0.0, 0.0, 1.0, 1.0]) if box is None else box
     for name, info in dataset.labels.items():
         if info.kind == schema.MAP:
-            classes = labels[name] if box is None else augment.crop_map(labels[name], box, size)
-            labels[name] = turned(classes[..., None])[..., 0]
+            labels[name] = move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
+        elif info.kind in (schema.BOXES, schema.TRACKS):
+            rows = labels.pop(name)
+            if turned is None:
+                labels[name] = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
     return {"sensors": sensors, **({"labels": labels} if labels else {})}
+
+
+def crop_boxes(rows, box, grid: tuple[int, int], size: int):
+    """Boxes or tracks, in pixels of a grid, to pixels of a crop; those whose centre it misses are not used.
+
+    Args:
+        rows: [N, 6 or 8] float32 as `schema.BOX` and `schema.TRACK` describe them.
+        box: [4] float32 of `augment`, square on the ground.
+        grid: rows and columns of the tile that `rows` count in.
+        size: rows and columns of the crop.
+
+    Returns:
+        [N, 6 or 8] float32; rows that are not used hold `schema.UNLABELLED` throughout.
+    """
+    scale = size / (box[2:] * tf.constant(grid, tf.float32))  # of y and of x
+    centre = (rows[:, 1:3] - (box[:2] * tf.constant(grid, tf.float32))[::-1]) * scale[::-1]
+    extent = rows[:, 3:5] * tf.sqrt(scale[0] * scale[1])
+    used = (rows[:, :1] >= 0) & tf.reduce_all((centre >= 0) & (centre < size), 1, keepdims=True)
+    return tf.where(used, tf.concat([rows[:, :1], centre, extent, rows[:, 5:]], 1), float(schema.UNLABELLED))
 
 
 def hide(sample: dict, seed, size: int, unit: int, ratio: float) -> dict:

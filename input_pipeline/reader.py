@@ -62,8 +62,8 @@ class BatchIterator:
     """Endless batches as `ringmoe_jax.batch` describes them, with a position that can be saved.
 
     With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
-    `labels`; with several, rows of different sensors show different places, and it holds neither.
-    Arrays may be read-only.
+    `labels` but boxes and tracks; with several, rows of different sensors show different places, and
+    it holds neither. Arrays may be read-only.
 
     Attributes:
         datasets: the opened data sets, by stream.

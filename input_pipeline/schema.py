@@ -33,6 +33,16 @@ CLASSES = "classes"  # one class index
 MULTILABEL = "multilabel"  # one 0/1 a class
 VALUE = "value"  # float vector
 MAP = "map"  # one class index a pixel, on the grid of the sensor it names
+BOXES = "boxes"  # one row an object, in pixels of the sensor it names; see `BOX`
+TRACKS = "tracks"  # one row an object and date; see `TRACK`
+
+# Columns. `x` counts columns from the left edge and `y` rows from the upper edge of the image, both to the box's
+# centre; `width` is the extent along `angle`, `height` the one across it, all in pixels. `angle` is in radians from
+# the x axis towards the y axis (clockwise as displayed), 0 for a horizontal box. A row whose class is UNLABELLED is
+# not used. `track` and `date` are whole numbers: who it is, and which of the T dates.
+BOX = ("class", "x", "y", "width", "height", "angle")
+TRACK = (*BOX, "track", "date")
+_COLUMNS = {BOXES: BOX, TRACKS: TRACK}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +138,31 @@ class LabelInfo:
 
     Attributes:
         kind: `CLASSES` (int32 scalar, UNLABELLED = -1), `MULTILABEL` ([classes] float32 of 0 and 1),
-            `VALUE` ([len(names)] float32) or `MAP` ([H, W] int32, stored int16, on the grid of `sensor`, -1 unknown).
+            `VALUE` ([len(names)] float32), `MAP` ([H, W] int32, stored int16, on the grid of `sensor`, -1 unknown),
+            `BOXES` ([count, 6] float32, columns `BOX`) or `TRACKS` ([count, 8] float32, columns `TRACK`).
         names: classes, or the components of a value.
         description: how it was made; unit and range of a value.
-        sensor: for `MAP`: whose grid.
+        sensor: for `MAP`, `BOXES` and `TRACKS`: whose grid.
+        count: for `BOXES` and `TRACKS`: number of rows of every sample, used or not.
     """
 
     kind: str
     names: tuple[str, ...]
     description: str
     sensor: str = ""
+    count: int = 0
+
+    def shape(self, sensors: Mapping[str, SensorInfo]) -> tuple[int, ...]:
+        """Shape of one sample's label, as it is stored.
+
+        Args:
+            sensors: of the data set, whose grids maps lie on.
+        """
+        if self.kind == MAP:
+            return tuple(sensors[self.sensor].shape[1:])
+        if self.kind in _COLUMNS:
+            return self.count, len(_COLUMNS[self.kind])
+        return () if self.kind == CLASSES else (len(self.names),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,13 +228,13 @@ def features(metadata: Metadata, sensors: Iterable[str] | None = None):
         }
 
     def label(info: LabelInfo):
+        shape = info.shape(metadata.sensors)
         if info.kind == MAP:
-            return array(metadata.sensors[info.sensor].shape[1:], np.int16)
-        shape = () if info.kind == CLASSES else (len(info.names),)
+            return array(shape, np.int16)
         return tfds.features.Tensor(shape=shape, dtype=np.int32 if info.kind == CLASSES else np.float32)
 
     wanted = metadata.sensors if sensors is None else sensors
-    labels = {k: v for k, v in metadata.labels.items() if v.kind != MAP or v.sensor in wanted}
+    labels = metadata.labels
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
@@ -265,9 +290,12 @@ def serialiser(metadata: Metadata):
 
 def blank(metadata: Metadata) -> Sample:
     """A sample that holds nothing: no sensor, labels unknown or zero."""
-    empty = {CLASSES: lambda i: UNLABELLED, MAP: lambda i: np.full(metadata.sensors[i.sensor].shape[1:], UNLABELLED)}
-    zeros = lambda i: np.zeros(len(i.names))  # noqa: E731
-    return Sample("", {}, labels={name: empty.get(i.kind, zeros)(i) for name, i in metadata.labels.items()})
+    empty = {MULTILABEL: 0, VALUE: 0}
+    labels = {
+        name: np.full(info.shape(metadata.sensors), empty.get(info.kind, UNLABELLED))
+        for name, info in metadata.labels.items()
+    }
+    return Sample("", {}, labels=labels)
 
 
 def _fill_up(image: Image | None, info: SensorInfo, where: str) -> dict:
@@ -289,12 +317,13 @@ def _fill_up(image: Image | None, info: SensorInfo, where: str) -> dict:
 
 
 def _label(value: Any, info: LabelInfo, metadata: Metadata, where: str) -> np.ndarray:
-    integer = info.kind in (CLASSES, MAP)
-    shape = {CLASSES: (), MAP: metadata.sensors[info.sensor].shape[1:] if info.kind == MAP else ()}
-    wanted = shape.get(info.kind, (len(info.names),))
+    wanted = info.shape(metadata.sensors)
     array = np.asarray(value, {MAP: np.int16, CLASSES: np.int32}.get(info.kind, np.float32))
     if array.shape != wanted:
-        raise DataError(f"{where} has shape {array.shape}, wanted {wanted}")
-    if integer and ((array < UNLABELLED) | (array >= len(info.names))).any():
-        raise DataError(f"{where} holds {array.min()} to {array.max()}, wanted {UNLABELLED} to {len(info.names) - 1}")
+        columns = f" of {', '.join(_COLUMNS[info.kind])}" if info.kind in _COLUMNS else ""
+        raise DataError(f"{where} has shape {array.shape}, wanted {wanted}{columns}")
+    classes = array[:, 0] if info.kind in _COLUMNS else array
+    if info.kind not in (MULTILABEL, VALUE) and not ((classes >= UNLABELLED) & (classes < len(info.names))).all():
+        top = len(info.names) - 1
+        raise DataError(f"{where} holds {classes.min()} to {classes.max()}, wanted {UNLABELLED} to {top}")
     return array

@@ -24,6 +24,9 @@ Outputs of a model are a dict as well:
     outputs["heads"][name][head]     [B, T, H, W, channels] decoder outputs
     outputs["standardised"][name]    [B, T, H, W, C] what the encoder was shown, before masking
     outputs["pixel_mask"][name]      [B, T, H, W] bool, hidden and valid: where objectives look
+    outputs["withheld"][name]        [B, T, H, W, C] bool, optional: channels hidden of visible pixels
+    outputs["sensors"][name]         `Sensor` with the bands that the model reads; static under `jit`
+    outputs["statistics"][name]      `Statistics` of its normalisation; static under `jit`
     outputs["routing"][group]        mixture-of-experts statistics, see `ringmoe_jax.moe.statistics`
 """
 
@@ -31,11 +34,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax.errors import DataError, nearest
 from ringmoe_jax.sensors import Sensor, Statistics
+
+# Both are frozen and hashable: inside pytrees they hold no arrays, so outputs may carry them through `jit`.
+jax.tree_util.register_static(Sensor)
+jax.tree_util.register_static(Statistics)
 
 NO_TIME = np.iinfo(np.int32).min
 

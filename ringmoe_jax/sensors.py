@@ -19,6 +19,7 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 # How neighbouring pixels may be averaged when an image is resized.
 LINEAR = "linear"  # the value itself is additive: reflectance, radiance, height
 DECIBEL = "decibel"  # average in linear power, then return to dB
+AMPLITUDE = "amplitude"  # average in linear power, then return to its root
 COMPLEX = "complex"  # never: averaging speckle changes its power; crop only
 
 
@@ -33,6 +34,7 @@ class Band:
         gsd: native ground sampling distance in metres.
         wavelength: centre wavelength in micrometres (SAR: of the carrier), or None.
         alias: STAC `eo:common_name`, or "" where there is none.
+        noise: standard deviation of the sensor's noise, in the sensor's unit, or None where unknown.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Band:
     gsd: float
     wavelength: float | None = None
     alias: str = ""
+    noise: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +89,9 @@ class Sensor:
         valid_range: smallest and largest plausible value, in `unit`.
         no_data: stored value that means "not observed", or None. NaN and infinite
             values never are valid, whatever this says.
-        resampling: `LINEAR`, `DECIBEL` or `COMPLEX` (channels are re, im pairs).
-        looks: nominal number of looks of a SAR product, or None.
+        resampling: `LINEAR`, `DECIBEL`, `AMPLITUDE` or `COMPLEX` (channels are re, im pairs).
+        looks: nominal number of looks L >= 1 of a SAR product, or None: not SAR. A SAR sensor with `LINEAR`
+            resampling holds intensities.
         source: where the default statistics and band data come from.
     """
 
@@ -165,6 +169,23 @@ _MSI = {
     "B11": (1.6137, 20.0, "swir16"),
     "B12": (2.2024, 20.0, "swir22"),
 }
+# Noise of the MSI bands: reference radiance (W m-2 sr-1 um-1) and the signal-to-noise ratio required there
+# (ESA Sentinel-2 User Handbook), and solar irradiance (W m-2 um-1, Sentinel-2A product metadata).
+_MSI_NOISE = {
+    "B01": (129.0, 129.0, 1884.69),
+    "B02": (128.0, 154.0, 1959.66),
+    "B03": (128.0, 168.0, 1823.24),
+    "B04": (108.0, 142.0, 1512.06),
+    "B05": (74.5, 117.0, 1424.64),
+    "B06": (68.0, 89.0, 1287.61),
+    "B07": (67.0, 105.0, 1162.08),
+    "B08": (103.0, 174.0, 1041.63),
+    "B8A": (52.5, 72.0, 955.32),
+    "B09": (9.0, 114.0, 812.92),
+    "B10": (6.0, 50.0, 367.15),
+    "B11": (4.0, 100.0, 245.59),
+    "B12": (1.5, 100.0, 85.25),
+}
 # Mean and std in digital numbers (reflectance x 10,000).
 _BIGEARTHNET_S2 = {
     "B01": (340.768, 554.813),
@@ -200,6 +221,12 @@ _C_BAND = 55465.8  # micrometres, 5.405 GHz
 _SLC_STD = 0.129  # sqrt(sigma0 / 2) at the mean Sentinel-1 VV and VH backscatter
 
 
+def _msi_noise(band: str) -> float:
+    """Noise-equivalent reflectance pi L / (E SNR), sun overhead (our choice)."""
+    radiance, ratio, irradiance = _MSI_NOISE[band]
+    return math.pi * radiance / (irradiance * ratio)
+
+
 def _sentinel2(name: str, table: Mapping[str, tuple[float, float]], bands: Sequence[str], source: str) -> Sensor:
     return Sensor(
         name=name,
@@ -210,7 +237,10 @@ def _sentinel2(name: str, table: Mapping[str, tuple[float, float]], bands: Seque
         no_data=0,
         valid_range=(0.0, 2.0),  # snow, cloud and sun glint exceed 1
         source=source,
-        bands=tuple(Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2]) for b in bands),
+        bands=tuple(
+            Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2], _msi_noise(b))
+            for b in bands
+        ),
     )
 
 
@@ -283,9 +313,20 @@ _TABLE = (
         dtype="float32",
         no_data=0,
         valid_range=(0.0, 100.0),
+        resampling=AMPLITUDE,
         looks=1.0,
         source="our choice: Rayleigh amplitude at the mean Sentinel-1 VV backscatter",
         bands=(Band("amplitude", 0.207, 0.108, 3.0, None),),
+    ),
+    Sensor(
+        name="tirs",
+        modality="thermal",
+        unit="W m-2 sr-1 um-1",
+        dtype="float32",
+        no_data=0,
+        valid_range=(0.0, 50.0),
+        source="our choice: Planck radiance at 290 K with a spread of 10 K; bands of Landsat 8 and 9 TIRS (USGS)",
+        bands=(Band("B10", 8.26, 1.31, 100.0, 10.895, "lwir11"), Band("B11", 7.79, 1.13, 100.0, 12.005, "lwir12")),
     ),
     _single_look_complex("slc_single", ("VV",)),
     _single_look_complex("slc_dual", ("VV", "VH")),

@@ -258,3 +258,35 @@ def comparisons(results: Sequence[Mapping]) -> Figure:
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
     return figure
+
+
+@styled
+def ablation(title: str, study: Mapping) -> Figure:
+    """Arms of an ablation: one panel a metric, mean over seeds with its 95 % interval, and every seed as a dot.
+
+    Args:
+        title: of the study.
+        study: of `experiments.ablate`: "baseline" and "metrics" {metric: {arm: fields of `seeds.Summary`}}.
+    """
+    panels = list(study["metrics"].items())
+    arms = list(dict.fromkeys(arm for _, of in panels for arm in of))
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(0.5 + lines * (0.55 + 0.16 * len(arms)), lines, columns, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (metric, summaries) in zip(axes.flat, panels, strict=False):
+        for arm, summary in summaries.items():
+            y, colour = arms.index(arm), GREY if arm == study["baseline"] else BLUE
+            ax.plot(summary["values"], [y] * len(summary["values"]), "|", color=colour, alpha=0.5)
+            ax.hlines(y, summary["mean"]["low"], summary["mean"]["high"], color=colour, linewidth=1.3, alpha=0.6)
+            ax.plot(summary["mean"]["value"], y, "o", color=colour)
+        if study["baseline"] in summaries:
+            ax.axvline(summaries[study["baseline"]]["mean"]["value"], color=GREY, linewidth=0.8, linestyle=":")
+        ax.set_title(metric, fontsize=7.5)
+        ax.set_yticks(range(len(arms)), arms)
+        ax.set_ylim(len(arms) - 0.5, -0.5)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(False, axis="y")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
+    return figure

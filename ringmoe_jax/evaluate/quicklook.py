@@ -102,8 +102,8 @@ class Strip:
 def strip(sensor: Sensor, statistics: Statistics, objective: Reconstruction, tile: Tile) -> Strip:
     """Paints a tile.
 
-    A decoder of the sensor's own bands is shown in the sensor's unit; any other target (a power) on its own scale,
-    stretched by the same percentiles.
+    A decoder of the sensor's own bands is shown in the sensor's unit; the first channel of any other target (a
+    power) on its own scale, stretched by the same percentiles. Coarser targets are enlarged.
     """
     hidden = np.asarray(cells_to_pixels(tile.hidden, *tile.valid.shape))
     pixels, _ = view(sensor, tile.pixels)
@@ -113,8 +113,10 @@ def strip(sensor: Sensor, statistics: Statistics, objective: Reconstruction, til
         target, prediction = (view(sensor, np.asarray(restore(x, statistics)))[0] for x in (target, prediction))
         scale = limits
     else:
-        target, prediction = target[..., :1], prediction[..., :1]
-        scale = stretch(target, tile.valid)
+        target, prediction = (_enlarge(x[..., :1], tile.valid.shape) for x in (target, prediction))
+        known = np.isfinite(target[..., 0])
+        scale = stretch(target, tile.valid & known)
+        target = np.where(known[..., None], target, scale[0])
     composite = np.where(hidden[..., None], prediction, target)
     images = (
         paint(pixels, limits, tile.valid),
@@ -123,3 +125,9 @@ def strip(sensor: Sensor, statistics: Statistics, objective: Reconstruction, til
         paint(composite, scale, tile.valid | hidden),
     )
     return Strip(tile.index, images, limits)
+
+
+def _enlarge(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[h, w, K] -> [H, W, K] by repeating; what no cell covers repeats the last one."""
+    rows, columns = (np.minimum(np.arange(n) // (n // m), m - 1) for n, m in zip(shape, x.shape[:2], strict=True))
+    return x[rows][:, columns]

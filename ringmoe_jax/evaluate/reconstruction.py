@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.evaluate import bootstrap
+from ringmoe_jax.evaluate import bootstrap, likelihood
 from ringmoe_jax.evaluate.probes import Score
 from ringmoe_jax.models import Model, Params
-from ringmoe_jax.objectives import Objective
-from ringmoe_jax.objectives.base import Reconstruction
+from ringmoe_jax.objectives import Likelihood, Objective, Reconstruction
 
 MODEL = "model"
 TRIVIAL = {
@@ -66,8 +65,8 @@ def training_means(
         totals = {}
         for label, objective in objectives.items():
             if objective.sensor in batch["sensors"]:
-                valid = batch["sensors"][objective.sensor]["valid"][..., None]
-                target = objective.target(outputs, batch)
+                target, finite = objective.usable(outputs, batch)
+                valid = (finite & objective.grid(batch["sensors"][objective.sensor]["valid"]))[..., None]
                 totals[label] = (jnp.sum(jnp.where(valid, target, 0), axis=(0, 1, 2, 3)), jnp.sum(valid))
         return totals
 
@@ -83,8 +82,9 @@ def inspector(
 
     With masks that hide nothing (`unmasked`) it gives the frozen features, with the pipeline's masks the rest.
     `seen` holds "pooled" {sensor: [B, D] float32}; "sums" {label: {predictor or "weight": [B] float32}}, the summed
-    penalty and the hidden valid pixels of every tile; "predictions" and "targets" {label: [B, T, H, W, channels]};
-    and "routing".
+    penalty and the hidden valid pixels of every tile, with "nats" [B, noises] for a comparable `Likelihood`, see
+    `likelihood`; "predictions" and "targets" {label: [B, T, H', W', channels]}, as `Reconstruction.picture` gives
+    them; and "routing".
     """
 
     @jax.jit
@@ -100,17 +100,20 @@ def inspector(
         for label, objective in objectives.items():
             if objective.sensor not in outputs["heads"]:
                 continue
-            prediction = outputs["heads"][objective.sensor][objective.head]
-            target, mask = objective.target(outputs, batch), outputs["pixel_mask"][objective.sensor]
-            visible = batch["sensors"][objective.sensor]["valid"] & ~mask
-            guesses = {MODEL: prediction} | _trivial(target, visible, means[label])
+            target, finite = objective.usable(outputs, batch)
+            prediction, hidden = objective.prediction(outputs), outputs["pixel_mask"][objective.sensor]
+            mask = finite & objective.grid(hidden)
+            visible = finite & objective.grid(batch["sensors"][objective.sensor]["valid"] & ~hidden)
+            constants = {k: objective.constant(v) for k, v in _trivial(target, visible, means[label]).items()}
             penalties = {
-                name: objective.penalty(jnp.broadcast_to(guess, target.shape), target).mean(axis=-1)
-                for name, guess in guesses.items()
+                name: objective.penalty(jnp.broadcast_to(guess, prediction.shape), target).mean(axis=-1)
+                for name, guess in ({MODEL: prediction} | constants).items()
             }
             sums = {name: jnp.sum(jnp.where(mask, value, 0), axis=(1, 2, 3)) for name, value in penalties.items()}
             seen["sums"][label] = sums | {"weight": jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)}
-            seen["predictions"][label], seen["targets"][label] = prediction, target
+            seen["predictions"][label], seen["targets"][label] = objective.picture(outputs, batch)
+            if isinstance(objective, Likelihood) and objective.comparable:
+                seen["sums"][label]["nats"] = likelihood.sums(objective, outputs, prediction, target, mask)
         return seen
 
     return inspect

@@ -179,6 +179,8 @@ class RingMoE(nnx.Module):
             },
             "standardised": images,
             "pixel_mask": {name: _pixel_mask(entry) for name, entry in entries.items()},
+            "sensors": {name: self.sensors[name] for name in entries},
+            "statistics": {name: self.statistics[name] for name in entries},
             "routing": routing,
         }
 

@@ -1,17 +1,52 @@
-"""One loss a file, by physics or by idea. See `base` for the seam and how to add one."""
+"""One idea or one piece of physics a file. See `base` for the seam and how to add an objective."""
 
+from ringmoe_jax.objectives.alignment import Alignment
 from ringmoe_jax.objectives.balance import Balance
-from ringmoe_jax.objectives.base import Objective, Reconstruction, build, collect_heads, register
-from ringmoe_jax.objectives.masked_l1 import MaskedL1
+from ringmoe_jax.objectives.base import (
+    Constraint,
+    Likelihood,
+    Objective,
+    Reconstruction,
+    build,
+    collect_heads,
+    register,
+)
+from ringmoe_jax.objectives.independence import PartIndependence
+from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
+from ringmoe_jax.objectives.multilooked import Multilooked
+from ringmoe_jax.objectives.polarimetric import PowerConservation, Reciprocity
+from ringmoe_jax.objectives.spatial import FourierL1, GradientL1, NativeResolution
+from ringmoe_jax.objectives.speckle import ComplexGaussian, Speckle
+from ringmoe_jax.objectives.spectral import BrightnessTemperature, ReflectanceBounds, SpectralAngle, SpectralIndices
 from ringmoe_jax.objectives.total_power import LogTotalPower, TotalPower
+from ringmoe_jax.objectives.wishart import Wishart
 
 __all__ = [
+    "Alignment",
     "Balance",
+    "BrightnessTemperature",
+    "ComplexGaussian",
+    "Constraint",
+    "FourierL1",
+    "GradientL1",
+    "Likelihood",
     "LogTotalPower",
     "MaskedL1",
+    "MaskedL2",
+    "Multilooked",
+    "NativeResolution",
+    "NoiseWeighted",
     "Objective",
+    "PartIndependence",
+    "PowerConservation",
+    "Reciprocity",
     "Reconstruction",
+    "ReflectanceBounds",
+    "Speckle",
+    "SpectralAngle",
+    "SpectralIndices",
     "TotalPower",
+    "Wishart",
     "build",
     "collect_heads",
     "register",

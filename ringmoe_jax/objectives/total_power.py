@@ -13,22 +13,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.base import Reconstruction, register
-from ringmoe_jax.sensors import COMPLEX, Sensor
-
-
-def span(pixels: jax.Array) -> jax.Array:
-    """Total power of re, im pairs.
-
-    Args:
-        pixels: [..., 2 P] float32, complex amplitudes with |S|^2 = sigma0.
-
-    Returns:
-        [..., 1] float32 >= 0, linear sigma0 summed over the P polarisations.
-    """
-    return jnp.sum(jnp.square(pixels), axis=-1, keepdims=True)
+from ringmoe_jax.sensors import Sensor
 
 
 @register("total_power")
@@ -45,24 +32,22 @@ class TotalPower(Reconstruction):
     """
 
     clip: float = 1.0
-    head: ClassVar[str] = "power"
-
-    def __post_init__(self):
-        if sensor_table.get(self.sensor).resampling != COMPLEX:
-            raise ConfigError(f'{type(self).__name__} needs a complex sensor, "{self.sensor}" is not one')
+    head: ClassVar[str] = "span"
 
     def channels(self, sensor: Sensor) -> int:
+        radar.require(sensor, who=type(self).__name__, complex_only=True)
         return 1
 
     def target(self, outputs: Mapping, batch: Mapping) -> jax.Array:
         entry = batch["sensors"][self.sensor]
-        power = jnp.clip(span(entry["pixels"]), 0.0, self.clip)
-        valid = entry["valid"][..., None]
+        span = radar.span(entry["pixels"])
+        valid = entry["valid"][..., None] & jnp.isfinite(span)
+        power = jnp.clip(span, 0.0, self.clip)
         over_image = dict(axis=(2, 3, 4), keepdims=True)
         low = jnp.min(jnp.where(valid, power, jnp.inf), **over_image)
         high = jnp.max(jnp.where(valid, power, -jnp.inf), **over_image)
         scale = jnp.where(high > low, high - low, 1.0)
-        return jnp.where(valid, (power - jnp.where(valid, low, 0.0)) / scale, 0.0)
+        return jnp.where(valid, (power - jnp.where(valid, low, 0.0)) / scale, jnp.nan)
 
     def penalty(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
         return jnp.square(prediction - target)
@@ -88,9 +73,9 @@ class LogTotalPower(TotalPower):
     mean_db: float = -2.5
     std_db: float = 6.0
     floor: float = 1e-4
-    head: ClassVar[str] = "log_power"
+    head: ClassVar[str] = "log_span"
 
     def target(self, outputs: Mapping, batch: Mapping) -> jax.Array:
         standardised = outputs["standardised"][self.sensor]
-        power = jnp.maximum(span(standardised) / standardised.shape[-1], self.floor)
+        power = jnp.maximum(radar.span(standardised) / standardised.shape[-1], self.floor)
         return (10.0 * jnp.log10(power) - self.mean_db) / self.std_db

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.api import Model
 from ringmoe_jax.pretext.base import Pretext
-from ringmoe_jax.pretext.masked import masked
+from ringmoe_jax.pretext.masked import masked, masked_parts
 
 __all__ = ["PRETEXTS", "Pretext", "build"]
 
-PRETEXTS: dict[str, Callable[[Model], Pretext]] = {"masked": masked}
+PRETEXTS: dict[str, Callable[[Model], Pretext]] = {"masked": masked, "masked_parts": masked_parts}
 
 
 def build(name: str, model: Model) -> Pretext:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ringmoe_jax.errors import ConfigError
@@ -43,7 +44,7 @@ def make_train_step(
         mesh: None is one device.
     """
 
-    def step(state: TrainState, batch: Mapping) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: Mapping, seed: jax.Array) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, pretext_state, metrics = _gradients(state, batch, key, pretext, objectives, accumulate)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -56,7 +57,7 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, optimizer_state, pretext_state), metrics
 
-    return _jit(step, mesh, donate=True)
+    return _jit(step, mesh, seed, donate=True)
 
 
 def make_eval_step(
@@ -80,29 +81,35 @@ def mean_losses(sums: Sequence[Mapping], objectives: Mapping[str, Objective]) ->
     return {"loss": sum(objectives[label].scale * losses[f"loss/{label}"] for label in objectives)} | losses
 
 
-def _jit(step, mesh, *, donate: bool):
-    donated = (0,) if donate else ()
-    if mesh is None:
-        return jax.jit(step, donate_argnums=donated)
+def _jit(step, mesh, *seeds: int, donate: bool):
+    """Jits `step(state, batch, *seeds)` as a function of state and batch.
 
-    # Placements depend on the state's structure, so the jitted function is made at the first call.
-    jitted = None
+    Seeds are arguments of the program and not constants in it, so that runs which differ in them share one
+    compiled program.
+    """
+    donated = (0,) if donate else ()
+    sharding = None if mesh is None else replicated(mesh)
+    jitted, arrays = None, None
 
     def place(state):
-        placed = state_shardings(state, mesh)
+        if mesh is None:
+            return jax.jit(step, donate_argnums=donated)
+        placed = state_shardings(state, mesh)  # depends on the state's structure
         return jax.jit(
             step,
             donate_argnums=donated,
-            in_shardings=(placed, batch_sharding(mesh)),
-            out_shardings=(placed, replicated(mesh)) if donate else replicated(mesh),
+            in_shardings=(placed, batch_sharding(mesh), *[sharding] * len(seeds)),
+            out_shardings=(placed, sharding) if donate else sharding,
         )
 
     def call(state, batch):
-        nonlocal jitted
-        jitted = jitted or place(state)
-        return jitted(state, batch)
+        nonlocal jitted, arrays
+        if jitted is None:
+            jitted, arrays = place(state), [jax.device_put(np.uint32(seed), sharding) for seed in seeds]
+        return jitted(state, batch, *arrays)
 
-    call.lower = lambda state, batch: place(state).lower(state, batch)  # as a jitted function has it
+    shapes = [jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding) for _ in seeds]
+    call.lower = lambda state, batch: place(state).lower(state, batch, *shapes)  # as a jitted function has it
     return call
 
 

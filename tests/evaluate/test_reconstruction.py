@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax import batch as batches
+from ringmoe_jax import sensors
 from ringmoe_jax.evaluate import reconstruction
 from ringmoe_jax.models import Model
 from ringmoe_jax.objectives import Balance, MaskedL1
@@ -26,6 +27,8 @@ def model(guess):
             "heads": {"s1_grd": {"pixels": jnp.full_like(image, guess)}},
             "pixel_mask": {"s1_grd": entry["valid"] & mask},
             "pooled": {"s1_grd": image.mean(axis=(1, 2, 3))},
+            "sensors": {"s1_grd": sensors.get("s1_grd")},
+            "statistics": {"s1_grd": STATISTICS},
             "routing": {},
         }
 

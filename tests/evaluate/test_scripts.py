@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, tables
 from experiments import evaluate as evaluate_script
 from experiments import report as report_script
 from input_pipeline.builder import write_dataset
@@ -143,12 +143,12 @@ def test_findings_need_intervals_that_leave_out_zero():
 
 
 def test_json_holds_no_nan():
-    assert evaluate_script._plain({"a": np.array([np.nan, 1.0]), "b": (np.int64(2), float("inf"))}) == {
+    assert tables.plain({"a": np.array([np.nan, 1.0]), "b": (np.int64(2), float("inf"))}) == {
         "a": [None, 1.0],
         "b": [2, None],
     }
 
 
 def test_columns_line_up():
-    lines = evaluate_script.table(("a", "bb"), [("long", "x"), ("", "y")]).split("\n")
+    lines = tables.table(("a", "bb"), [("long", "x"), ("", "y")]).split("\n")
     assert lines == ["a     bb", "long  x", "      y"]

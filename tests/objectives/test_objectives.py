@@ -1,4 +1,4 @@
-"""Objectives against closed forms, and the seam that lets a user bring their own."""
+"""The seam: configs to objectives, heads, objectives of one's own; and the masked pixel losses."""
 
 import sys
 
@@ -6,118 +6,78 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from ringmoe_jax import objectives, sensors
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.objectives.total_power import span
+from ringmoe_jax.objectives.base import NOTHING
+from tests.objectives.fake_outputs import best_constant, build, decoded, loss, pixels_of, scene
 
 KNOWN = {name: sensors.get(name) for name in ("rgb", "slc_dual", "slc_quad", "s1_grd")}
 
 
-def outputs(name, head, prediction, mask, **more):
-    return {"heads": {name: {head: jnp.asarray(prediction)}}, "pixel_mask": {name: jnp.asarray(mask)}} | more
+def test_masked_l1_and_l2_by_hand():
+    x = np.zeros((2, 2, 3))
+    x[0, 0] = [1.0, -2.0, 3.0]  # hidden: mean |error| 2, mean square 14 / 3
+    x[0, 1] = 0.3  # hidden
+    x[1, 1] = 100.0  # visible: does not count
+    plain = sensors.Statistics((0,) * 3, (1,) * 3, "test")
+    outputs, batch = scene("rgb", x, hidden=[[True, True], [False, False]], statistics=plain)
+    for name, by_hand in (("masked_l1", 2.3), ("masked_l2", 14 / 3 + 0.09)):
+        value, weight, _ = build(name, "rgb")(decoded(outputs, "rgb", pixels=np.zeros(3)), batch)
+        assert_allclose([value, weight], [by_hand, 2.0], rtol=1e-6)
 
 
-def test_masked_l1_by_hand():
-    x = np.zeros((1, 1, 2, 2, 3), np.float32)
-    x[0, 0, 0, 0] = [1.0, -2.0, 3.0]  # hidden: mean |error| = 2
-    x[0, 0, 0, 1] = [0.3, 0.3, 0.3]  # hidden: 0.3
-    x[0, 0, 1, 1] = 100.0  # visible: does not count
-    mask = np.asarray([[[[True, True], [False, False]]]])
-    (term,) = objectives.build({"rgb": {"name": "masked_l1", "sensor": "rgb"}}).values()
-    value, weight, _ = term(outputs("rgb", "pixels", np.zeros_like(x), mask, standardised={"rgb": jnp.asarray(x)}), {})
-    assert_allclose([value, weight], [2.3, 2.0], rtol=1e-6)
+def test_noise_weights_by_hand():
+    """Noise in the unit of the pixels; weights have mean 1, and a quieter band counts more."""
+    statistics = sensors.Statistics((0, 0, 0), (2, 2, 2), "test")
+    shown = scene("rgb", np.full((1, 3), 2.0), statistics=statistics)  # standardised: 1
+    term = build("noise_weighted", "rgb", noise=(0.1, 0.2, 0.4))
+    weights = np.array([20, 10, 5]) / (35 / 3)
+    assert_allclose(term.weights(shown[0]), weights, rtol=1e-6)
+    assert_allclose(loss(term, shown, pixels=[1.0, 1.0, 0.0]), weights[2] / 3, rtol=1e-6)
+    assert_allclose(loss(term, shown, pixels=[0.0, 0.0, 0.0]), 1.0, rtol=1e-6)
 
 
-def test_span_is_the_same_in_the_pauli_basis():
-    """|HH|^2 + |HV|^2 + |VH|^2 + |VV|^2 equals the sum of the Pauli powers (power conservation)."""
-    pixels = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    hh, hv, vh, vv = (pixels[:, 2 * i] + 1j * pixels[:, 2 * i + 1] for i in range(4))
-    pauli = [abs(hh + vv) ** 2 / 2, abs(hh - vv) ** 2 / 2, abs(hv + vh) ** 2 / 2, abs(hv - vh) ** 2 / 2]
-    assert_allclose(span(jnp.asarray(pixels))[:, 0], sum(pauli), rtol=1e-5)
+def test_noise_of_sentinel_2_is_the_tables():
+    term, sensor = build("noise_weighted", "s2_12"), sensors.get("s2_12")
+    assert term.noise_of(sensor) == tuple(band.noise for band in sensor.bands)
+    assert 1e-4 < min(term.noise_of(sensor)) < max(term.noise_of(sensor)) < 1e-2  # below the scenes' contrast
 
 
-def slc_batch(pixels, valid):
-    return {"sensors": {"slc_dual": {"pixels": jnp.asarray(pixels, jnp.float32), "valid": jnp.asarray(valid)}}}
+@pytest.mark.parametrize(("name", "reference"), [("masked_l1", stats.laplace), ("masked_l2", stats.norm)])
+def test_nats_are_a_density_of_pixels_in_the_sensors_unit(name, reference):
+    sensor, term = sensors.get("s1_grd"), build(name, "s1_grd")
+    dB = np.linspace(-120.0, 80.0, 4001)
+    outputs, batch = scene("s1_grd", np.stack([dB, dB], axis=-1))
+    outputs = decoded(outputs, "s1_grd", pixels=[0.4, -1.0])
+    target, noise = term.target(outputs, batch), jnp.float32(0.8)
+    nats = term.nats(term.prediction(outputs), target, noise) + term.change_of_unit(outputs, target)
+    for band, x in enumerate((0.4, -1.0)):
+        mean, std = sensor.statistics.mean[band], sensor.statistics.std[band]
+        got = np.asarray(nats[0, 0, 0, :, band], np.float64)
+        assert_allclose(got, -reference(mean + x * std, 0.8 * std).logpdf(dB), rtol=1e-4, atol=1e-4)
+        assert_allclose(np.trapezoid(np.exp(-got), dB), 1.0, atol=1e-3)
 
 
-def test_total_power_clips_and_scales_each_image():
-    pixels = np.zeros((1, 1, 2, 2, 4), np.float32)
-    pixels[0, 0, 0, 0] = [0.3, 0.4, 0, 0]  # 0.25
-    pixels[0, 0, 0, 1] = [0.5, 0.5, 0.5, 0]  # 0.75
-    pixels[0, 0, 1, 0] = [9, 9, 9, 9]  # 324, clipped to 1
-    pixels[0, 0, 1, 1] = [np.nan] * 4  # no data
-    valid = np.asarray([[[[True, True], [True, False]]]])
-    term = objectives.TotalPower(sensor="slc_dual")
-    target = term.target({}, slc_batch(pixels, valid))
-    assert_allclose(target[0, 0, ..., 0], [[0.0, 2 / 3], [1.0, 0.0]], rtol=1e-5)
-
-    def loss(prediction):
-        out = outputs("slc_dual", "power", prediction, valid)
-        value, weight, _ = term(out, slc_batch(pixels, valid))
-        return value / weight
-
-    prediction = jnp.full((1, 1, 2, 2, 1), 0.5)
-    value, gradient = jax.value_and_grad(loss)(prediction)
-    assert_allclose(value, (0.25 + (1 / 6) ** 2 + 0.25) / 3, rtol=1e-5)
-    assert np.isfinite(np.asarray(gradient)).all()
-    assert gradient[0, 0, 1, 1, 0] == 0  # no data, no gradient
-
-
-@pytest.mark.parametrize("value", [0.0, 0.7])
-def test_total_power_of_a_constant_or_empty_image_is_finite(value):
-    for valid in (np.ones((1, 1, 2, 2), bool), np.zeros((1, 1, 2, 2), bool)):
-        target = objectives.TotalPower(sensor="slc_dual").target({}, slc_batch(np.full((1, 1, 2, 2, 4), value), valid))
-        assert_allclose(target, 0.0)
-
-
-def test_log_power_in_decibels():
-    """Standardised channels of unit power each are 0 dB; 1 % of that is -20 dB."""
-    x = np.zeros((1, 1, 1, 3, 4), np.float32)
-    x[0, 0, 0, 0] = 1.0
-    x[0, 0, 0, 1] = [0.2, 0, 0, 0]  # 0.04 / 4
-    term = objectives.LogTotalPower(sensor="slc_dual", mean_db=-10.0, std_db=5.0, floor=1e-3)
-    target = term.target({"standardised": {"slc_dual": jnp.asarray(x)}}, {})
-    assert_allclose(target[0, 0, 0, :, 0], [2.0, -2.0, -4.0], rtol=1e-5)  # the floor is -30 dB
-
-
-def test_minimisers_find_the_parameter():
-    """Over fully developed speckle, the constant that minimises each loss converges to its known value."""
+@pytest.mark.parametrize(("name", "statistic"), [("masked_l1", np.median), ("masked_l2", np.mean)])
+def test_minimiser_is_the_median_or_the_mean(name, statistic):
     rng = np.random.default_rng(0)
-    n, sigma0 = 400_000, (0.04, 0.01)
-    pixels = np.stack([rng.normal(scale=np.sqrt(s / 2), size=n) for s in sigma0 for _ in "ri"], axis=-1)
-    batch = slc_batch(pixels.reshape(1, 1, 1, n, 4), np.ones((1, 1, 1, n), bool))
-    unscaled = np.clip(np.asarray(span(batch["sensors"]["slc_dual"]["pixels"])), 0, 1)
-    target = objectives.TotalPower(sensor="slc_dual").target({}, batch)
-    restored = target.mean() * (unscaled.max() - unscaled.min()) + unscaled.min()
-    assert_allclose(restored, sum(sigma0), rtol=0.01)  # squared error: the mean power
-    # Log of a sum of two independent exponentials (hypoexponential): E ln P in closed form.
-    a, b = sigma0
-    expected = (a * np.log(a) - b * np.log(b)) / (a - b) - np.euler_gamma
-    scaled = {"standardised": {"slc_dual": batch["sensors"]["slc_dual"]["pixels"] * 2.0}}  # relative to 4 channels
-    term = objectives.LogTotalPower(sensor="slc_dual", mean_db=0.0, std_db=1.0, floor=1e-12)
-    assert_allclose(term.target(scaled, {}).mean(), 10 / np.log(10) * expected, atol=0.05)
+    dB = -12 + 5 * rng.exponential(size=(4001, 2))
+    found = best_constant(build(name, "s1_grd"), scene("s1_grd", dB)).x
+    mean, std = (np.asarray(x) for x in (sensors.get("s1_grd").statistics.mean, sensors.get("s1_grd").statistics.std))
+    assert_allclose(found, (statistic(dB, axis=0) - mean) / std, atol=5e-3)
 
 
-def test_gradient_against_finite_differences():
-    rng = np.random.default_rng(0)
-    pixels = rng.normal(scale=0.2, size=(2, 1, 3, 3, 4))
-    batch = slc_batch(pixels, np.ones((2, 1, 3, 3), bool))
-    mask = rng.random((2, 1, 3, 3)) < 0.6
-    for term in (objectives.TotalPower(sensor="slc_dual"), objectives.LogTotalPower(sensor="slc_dual")):
-
-        def loss(prediction, term=term):
-            shown = {"standardised": {"slc_dual": batch["sensors"]["slc_dual"]["pixels"]}}
-            return term(outputs("slc_dual", term.head, prediction, mask, **shown), batch)[0]
-
-        check_grads(loss, (jnp.asarray(rng.normal(size=(2, 1, 3, 3, 1)), jnp.float32),), 1, rtol=1e-2)
-
-
-def test_a_sensor_that_the_batch_lacks_adds_nothing():
-    term = objectives.MaskedL1(sensor="rgb")
-    assert [float(v) for v in term({"heads": {}}, {"sensors": {}})[:2]] == [0.0, 0.0]
+def test_minimiser_of_the_noise_weighted_loss_is_the_median():
+    """Weights change which band matters, not what is best in each."""
+    pixels = np.abs(pixels_of("s2_12", np.random.default_rng(0), (501,)))
+    shown = scene("s2_12", pixels)
+    median = np.median(np.asarray(shown[0]["standardised"]["s2_12"])[0, 0, 0], axis=0)
+    slope = jax.grad(lambda x: loss(build("noise_weighted", "s2_12"), shown, pixels=x))
+    assert (np.asarray(slope(jnp.asarray(median + 0.05))) > 0).all()
+    assert (np.asarray(slope(jnp.asarray(median - 0.05))) < 0).all()
 
 
 def test_balance_sums_layers_and_groups():
@@ -126,11 +86,7 @@ def test_balance_sums_layers_and_groups():
 
     value, weight, metrics = objectives.Balance()({"routing": {"specialised": Routed, "collaborative": Routed}}, {})
     assert [float(value), float(weight), float(metrics["specialised"])] == [5.0, 1.0, 2.5]
-
-
-def test_scale_grows_linearly():
-    term = objectives.Balance(scale=2.0, ramp_steps=4)
-    assert_allclose([term.scale_at(jnp.int32(s)) for s in (0, 1, 3, 100)], [0.5, 1.0, 2.0, 2.0])
+    assert float(objectives.Balance()({"routing": {}}, {})[0]) == 0.0
 
 
 def test_heads_follow_from_objectives():
@@ -139,11 +95,29 @@ def test_heads_follow_from_objectives():
             "a": {"name": "masked_l1", "sensor": "rgb"},
             "b": {"name": "total_power", "sensor": "slc_quad"},
             "c": {"name": "log_total_power", "sensor": "slc_quad"},
-            "d": {"name": "balance"},
+            "d": {"name": "complex_gaussian", "sensor": "slc_quad"},
+            "e": {"name": "power_conservation", "sensor": "slc_quad"},  # shares the decoder of d
+            "f": {"name": "wishart", "sensor": "slc_dual"},
+            "g": {"name": "wishart", "sensor": "slc_quad", "reciprocal": True},
+            "h": {"name": "balance"},
         }
     )
-    heads = objectives.collect_heads(terms, KNOWN)
-    assert heads == {"rgb": {"pixels": 3}, "slc_quad": {"power": 1, "log_power": 1}}
+    assert objectives.collect_heads(terms, KNOWN) == {
+        "rgb": {"pixels": 3},
+        "slc_quad": {"span": 1, "log_span": 1, "power": 4, "pauli_power": 4, "reciprocal_covariance": 9},
+        "slc_dual": {"covariance": 4},
+    }
+    assert {term.together() for term in terms.values()} == {()}
+
+
+def test_two_objectives_cannot_want_different_channels_of_a_head():
+    class Odd(objectives.MaskedL1):
+        def channels(self, sensor):
+            return 7
+
+    terms = {"a": objectives.MaskedL1(sensor="rgb"), "b": Odd(sensor="rgb")}
+    with pytest.raises(ConfigError, match="objective b wants 7 channels of rgb/pixels, another wants 3"):
+        objectives.collect_heads(terms, KNOWN)
 
 
 def test_an_objective_of_ones_own(tmp_path, monkeypatch):
@@ -169,10 +143,11 @@ def test_an_objective_of_ones_own(tmp_path, monkeypatch):
         ({}, "config.objectives is empty"),
         ({"x": {"name": "maskd_l1", "sensor": "rgb"}}, r'x.name = "maskd_l1" does not exist: did you mean "masked_l1"'),
         ({"x": {"name": "no_such_module:Loss"}}, "cannot be imported"),
+        ({"x": {"name": "json:Loss"}}, "cannot be imported"),
         ({"x": {"name": "masked_l1"}}, "config.objectives.x.sensor is missing"),
         ({"x": {"name": "masked_l1", "sensor": "rgb", "scal": 1}}, 'x.scal does not exist: did you mean "scale"'),
         ({"x": {"name": "masked_l1", "sensor": "rgb", "scale": "big"}}, r"x.scale = 'big' is a str, wanted a float"),
-        ({"x": {"name": "total_power", "sensor": "s1_grd"}}, 'needs a complex sensor, "s1_grd" is not one'),
+        ({"x": {"name": "speckle", "sensor": "s1_gdr"}}, 'unknown sensor "s1_gdr": did you mean "s1_grd"'),
     ],
 )
 def test_bad_configs(config, message):
@@ -180,11 +155,64 @@ def test_bad_configs(config, message):
         objectives.build(config)
 
 
-def test_an_objective_about_a_sensor_that_the_model_lacks():
-    with pytest.raises(ConfigError, match=r'MaskedL1 of "dem": not in model.sensors \(rgb'):
-        objectives.collect_heads(objectives.build({"x": {"name": "masked_l1", "sensor": "dem"}}), KNOWN)
+COMPLEX, SAR = 'needs a complex sensor, "{}" is not one', 'needs a SAR sensor .*, "{}" is not one'
+QUAD = 'needs the polarisations HH HV VH VV, "{}" has VV VH'
+
+
+@pytest.mark.parametrize(
+    ("name", "sensor", "fields", "message"),
+    [
+        ("total_power", "s1_grd", {}, COMPLEX),
+        ("log_total_power", "rgb", {}, COMPLEX),
+        ("complex_gaussian", "s1_grd", {}, COMPLEX),
+        ("complex_gaussian", "slc_dual", {"looks": 4.0}, "looks = 4.0: a single-look complex pixel has 1"),
+        ("complex_gaussian", "slc_dual", {"basis": "pauli"}, QUAD),
+        ("complex_gaussian", "slc_quad", {"basis": "paulli"}, 'basis = "paulli": wanted one of lexicographic, pauli'),
+        ("wishart", "sar_amplitude", {}, COMPLEX),
+        ("wishart", "slc_dual", {"reciprocal": True}, QUAD),
+        ("wishart", "slc_dual", {"window": 0}, "window = 0: wanted at least 1 pixel"),
+        ("part_independence", "sar_amplitude", {}, COMPLEX),
+        ("speckle", "rgb", {}, SAR),
+        ("speckle", "s1_grd", {"looks": 0.0}, "looks = 0.0: wanted a finite number > 0"),
+        ("speckle", "s1_grd", {"looks": -1.0}, "looks = -1.0: wanted a finite number > 0"),
+        ("speckle", "s1_grd", {"looks": float("nan")}, "looks = nan: wanted a finite number > 0"),
+        ("multilooked", "s2_12", {}, SAR),
+        ("multilooked", "s1_grd", {"window": 4}, "window = 4: wanted an odd number"),
+        ("multilooked", "s1_grd", {"filter": "box"}, 'filter = "box": wanted "boxcar" or "lee"'),
+        ("power_conservation", "slc_dual", {}, QUAD),
+        ("power_conservation", "s2_12", {}, COMPLEX),
+        ("reciprocity", "slc_dual", {}, QUAD),
+        ("spectral_indices", "s1_grd", {}, '"s1_grd" (is in dB|lacks)'),
+        ("spectral_angle", "s1_grd", {}, r'SpectralAngle needs a sensor in reflectance, "s1_grd" is in dB'),
+        ("reflectance_bounds", "dem", {}, r'ReflectanceBounds needs a sensor in reflectance, "dem" is in m above'),
+        ("reflectance_bounds", "s2_12", {"low": 1.0, "high": 1.0}, "wanted low < high"),
+        ("brightness_temperature", "s2_12", {}, r'needs a sensor in W m-2 sr-1 um-1, "s2_12" is in reflectance'),
+        ("noise_weighted", "rgb", {}, 'the table knows no noise of "rgb": give `noise`'),
+        ("noise_weighted", "rgb", {"noise": (1.0, 2.0)}, "wanted 3 values > 0"),
+        ("noise_weighted", "rgb", {"noise": (1.0, 2.0, 0.0)}, "wanted 3 values > 0"),
+        ("noise_weighted", "rgb", {"noise": (1.0, 2.0, float("nan"))}, "wanted 3 values > 0"),
+        ("fourier_l1", "rgb", {"exponent": -1.0}, "exponent = -1.0, wanted at least 0"),
+        ("native_resolution", "s2_12", {"gsd": -10.0}, "gsd = -10.0 m, wanted > 0"),
+    ],
+)
+def test_what_does_not_suit_a_sensor_is_said_in_one_line(name, sensor, fields, message):
+    with pytest.raises(ConfigError, match=message.format(sensor)) as caught:
+        build(name, sensor, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["masked_l1", "fourier_l1", "spectral_angle", "reflectance_bounds"])
+def test_an_objective_about_a_sensor_that_the_model_lacks(name):
+    with pytest.raises(ConfigError, match=r'of "s2_12": not in model.sensors \(rgb'):
+        objectives.collect_heads(objectives.build({"x": {"name": name, "sensor": "s2_12"}}), KNOWN)
 
 
 def test_a_name_belongs_to_one_class():
     with pytest.raises(ConfigError, match=r'objective "balance" is ringmoe_jax.objectives.balance.Balance already'):
         objectives.register("balance")(objectives.MaskedL1)
+
+
+def test_nothing_stays_nothing():
+    """The shared result of an absent sensor cannot be changed by who gets it."""
+    assert [float(x) for x in NOTHING[:2]] == [0.0, 0.0]
+    assert NOTHING[2] == {}

@@ -232,7 +232,7 @@ def test_resume_is_exact(trained, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path):
-    with pytest.raises(TrainingError, match=r"step 5: .*loss/slc is not finite; nothing was saved after") as stop:
+    with pytest.raises(TrainingError, match=r"step 5: .*loss/.* is not finite; nothing was saved after") as stop:
         train(setup(), tmp_path, data=Data(spoil=5))
     assert "\n" not in str(stop.value)
     assert Checkpointer(tmp_path).latest == 4

@@ -1,0 +1,47 @@
+"""Means over training seeds and paired differences between arms of an ablation, with Student's t intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t
+
+from ringmoe_jax.evaluate.probes import Score
+
+
+def mean(values: Sequence[float]) -> Score:
+    """Mean of n values with its 95 % t interval, NaN where n < 2."""
+    values = np.asarray(values, np.float64)
+    centre = float(values.mean())
+    if len(values) < 2:
+        return Score(centre, float("nan"), float("nan"))
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Score(centre, centre - half, centre + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One arm by one metric.
+
+    Attributes:
+        mean: over seeds.
+        difference: from the baseline, paired by seed; None of the baseline itself or where it has no such metric.
+        values: by seed.
+    """
+
+    mean: Score
+    difference: Score | None
+    values: tuple[float, ...]
+
+
+def summarise(values: Sequence[float], baseline: Sequence[float] | None) -> Summary:
+    """Summary of an arm.
+
+    Args:
+        values: one a seed.
+        baseline: the baseline's, in the same order of seeds, or None.
+    """
+    difference = None if baseline is None else mean(np.subtract(values, baseline))
+    return Summary(mean(values), difference, tuple(map(float, values)))

@@ -1,0 +1,10 @@
+import pytest
+
+from ringmoe_jax import sensors
+from tests.objectives.fake_outputs import INTENSITY
+
+
+@pytest.fixture(autouse=True)
+def _intensity_sensor(monkeypatch):
+    """The sensor table gains a SAR sensor in linear power for these tests alone."""
+    monkeypatch.setitem(sensors.SENSORS, INTENSITY.name, INTENSITY)
