@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
 def study(sensor: str, arms: dict, *, baseline: str = "l1") -> dict:
     """The micro configuration with one sensor, and arms of it."""
     base = ringmoe_micro.get_config()
-    base.model.update(sensors=(sensor,), depths=(2, 2, 2, 2))
-    base.data.streams = {sensor: base.data.streams[sensor]}
+    base.model.update(sensors=(sensor,), depths=(2, 2))
+    base.data.streams = {name: stream for name, stream in base.data.streams.items() if name == sensor}
     base.data.batch_size = 8
     base.train.update(steps=250, log_every=50, checkpoint_every=250, evaluate_every=0)
     del base.objectives

@@ -27,7 +27,7 @@ from experiments import common, tables
 from experiments.evaluate import TRAINED, evaluate
 from experiments.pretrain import pretrain
 from ringmoe_jax import config as configuration
-from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.errors import ConfigError, TrainingError, nearest
 from ringmoe_jax.evaluate import figures, seeds
 
 
@@ -137,10 +137,14 @@ def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
         started = time.perf_counter()
         print(f"{workdir}  ...", end="", flush=True)
         with (workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-            pretrain(values, str(workdir))
+            state = pretrain(values, str(workdir))
+            if int(state.step) < common.ExperimentConfig.of(values).train.steps:
+                raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
             result = evaluate(str(workdir), brief=True)
         done = {"config": plain, "seconds": time.perf_counter() - started, "scores": scores_of(result)}
-        record.write_text(json.dumps(done, indent=1) + "\n")
+        draft = record.with_suffix(".draft")
+        draft.write_text(json.dumps(done, indent=1) + "\n")
+        draft.replace(record)  # a record is whole, or it is not there
         print(f" {done['seconds']:.0f} s", flush=True)
     return done["scores"]
 

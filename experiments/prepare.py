@@ -15,6 +15,8 @@ from pathlib import Path
 from ringmoe_jax.config import import_modules
 from ringmoe_jax.errors import UserError
 
+PREVIEWS = 3  # scenes in the picture beside a simulated data set
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_modules(options.modules)
         write = _sample if options.sample else _simulated if options.simulate is not None else _folder
-        _report(write(options))
+        _report(write(options), sample=options.sample)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -91,7 +93,9 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
     if not options.overwrite and (options.out / "dataset_info.json").exists():
         print(f"{options.out}: is there already (write it again with --overwrite)")
         return [options.out]
-    from input_pipeline.synthetic import dataset
+    from input_pipeline import synthetic
+    from input_pipeline.synthetic import dataset, preview
+    from ringmoe_jax.evaluate import figures
 
     print(f"{options.out}: drawing scenes", flush=True)
     dataset.prepare(
@@ -106,6 +110,11 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
         overwrite=options.overwrite,
         progress=_Progress(),
     )
+    size = preview.fitting(options.size, options.gsd)
+    scenes = [synthetic.draw([options.seed, i], size=size, gsd=options.gsd) for i in range(PREVIEWS)]
+    sheet = figures.contact_sheet([preview.pictures(scene) for scene in scenes])
+    picture = figures.save(sheet, options.out / "preview.png")
+    print(f"{picture}: scenes of this kind")
     return [options.out]
 
 
@@ -121,7 +130,7 @@ class _Progress:
             print(f"  {split}: {count} samples", flush=True)
 
 
-def _report(folders: list[Path]) -> None:
+def _report(folders: list[Path], *, sample: bool) -> None:
     """Prints what is there, from the metadata files alone."""
     import json
 
@@ -136,7 +145,10 @@ def _report(folders: list[Path]) -> None:
         for split in info["splits"]:
             count, size = sum(map(int, split["shardLengths"])), int(split["numBytes"]) / 1e6
             print(f"{folder!s:<28}{split['name']:<12}{count:>8}  {size:>7.1f}  {listed}")
-    print("\nnext: python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro")
+    if sample:
+        print("\nnext: python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro")
+    else:
+        print(f'\nnext: name "{folders[0]}" as the directory of a stream in a configuration, see README.md')
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ config.py     what training reads
 schema.py     what a stored sample and its metadata are
 builder.py    writes a data set, streaming and atomically
 sample.py     the default sample data, from two packages on PyPI
+synthetic/    simulated scenes with known truth
 folder.py     a user's own GeoTIFF, PNG and NPY files
 records.py    random access to records: index, checksums, broken records
 order.py      which record comes when: epochs, hosts, mixing

@@ -31,25 +31,45 @@ def _set(notebook, **parameters):
         assert found, f"the notebook has no parameter {name}"
 
 
-@pytest.mark.slow
-def test_quickstart(tmp_path, monkeypatch):
-    for name, value in {
+def _run(name, monkeypatch, **parameters):
+    """Executes a notebook with other parameters; returns it."""
+    for variable, value in {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }.items():
-        monkeypatch.setenv(name, value)
-    notebook = nbformat.read(ROOT / "colabs/01_quickstart.ipynb", as_version=4)
-    _set(notebook, STEPS=2, WORKDIR=str(tmp_path / "run"))
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(ROOT / "colabs" / name, as_version=4)
+    _set(notebook, **parameters)
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "colabs")}})
     client.execute(env=dict(os.environ))
+    return notebook
 
-    images = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+
+def _outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path, monkeypatch):
+    notebook = _run("01_quickstart.ipynb", monkeypatch, STEPS=2, WORKDIR=str(tmp_path / "run"))
+    images = [output for output in _outputs(notebook) if "image/png" in output.get("data", {})]
     pictures = {path.name for path in (tmp_path / "run" / "report").glob("*.png")}
     assert {"losses.png", "losses_huber.png", "experts_specialised.png", "experts_collaborative.png"} <= pictures
     assert {"reconstruction_aerial_rgb.png", "reconstruction_sentinel_s2_12.png"} <= pictures
     assert {"reconstruction_sentinel_s1_grd.png", "reconstruction_sentinel_slc_dual.png"} <= pictures
     assert len(images) == 9  # losses, four sensors, their comparison, two router groups, losses of the other objective
-    text = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
     assert "NOT TESTED" not in text
     assert "MaskedHuber(" in text
+
+
+def test_swap_a_loss(tmp_path, monkeypatch):
+    """The reduced form: two steps, two seeds, both arms; a table with both losses and a figure."""
+    notebook = _run("02_swap_a_loss.ipynb", monkeypatch, STEPS=2, SEEDS=[0, 1], OUT=str(tmp_path))
+    shown = [output.get("data", {}) for output in _outputs(notebook)]
+    assert sum("image/png" in data for data in shown) == 1
+    (table,) = (data["text/markdown"] for data in shown if "text/markdown" in data)
+    rows = [line for line in table.splitlines() if "-ln p of s1_grd" in line]
+    assert [row.split("|")[2].strip() for row in rows] == ["l1", "student_t"]
+    assert len(list(tmp_path.glob("grd/*/seed*/ablation_run.json"))) == 4

@@ -9,6 +9,7 @@ grid.py       pixels, cells of a coarser grid, rectangles
 spectra.py    what optical and multispectral sensors see: reflectance, sun, point-spread function, noise
 radar.py      what SAR sees: polarimetric covariance, speckle, looks
 dataset.py    all sensors of a scene; a data set with labels
+preview.py    pictures of a scene
 """
 
 from input_pipeline.synthetic.dataset import prepare, simulate

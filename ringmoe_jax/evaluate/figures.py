@@ -290,3 +290,23 @@ def ablation(title: str, study: Mapping) -> Figure:
         ax.grid(False, axis="y")
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
     return figure
+
+
+@styled
+def contact_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Figure:
+    """Pictures side by side, one row a scene.
+
+    Args:
+        rows: {title: [h, w, 3] in 0..1}; the same titles in every row.
+    """
+    titles = list(rows[0])
+    side = WIDTH / len(titles)
+    figure, axes = _figure(0.2 + side * len(rows), len(rows), len(titles))
+    for line, row in zip(axes, rows, strict=True):
+        for ax, title in zip(line, titles, strict=True):
+            ax.imshow(row[title], interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=6.5, weight="normal")
+    return figure

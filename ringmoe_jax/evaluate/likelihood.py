@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap
 from ringmoe_jax.evaluate.probes import Score
 from ringmoe_jax.objectives import Likelihood
@@ -71,9 +72,16 @@ def held_out(
         groups: [N] block of each validation tile, see `bootstrap.blocks`.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+
+    Raises:
+        DataError: no validation tile has a pixel that counts.
     """
     best = int(np.argmin(np.sum(train["nats"], axis=0, dtype=np.float64)))
     used = test["weight"] > 0
+    if not used.any():
+        raise DataError(
+            f'{type(objective).__name__} of "{objective.sensor}": no validation tile has a hidden valid pixel'
+        )
     nats, weight = (x[used].astype(np.float64) for x in (test["nats"][:, best], test["weight"]))
     drawn = np.concatenate([np.ones((1, len(weight))), bootstrap.draw(groups[used], resamples, seed)])
     values = drawn @ nats / (drawn @ weight)

@@ -41,7 +41,7 @@ class PartIndependence(Objective):
             return NOTHING
         if self.sensor not in outputs.get("withheld", {}):
             raise ConfigError('PartIndependence needs what the encoder did not see: set pretext = "masked_parts"')
-        withheld = outputs["withheld"][self.sensor]  # one of re, im; both only where the cell is hidden
+        withheld = outputs["withheld"][self.sensor]  # re or im of visible pixels, never both
         power = radar.predicted_power(outputs, self.sensor)
         parts = jnp.where(withheld, batch["sensors"][self.sensor]["pixels"], 0)
         squares = jnp.square(parts[..., 0::2] + parts[..., 1::2])

@@ -8,6 +8,7 @@ from scipy import stats
 
 from ringmoe_jax import objectives, sensors
 from ringmoe_jax.batch import standardise
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import likelihood
 from ringmoe_jax.objectives import radar
 
@@ -61,7 +62,7 @@ STEP = {
 )
 def test_noise_and_score_in_closed_form(cls, best, density):
     train, x = errors()
-    test, _ = errors(seed=1)
+    test = S1.statistics.mean + 1.5 * (errors(seed=1)[0] - S1.statistics.mean)  # other errors than in training
     term = cls(sensor="s1_grd")
     sums = [summed(term, *tiles(pixels, "pixels", [0.0, 0.0])) for pixels in (train, test)]
     assert sums[0]["nats"].shape == (12, 64)
@@ -158,3 +159,10 @@ def test_blocks_of_tiles_widen_the_interval():
     alone, blocks = (likelihood.held_out(term, sums, sums, g) for g in (np.arange(200), np.arange(200) // 10))
     assert alone.nats.value == blocks.nats.value
     assert blocks.nats.high - blocks.nats.low > 2.5 * (alone.nats.high - alone.nats.low)
+
+
+@pytest.mark.parametrize("tiles", [0, 3])
+def test_nothing_to_score_is_said(tiles):
+    sums = {"nats": np.zeros((tiles, 64)), "weight": np.zeros(tiles)}
+    with pytest.raises(DataError, match='MaskedL1 of "s1_grd": no validation tile has a hidden valid pixel'):
+        likelihood.held_out(objectives.MaskedL1(sensor="s1_grd"), sums, sums, np.arange(tiles))

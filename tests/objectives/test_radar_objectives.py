@@ -70,6 +70,19 @@ def test_one_intensity_in_every_unit(name):
     assert_allclose(radar.intensity(sensors.get(name), np.float32(to_unit(power))), power, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "head"), [("speckle", "power"), ("multilooked", "multilooked")])
+@pytest.mark.parametrize("sensor", ["sar_amplitude", "test_intensity"])
+def test_negative_amplitudes_and_powers_do_not_count(name, head, sensor):
+    pixels = np.full((4, 4, sensors.get(sensor).channels), 0.2)
+    pixels[1, 2, 0] = -0.2
+    outputs, batch = scene(sensor, pixels)
+    term = build(name, sensor)
+    assert compiled(term)(decoded(outputs, sensor, **{head: np.zeros(pixels.shape[-1])}), batch)[1] == 15
+    others = np.isfinite(np.asarray(term.target(outputs, batch))[0, 0, ..., 0])
+    assert others.sum() == 15
+    assert not others[1, 2]
+
+
 def test_mean_power_by_unit():
     assert_allclose(
         radar.mean_power(sensors.get("s1_grd"), sensors.get("s1_grd").statistics), [0.0547, 0.01178], rtol=1e-3
@@ -128,6 +141,10 @@ def test_total_power_clips_and_scales_each_image():
     term, shown = build("total_power", "slc_dual"), scene("slc_dual", pixels, [[True, True], [True, False]])
     assert_allclose(term.target(*shown)[0, 0, ..., 0], [[0.0, 2 / 3], [1.0, np.nan]], rtol=1e-5)
     assert_allclose(loss(term, shown, span=[0.5]), (0.25 + (1 / 6) ** 2 + 0.25) / 3, rtol=1e-5)
+    bright = np.concatenate([0.1 * pixels, pixels])  # two images, each on its own scale; 3.24 is clipped as well
+    target = term.target(*scene("slc_dual", bright, np.isfinite(bright).all(axis=-1)))
+    assert_allclose(target[0, 0, ..., 0], [[0.0, 0.005 / 0.9975], [1.0, np.nan]], rtol=1e-4)
+    assert_allclose(target[1, 0, ..., 0], [[0.0, 2 / 3], [1.0, np.nan]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
@@ -264,10 +281,12 @@ def test_constraints_by_hand():
     assert loss(build("power_conservation", "slc_quad"), shown, power=equal, pauli_power=equal[::-1]) < 1e-9
 
 
-def test_reciprocity_weighs_measured_means():
+def test_constraints_weigh_measured_means():
     """Equal powers, not equal outputs: HV and VH may have different statistics."""
     statistics = sensors.Statistics((0,) * 8, (1, 1, 1, 1, 2, 2, 1, 1), "test")  # VH has four times the power
     shown = scene("slc_quad", np.zeros((1, 8)), statistics=statistics)
+    same_span = loss(build("power_conservation", "slc_quad"), shown, power=np.zeros(4), pauli_power=np.zeros(4))
+    assert same_span < 1e-9  # no output is no power more or less
     term = build("reciprocity", "slc_quad")
     assert loss(term, shown, power=[0.0, np.log(2.0), -np.log(2.0), 0.0]) < 1e-4
     assert_allclose(loss(term, shown, power=np.zeros(4)), np.log(4.0) ** 2, rtol=1e-4)
