@@ -181,6 +181,13 @@ def build_objectives(config: ExperimentConfig) -> tuple[dict[str, objectives.Obj
                 f"objective {label} compares {' and '.join(term.together())} of the same place, but no stream of "
                 "config.data.streams holds them all: name them in one stream's sensors"
             )
+        unit = config.data.mask_unit
+        if isinstance(term, objectives.Reconstruction) and unit and term.footprint > unit:
+            side = f"{term.footprint} x {term.footprint}"
+            raise ConfigError(
+                f"objective {label} needs {side} hidden pixels, but data.mask_unit = {unit} hides fewer at a time: "
+                "every target would be left out"
+            )
     return terms, objectives.collect_heads(terms, config.sensors)
 
 

@@ -151,20 +151,6 @@ def intensity(power: np.ndarray, looks: float, rng: np.random.Generator) -> np.n
     return power * rng.gamma(looks, 1 / looks, power.shape)
 
 
-def span(samples: np.ndarray) -> np.ndarray:
-    """Total power of [..., P] complex samples: [...], the sum of |S|^2 over the polarisations."""
-    return (abs(samples) ** 2).sum(-1)
-
-
-def pauli(samples: np.ndarray) -> np.ndarray:
-    """[..., 4] of HH, HV, VH, VV to the Pauli vector (HH + VV, HH - VV, HV + VH, i (HV - VH)) / sqrt(2).
-
-    Odd bounces, even bounces, volume, and what breaks reciprocity (Lee and Pottier).
-    """
-    hh, hv, vh, vv = np.moveaxis(samples, -1, 0)
-    return np.stack([hh + vv, hh - vv, hv + vh, 1j * (hv - vh)], -1) / np.sqrt(2)
-
-
 def observe(scene: Scene, sensor: Sensor, rng: np.random.Generator, texture: float | None = None) -> np.ndarray:
     """A SAR sensor's image, as it is stored: [T, h, w, C] in the sensor's dtype.
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, likelihood
 from ringmoe_jax.evaluate.probes import Score
 from ringmoe_jax.models import Model, Params
@@ -152,6 +153,10 @@ def compare(
         resamples: of the bootstrap.
     """
     used = sums["weight"] > 0
+    if not used.any():
+        raise DataError(
+            "no tile has a hidden valid pixel that an objective can look at: check data.mask_ratio and no-data"
+        )
     weight, groups = sums["weight"][used].astype(np.float64), groups[used]
     drawn = np.concatenate([np.ones((1, len(weight))), bootstrap.draw(groups, resamples, seed)])
     losses = {name: drawn @ sums[name][used].astype(np.float64) / (drawn @ weight) for name in (MODEL, *TRIVIAL)}

@@ -18,14 +18,14 @@ AWAY = -1e9  # logit of what may not be chosen
 @register("alignment")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(Objective):
-    """Symmetric InfoNCE between the pooled features of two co-registered sensors, over the global batch.
+    """Symmetric InfoNCE between the pooled features of two co-registered sensors, over the global (micro-)batch.
 
     L = -ln softmax_j(cos(a_i, b_j) / temperature)[i], and the same from b to a, in nats a row and direction.
     Between optical and SAR little more than "the same place" holds physically, so only that is asked for.
     Features are the means of the last tokens over what both sensors validly observed (`shared_cells`), so a
     swath's edge or a cloud mask is no cue. Rows that share no valid pixel, or whose known locations differ,
-    neither count nor serve as negatives. Chance is ln B. Sources: van den Oord et al. 2018; symmetric form
-    Radford et al. 2021; without a projection, our choice.
+    neither count nor serve as negatives. Chance is ln B, with the B of a micro-batch under `train.accumulate`.
+    Sources: van den Oord et al. 2018; symmetric form Radford et al. 2021; without a projection, our choice.
 
     Attributes:
         sensors: two names; one stream of the data has to hold both (`data.streams`).

@@ -108,6 +108,11 @@ class Reconstruction(Objective):
         """Pointwise loss, [B, T, H', W', any], of finite arguments."""
         raise NotImplementedError(f"{type(self).__name__} must define penalty(prediction, target)")
 
+    @property
+    def footprint(self) -> int:
+        """Side in pixels of what has to be hidden for a target to count; hidden cells must be that large."""
+        return 1
+
     def grid(self, mask: jax.Array) -> jax.Array:
         """Which cells of the target's grid lie in a pixel mask, bool [B, T, H, W] to [B, T, H', W']."""
         return mask

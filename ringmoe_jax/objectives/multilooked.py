@@ -34,7 +34,8 @@ def box_mean(x: jax.Array, valid: jax.Array, side: int) -> jax.Array:
 def lee(power: jax.Array, valid: jax.Array, side: int, looks: float) -> jax.Array:
     """Lee's filter: the local mean where the image is homogeneous, the pixel itself where it is not.
 
-    m + k (I - m), k = Var(R) / Var(I) with Var(R) = (Var(I) - m^2 / L) / (1 + 1 / L), at least 0. Source: Lee 1980.
+    m + k (I - m), k = Var(R) / Var(I) with Var(R) = (Var(I) - m^2 / L) / (1 + 1 / L), at least 0. Source: Lee
+    1980, in the form of Lee and Pottier 2009.
 
     Args:
         power: [..., H, W, P] linear intensity.

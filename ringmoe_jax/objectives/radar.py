@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.sensors import AMPLITUDE, COMPLEX, DECIBEL, Sensor, Statistics
 
 LIMIT = 12.0  # predicted powers lie within e^12 = 52 dB of the sensor's mean power
@@ -132,32 +132,6 @@ def windows(x: jax.Array, side: int) -> jax.Array:
     x = x[..., : height // side * side, : width // side * side, :]
     x = x.reshape(*lead, height // side, side, width // side, side, channels).swapaxes(-4, -3)
     return x.reshape(*x.shape[:-3], side * side, channels)
-
-
-def check_covariance(matrix: np.ndarray) -> np.ndarray:
-    """Checks polarimetric covariances.
-
-    Args:
-        matrix: [..., P, P] complex, linear power.
-
-    Returns:
-        The same as complex128.
-
-    Raises:
-        DataError: not square, not finite, not Hermitian, or with an eigenvalue below 0.
-    """
-    matrix = np.asarray(matrix, np.complex128)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise DataError(f"a covariance has shape {matrix.shape}, wanted [..., P, P]")
-    if not np.isfinite(matrix).all():
-        raise DataError("a covariance is not finite: mask no-data pixels first")
-    asymmetry = np.abs(matrix - np.swapaxes(matrix, -1, -2).conj()).max(initial=0)
-    if asymmetry > 1e-5 * np.abs(matrix).max(initial=0):
-        raise DataError(f"a covariance is not Hermitian (off by {asymmetry:.2g}): take the mean of s s^H over looks")
-    lowest = np.linalg.eigvalsh(matrix).min(initial=0)
-    if lowest < -1e-5 * np.abs(matrix).max(initial=0):
-        raise DataError(f"a covariance has the eigenvalue {lowest:.2g}, wanted all >= 0: it is no mean of s s^H")
-    return matrix
 
 
 def check_looks(looks: float) -> None:

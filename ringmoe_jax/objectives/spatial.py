@@ -31,6 +31,10 @@ class GradientL1(Reconstruction):
     def prediction(self, outputs: Mapping) -> jax.Array:
         return differences(super().prediction(outputs))
 
+    @property
+    def footprint(self) -> int:
+        return 2
+
     def grid(self, mask: jax.Array) -> jax.Array:
         right = jnp.zeros_like(mask).at[..., :, :-1].set(mask[..., :, 1:])
         below = jnp.zeros_like(mask).at[..., :-1, :].set(mask[..., 1:, :])
@@ -55,7 +59,7 @@ class FourierL1(Objective):
     The error is that of hidden, valid pixels and 0 elsewhere, as if visible pixels were pasted in; no-data
     pixels add nothing. By Parseval's theorem a squared error does not change in the frequency domain, but this
     absolute one does: it asks for every frequency alike, and not for those with the most power. Weights are
-    |f|^exponent, scaled to a mean of 1. White errors of standard deviation s give about 0.89 s for exponent 0.
+    |f|^exponent, scaled to a mean of 1. White errors of standard deviation s give about 0.89 s.
     Without unit. Source: masked frequency modelling (Xie et al. 2023) and focal frequency loss (Jiang et al.
     2021) in idea; this form is our choice.
 

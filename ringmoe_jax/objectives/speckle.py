@@ -4,7 +4,7 @@ One model with four faces, chosen by the sensor's unit. They are one density und
 their gradients by lambda are the same:
 
     intensity     Gamma            p(I) = L^L I^(L-1) exp(-L I / lambda) / (Gamma(L) lambda^L)
-    dB            Fisher-Tippett   the density of 10 log10 I
+    dB            Fisher-Tippett   the density of 10 log10 I (of a log-gamma variable, where L is not 1)
     amplitude     Nakagami         the density of sqrt(I); Rayleigh where L = 1
     complex       circular normal  L = 1: p(s) = exp(-|s|^2 / lambda) / (pi lambda)
 

@@ -21,6 +21,7 @@ from ringmoe_jax.objectives.base import PIXELS, Constraint, Reconstruction, find
 from ringmoe_jax.sensors import Sensor
 
 DARK = 1e-3  # smallest reflectance that enters an index: keeps ratios of dark pixels finite (our choice)
+LIMIT = 100.0  # largest magnitude of a predicted index (our choice)
 SYNONYMS = {"NDRE": "NDREI"}  # our spelling: that of the index table
 
 
@@ -66,7 +67,7 @@ class SpectralIndices(_InUnit):
         return super().channels(sensor)
 
     def prediction(self, outputs: Mapping) -> jax.Array:
-        return compute_indices(super().prediction(outputs), outputs["sensors"][self.sensor], self.indices)
+        return bounded_indices(super().prediction(outputs), outputs["sensors"][self.sensor], self.indices)
 
     def target(self, outputs: Mapping, batch: Mapping) -> jax.Array:
         pixels = super().target(outputs, batch)
@@ -118,6 +119,15 @@ def compute_indices(reflectance: jax.Array, sensor: Sensor, indices: tuple[str, 
         symbols = {symbol: reflectance[..., i] for symbol, i in bands.items()} | constants
         values.append(eval(code, {"__builtins__": {}}, symbols))  # a formula of the table
     return jnp.stack(values, axis=-1)
+
+
+def bounded_indices(reflectance: jax.Array, sensor: Sensor, indices: tuple[str, ...]) -> jax.Array:
+    """As `compute_indices`, but within -LIMIT..LIMIT; a pixel near a formula's pole has no gradient."""
+    found = compute_indices(jax.lax.stop_gradient(reflectance), sensor, indices)
+    near = ~(jnp.abs(found) < LIMIT).all(axis=-1, keepdims=True)  # NaN is not below
+    harmless = jnp.linspace(0.1, 0.4, sensor.channels)  # what is differentiated there instead
+    values = compute_indices(jnp.where(near, harmless, reflectance), sensor, indices)
+    return jnp.where(near, jnp.clip(jnp.nan_to_num(found), -LIMIT, LIMIT), values)
 
 
 @register("spectral_angle")

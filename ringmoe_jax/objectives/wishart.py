@@ -77,6 +77,10 @@ class Wishart(Likelihood):
         return "reciprocal_covariance" if self.reciprocal else "covariance"
 
     @property
+    def footprint(self) -> int:
+        return self.window
+
+    @property
     def comparable(self) -> bool:
         return not self.reciprocal  # what it says of HV - VH is not a density
 

@@ -114,6 +114,15 @@ def test_another_configuration_in_the_same_folder(grid):
             lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "alignment", "sensors": ("s1_grd", "rgb")}}}),
             "no stream of config.data.streams holds them all",
         ),
+        (
+            lambda s: (
+                s["config"].update(model=s["config"]["model"] | {"sensors": ("slc_dual",)}),
+                s["arms"].update(bad={"objectives": {"x": {"name": "wishart", "sensor": "slc_dual", "window": 5}}}),
+                s["arms"].pop("speckle"),
+                s["arms"].update(plain={"objectives": {"x": {"name": "masked_l1", "sensor": "slc_dual"}}}),
+            ),
+            "needs 5 x 5 hidden pixels, but data.mask_unit = 4",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(grid, tmp_path, change, message):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from input_pipeline.synthetic import radar, simulate, spectra
 from input_pipeline.synthetic.scene import BUILDING, FOREST, LAND, MATERIALS, SOIL, WATER, Scene
@@ -188,18 +187,6 @@ def test_every_material_has_a_covariance_of_typical_size():
 def test_reciprocity_holds_up_to_noise():
     s = radar.single_look(many("forest", 20_000), np.random.default_rng(1))
     np.testing.assert_allclose((abs(s[:, 1] - s[:, 2]) ** 2).mean(), 2 * radar.NESZ, rtol=0.05)
-
-
-@given(arrays(np.complex128, (5, 4), elements=st.complex_numbers(max_magnitude=1e3, allow_nan=False)))
-@settings(max_examples=50, deadline=None)
-def test_span_is_the_power_of_the_pauli_vector(samples):
-    np.testing.assert_allclose((abs(radar.pauli(samples)) ** 2).sum(-1), radar.span(samples), rtol=1e-9, atol=1e-12)
-
-
-def test_pauli_by_hand():
-    root = np.sqrt(2)
-    shown = radar.pauli(np.array([[1, 0, 0, 1], [1, 0, 0, -1], [0, 1, 1, 0], [0, 1, -1, 0]], complex))
-    np.testing.assert_allclose(shown, np.diag([root, root, root, 1j * root]), atol=1e-12)
 
 
 @pytest.mark.parametrize("looks", [1, 3, 4.4, 10])

@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import digamma
 
 from ringmoe_jax import objectives, sensors
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.multilooked import box_mean, lee
 from tests.objectives.fake_outputs import best_constant, build, circular, compiled, decoded, loss, scene
@@ -99,31 +99,6 @@ def test_bounded_is_smooth_and_bounded():
     x = jnp.asarray([-1e30, -1e4, -0.01, 0.0, 0.01, 1e4, 1e30])
     assert_allclose(radar.bounded(x), [-12, -12, -0.01, 0, 0.01, 12, 12], rtol=1e-5)
     assert_allclose(jax.grad(lambda x: radar.bounded(x).sum())(x), [0, 0, 1, 1, 1, 0, 0], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        (np.ones((2, 3)), r"shape \(2, 3\), wanted"),
-        (np.ones(4), "shape"),
-        (np.array([[1, 0.5], [0.2, 1]]), "not Hermitian .off by 0.3."),
-        (np.array([[1, 1j], [1j, 1]]), "not Hermitian"),
-        (np.array([[1, 2], [2, 1]]), "eigenvalue -1, wanted all >= 0"),
-        (np.array([[1, np.nan], [np.nan, 1]]), "not finite"),
-        (np.array([[np.inf, 0], [0, 1]]), "not finite"),
-    ],
-)
-def test_bad_covariances_are_refused(matrix, message):
-    for wrong in (matrix, np.stack([np.ones_like(matrix), matrix])):
-        with pytest.raises(DataError, match=message.replace(r"\(2, 3\)", r"\(.*2, 3\)")):
-            radar.check_covariance(wrong)
-
-
-def test_covariances_of_data_pass():
-    s = amplitudes((10, 2, 4))  # two looks: singular
-    c = np.asarray(radar.covariance(s))
-    assert_allclose(radar.check_covariance(c), c)
-    assert radar.check_covariance(np.zeros((0, 3, 3))).shape == (0, 3, 3)
 
 
 @pytest.mark.parametrize("looks", [0, -1.0, np.nan, np.inf])
