@@ -29,6 +29,7 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
             window=12,
             head_width=head_width,
             cosine_attention=False,
+            power_input=False,
             drop_path=0.0,
             dtype="bfloat16",
             remat="full",

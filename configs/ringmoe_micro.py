@@ -18,7 +18,12 @@ def get_config() -> ConfigDict:
     """The configuration that `make demo` runs."""
     config = common.ringmoe(width=16, depths=(2, 2, 6, 2), head_width=16)
     config.model.update(
-        sensors=("rgb", "s2_12", "s1_grd", "slc_dual"), image_size=64, window=4, dtype="float32", remat="none"
+        sensors=("rgb", "s2_12", "s1_grd", "slc_dual"),
+        image_size=64,
+        window=4,
+        dtype="float32",
+        remat="none",
+        power_input=True,
     )
     config.objectives = ConfigDict(
         dict(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,7 +23,7 @@ from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PatchMerging
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.swin import REMAT_POLICIES, SwinBlock, SwinStage
 from ringmoe_jax.parallel.mesh import BATCH_AXES
-from ringmoe_jax.sensors import Sensor, Statistics
+from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,9 @@ class RingMoEConfig:
         hidden_ratio: F / D of every expert.
         cosine_attention: SwinV2's cosine attention and log-spaced position bias (more stable at
             scale, transfers between window sizes); False is what the released code trains.
+        power_input: complex sensors also show their patch embedding the logarithm of each polarisation's power,
+            which a linear embedding of re and im cannot form. The released code prepends total power in one of
+            its files and does not in the other; the logarithm and one channel a polarisation are our choice.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         moe: the mixture in every block.
         dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
@@ -56,6 +60,7 @@ class RingMoEConfig:
     head_width: int = 32
     hidden_ratio: int = 4
     cosine_attention: bool = False
+    power_input: bool = False
     drop_path: float = 0.0
     moe: MoEConfig = MoEConfig()
     dtype: str = "float32"
@@ -119,7 +124,7 @@ class RingMoE(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.stems = nnx.Dict(
             {
-                name: PatchEmbed(sensor.channels, config.patch, config.width, rngs, dtype=dtype)
+                name: PatchEmbed(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
                 for name, sensor in sensors.items()
             }
         )
@@ -141,6 +146,12 @@ class RingMoE(nnx.Module):
                 for sensor, of in heads.items()
             }
         )
+
+    def _stem_channels(self, sensor: Sensor) -> int:
+        return sensor.channels * 3 // 2 if self._shows_power(sensor) else sensor.channels
+
+    def _shows_power(self, sensor: Sensor) -> bool:
+        return self.config.power_input and sensor.resampling == COMPLEX
 
     def _stage(self, i: int, rngs: nnx.Rngs, dtype) -> SwinStage:
         config = self.config
@@ -195,7 +206,7 @@ class RingMoE(nnx.Module):
 
     def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> jax.Array:
         """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token."""
-        x = self.stems[name](image)
+        x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
         if mask is None:
             return x
         hidden = cells_to_pixels(mask, *x.shape[2:4])[:, None, :, :, None]
@@ -251,6 +262,17 @@ class RingMoE(nnx.Module):
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
+
+
+def _with_power(image: jax.Array) -> jax.Array:
+    """Standardised re, im pairs [..., 2 P] -> [..., 3 P]: the standardised logarithm of each power behind them.
+
+    Single-look speckle of the sensor's mean power has zero mean and unit variance there; no power counts as the mean.
+    """
+    power = (jnp.square(image[..., 0::2]) + jnp.square(image[..., 1::2])) / 2
+    seen = power > 1e-6
+    logarithm = (jnp.log(jnp.where(seen, power, 1.0)) + np.euler_gamma) / (np.pi / np.sqrt(6))
+    return jnp.concatenate([image, jnp.where(seen, logarithm, 0.0)], axis=-1)
 
 
 def _pixel_mask(entry: Mapping) -> jax.Array:
