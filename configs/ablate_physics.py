@@ -53,6 +53,7 @@ def arms_slc(sensor: str) -> dict:
         total_power=dict(span=of("total_power")),
         log_total_power=dict(span=of("log_total_power")),
         complex_gaussian=dict(power=of("complex_gaussian")),
+        textured=dict(texture=of("textured_speckle")),
         wishart=dict(covariance=of("wishart")),
         part_independence=dict(power=of("complex_gaussian"), parts=of("part_independence"), pretext="masked_parts"),
         multilooked=dict(smooth=of("multilooked")),
@@ -66,6 +67,7 @@ def arms_grd(sensor: str) -> dict:
         l1=dict(pixels=of("masked_l1")),
         l2=dict(squares=of("masked_l2")),
         speckle=dict(power=of("speckle")),
+        textured=dict(texture=of("textured_speckle")),
         boxcar=dict(smooth=of("multilooked")),
         lee=dict(smooth=of("multilooked", filter="lee")),
     )

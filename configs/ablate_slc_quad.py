@@ -32,6 +32,7 @@ def arms(sensor: str) -> dict:
         l2=dict(squares=of("masked_l2")),
         log_total_power=dict(span=of("log_total_power")),
         complex_gaussian=dict(power=power),
+        textured=dict(texture=of("textured_speckle")),
         pauli=dict(pauli=pauli),
         conservation=dict(power=power, pauli=pauli, conservation=of("power_conservation")),
         reciprocity=dict(power=power, reciprocity=of("reciprocity", scale=0.1)),

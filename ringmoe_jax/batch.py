@@ -106,6 +106,19 @@ def restore(standardised, statistics: Statistics):
     return standardised * jnp.asarray(statistics.std, jnp.float32) + jnp.asarray(statistics.mean, jnp.float32)
 
 
+def day_of_year(days):
+    """Days since 1970-01-01, any integers, to days since 1 January of their year, 0..365 (Gregorian calendar).
+
+    Counts from 1 March of the era of 400 years, so that leap days come last (Hinnant, days_from_civil).
+    """
+    days = days + 719_468  # days since 0000-03-01
+    day = days % 146_097
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    since_march = day - (365 * year + year // 4 - year // 100)
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    return jnp.where(since_march >= 306, since_march - 306, since_march + 59 + leap)
+
+
 def cells_to_pixels(mask, height: int, width: int):
     """Enlarges a cell mask [..., h, w] to pixels [..., H, W]; H and W are multiples of h and w."""
     mask = jnp.repeat(mask, height // mask.shape[-2], axis=-2)

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 
 from ringmoe_jax import config as configuration
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models import ringmoe
+from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.layers import count
 
 __all__ = ["MODELS", "Model", "Params", "build", "count"]
 
 # name in the config -> (its dataclass, its builder)
-MODELS: dict[str, tuple[type, Callable[..., Model]]] = {"ringmoe": (ringmoe.RingMoEConfig, ringmoe.build)}
+MODELS: dict[str, tuple[type, Callable[..., Model]]] = {
+    "ringmoe": (ringmoe.RingMoEConfig, ringmoe.build),
+    "skysense": (skysense.SkySenseConfig, skysense.build),
+}
 
 
 def build(config: Mapping, **context) -> Model:

@@ -42,22 +42,23 @@ class Mlp(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Modality-specific patch embedding: p x p convolution with stride p, bias and layer norm.
+    """Modality-specific patch embedding: p x p convolution with stride p, bias and, unless left out, layer norm.
 
     Call: [..., H, W, C] -> [..., H / p, W / p, D].
     """
 
-    def __init__(self, channels: int, patch: int, width: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, channels: int, patch: int, width: int, rngs: nnx.Rngs, *, dtype, norm: bool = True):
         self.patch = patch
         self.project = linear(patch * patch * channels, width, rngs, dtype=dtype)
-        self.norm = layer_norm(width, rngs, dtype=dtype)
+        self.norm = layer_norm(width, rngs, dtype=dtype) if norm else None
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         *lead, height, width, channels = pixels.shape
         p = self.patch
         x = pixels.reshape(*lead, height // p, p, width // p, p, channels)
         x = jnp.swapaxes(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
-        return self.norm(self.project(x))
+        x = self.project(x)
+        return self.norm(x) if self.norm else x
 
 
 class PatchMerging(nnx.Module):
@@ -79,9 +80,10 @@ class PatchMerging(nnx.Module):
 
 
 class PixelDecoder(nnx.Module):
-    """1 x 1 convolution and depth-to-space: one output pixel grid per final token.
+    """1 x 1 convolution and depth-to-space: a square of outputs for every token.
 
-    Released RingMoE code (SimMIM decoder). Call: [..., h, w, D] -> [..., h * stride, w * stride, channels] float32.
+    Released RingMoE code (SimMIM decoder); SkySense's up-projection to one token a pixel is the same.
+    Call: [..., h, w, D] -> [..., h * stride, w * stride, channels].
     """
 
     def __init__(self, width: int, stride: int, channels: int, rngs: nnx.Rngs, *, dtype):
@@ -92,8 +94,7 @@ class PixelDecoder(nnx.Module):
         *lead, height, width, _ = tokens.shape
         s = self.stride
         x = self.project(tokens).reshape(*lead, height, width, s, s, self.channels)
-        x = jnp.swapaxes(x, -4, -3).reshape(*lead, height * s, width * s, self.channels)
-        return x.astype(jnp.float32)
+        return jnp.swapaxes(x, -4, -3).reshape(*lead, height * s, width * s, self.channels)
 
 
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:

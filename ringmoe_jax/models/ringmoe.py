@@ -19,9 +19,10 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import cells_to_pixels, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PatchMerging, PixelDecoder, layer_norm
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
-from ringmoe_jax.models.swin import REMAT_POLICIES, SwinBlock, SwinStage
+from ringmoe_jax.models.stack import REMAT_POLICIES
+from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
@@ -85,6 +86,20 @@ class RingMoEConfig:
                 )
 
     @property
+    def pyramid(self) -> SwinConfig:
+        """Geometry of the backbone."""
+        return SwinConfig(
+            self.width,
+            self.depths,
+            self.grid(0),
+            self.window,
+            self.head_width,
+            self.cosine_attention,
+            drop_path=self.drop_path,
+            remat=self.remat,
+        )
+
+    @property
     def stride(self) -> int:
         """Pixels per token of the last stage."""
         return self.patch * 2 ** (len(self.depths) - 1)
@@ -129,10 +144,10 @@ class RingMoE(nnx.Module):
             }
         )
         self.mask_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
-        self.stages = nnx.Dict({f"stage{i}": self._stage(i, rngs, dtype) for i in range(len(config.depths))})
-        self.merges = nnx.Dict(
-            {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
+        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
+            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype
         )
+        self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=self._constrain, dtype=dtype)
         width = config.width * 2 ** (len(config.depths) - 1)
         self.norm = layer_norm(width, rngs, dtype=dtype)
         self.decoders = nnx.Dict(
@@ -153,30 +168,13 @@ class RingMoE(nnx.Module):
     def _shows_power(self, sensor: Sensor) -> bool:
         return self.config.power_input and sensor.resampling == COMPLEX
 
-    def _stage(self, i: int, rngs: nnx.Rngs, dtype) -> SwinStage:
-        config = self.config
-        width, window = config.width * 2**i, config.stage_window(i)
-        make_ffn = lambda rngs: MoEFeedForward(  # noqa: E731
-            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype
-        )
-        make_block = lambda rngs: SwinBlock(  # noqa: E731
-            width,
-            width // min(config.head_width, config.width),
-            window,
-            make_ffn,
-            rngs,
-            cosine=config.cosine_attention,
-            dtype=dtype,
-        )
-        return SwinStage(config.depths[i], config.grid(i), window, make_block, rngs)
-
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
         validate(batch, self.sensors)
         entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
         images = {name: self._standardise(name, entry) for name, entry in entries.items()}
         embedded = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded)
-        stages, routing = self._encode(x, slots, key=key, train=train)
+        stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)
         tokens = self._separate(self.norm(stages[-1]), layout)
         split = [self._separate(stage, layout) for stage in stages]
         return {
@@ -184,7 +182,7 @@ class RingMoE(nnx.Module):
             "stages": {name: tuple(stage[name] for stage in split) for name in tokens},
             "pooled": {name: t.astype(jnp.float32).mean(axis=(1, 2, 3)) for name, t in tokens.items()},
             "heads": {
-                name: {head: decoder(tokens[name]) for head, decoder in self.decoders[name].items()}
+                name: {head: decoder(tokens[name]).astype(jnp.float32) for head, decoder in self.decoders[name].items()}
                 for name in tokens
                 if name in self.decoders
             },
@@ -230,32 +228,6 @@ class RingMoE(nnx.Module):
     def _separate(self, x: jax.Array, layout: Mapping) -> dict[str, jax.Array]:
         """Inverse of `_interleave`: {sensor: [B, T, h, w, D]}."""
         return {name: x[:, a:b].reshape(*lead, *x.shape[2:]) for name, (a, b, lead) in layout.items()}
-
-    def _encode(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool):
-        """Four stages. Returns the last tokens of each, and routing statistics stacked over all L layers."""
-        config = self.config
-        rates = jnp.linspace(0.0, config.drop_path, sum(config.depths))
-        if not train or config.drop_path == 0:
-            key = None
-        stages, collected, first = [], [], 0
-        for i, depth in enumerate(config.depths):
-            if i:
-                x = self._constrain(self.merges[f"merge{i - 1}"](x))
-            stage_key = None if key is None else jax.random.fold_in(key, i)
-            x, routing = self.stages[f"stage{i}"](
-                x,
-                slots,
-                rates=rates[first : first + depth],
-                key=stage_key,
-                train=train,
-                mesh=self.mesh,
-                remat=config.remat,
-            )
-            first += depth
-            x = self._constrain(x)
-            stages.append(x)
-            collected.append(routing)
-        return stages, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
 
     def _constrain(self, x: jax.Array) -> jax.Array:
         """Keeps the batch split over all mesh axes at block borders."""

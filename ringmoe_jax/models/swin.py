@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -9,13 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.models.attention import WindowAttention
-from ringmoe_jax.models.layers import drop_path, layer_norm
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from ringmoe_jax.models.layers import PatchMerging, drop_path, layer_norm
+from ringmoe_jax.models.stack import scan, stack
 
 
 class SwinBlock(nnx.Module):
@@ -49,27 +45,139 @@ class SwinBlock(nnx.Module):
 
 
 class SwinStage(nnx.Module):
-    """`depth` blocks of one resolution. Parameters are stacked [depth, ...] and scanned.
+    """`depth` blocks of one resolution, stacked and scanned.
 
     Odd blocks shift their windows by half a window, unless one window covers the grid.
-    Compile time does not grow with `depth`.
+
+    Args:
+        width: D.
+        depth: blocks.
+        grid: tokens along a side.
+        window: side of an attention window, in tokens.
+        make_block: builds a `SwinBlock` from `rngs`.
+        norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
     """
 
-    def __init__(self, depth: int, grid: int, window: int, make_block: Callable, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        grid: int,
+        window: int,
+        make_block: Callable,
+        rngs: nnx.Rngs,
+        *,
+        norm_every: int,
+        dtype,
+    ):
         self.depth, self.shifts = depth, grid > window
-        self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+        self.norm_every = norm_every if depth >= norm_every else 0
+        self.blocks = stack(make_block, depth, rngs)
+        if self.norm_every:
+            self.norms = stack(lambda rngs: layer_norm(width, rngs, dtype=dtype), depth // norm_every, rngs)
 
     def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str):
         """[B, S, h, w, D] and `rates` [depth] -> the same shape and statistics stacked [depth, ...]."""
-        graph, stacked = nnx.split(self.blocks)
+        number = jnp.arange(self.depth)
         keys = None if key is None else jax.random.split(key, self.depth)
-        odd = jnp.arange(self.depth) % 2 == 1
+        norm, norms = self._norms()
 
-        def body(x, layer):
-            params, odd, rate, key = layer
-            block = nnx.merge(graph, params)
-            return block(x, odd if self.shifts else False, slots, rate=rate, key=key, train=train, mesh=mesh)
+        def call(block, x, number, rate, key, params):
+            shifted = number % 2 == 1 if self.shifts else False
+            x, collected = block(x, shifted, slots, rate=rate, key=key, train=train, mesh=mesh)
+            if norm:
+                x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)
+            return x, collected
 
-        if remat != "none":
-            body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
-        return jax.lax.scan(body, x, (stacked, odd, rates, keys))
+        return scan(call, self.blocks, x, (number, rates, keys, norms), remat)
+
+    def _norms(self):
+        """A function (params, x) -> x of the norms between blocks, and each block's params; None, None without."""
+        if not self.norm_every:
+            return None, None
+        graph, params = nnx.split(self.norms)
+        last = self.depth // self.norm_every - 1
+        index = jnp.minimum(jnp.arange(self.depth) // self.norm_every, last)
+        return lambda params, x: nnx.merge(graph, params)(x), jax.tree.map(lambda p: p[index], params)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """Geometry of a `SwinPyramid`.
+
+    Attributes:
+        width: D of the first stage; doubles with every stage.
+        depths: blocks of each stage.
+        grid: tokens along a side of the first stage; halves with every stage.
+        window: side of an attention window in tokens, clamped to a stage's grid.
+        head_width: D of one attention head, clamped to `width`.
+        cosine: SwinV2's attention, see `attention.WindowAttention`.
+        norm_every: see `SwinStage`.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        remat: key of `stack.REMAT_POLICIES`.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    grid: int
+    window: int
+    head_width: int
+    cosine: bool
+    norm_every: int = 0
+    drop_path: float = 0.0
+    remat: str = "none"
+
+
+class SwinPyramid(nnx.Module):
+    """Stages of `SwinBlock`s with `PatchMerging` between them.
+
+    Args:
+        config: geometry.
+        make_ffn: `make_ffn(width, rngs)` builds a block's feed-forward module, see `SwinBlock`.
+        constrain: applied to the tokens at the borders of stages, for example a sharding constraint.
+    """
+
+    def __init__(self, config: SwinConfig, make_ffn: Callable, rngs: nnx.Rngs, *, constrain: Callable, dtype):
+        self.config, self.constrain = config, constrain
+        self.stages = nnx.Dict({f"stage{i}": self._stage(i, make_ffn, rngs, dtype) for i in range(len(config.depths))})
+        self.merges = nnx.Dict(
+            {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
+        )
+
+    def _stage(self, i: int, make_ffn: Callable, rngs: nnx.Rngs, dtype) -> SwinStage:
+        config = self.config
+        width, grid = config.width * 2**i, config.grid // 2**i
+        window = min(config.window, grid)
+        make_block = lambda rngs: SwinBlock(  # noqa: E731
+            width,
+            width // min(config.head_width, config.width),
+            window,
+            lambda rngs: make_ffn(width, rngs),
+            rngs,
+            cosine=config.cosine,
+            dtype=dtype,
+        )
+        return SwinStage(
+            width, config.depths[i], grid, window, make_block, rngs, norm_every=config.norm_every, dtype=dtype
+        )
+
+    def __call__(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
+        """[B, S, h, w, D] -> the tokens of every stage, finest first, and statistics stacked over all L layers."""
+        config = self.config
+        rates = jnp.linspace(0.0, config.drop_path, sum(config.depths))
+        if not train or config.drop_path == 0:
+            key = None
+        stages, collected, first = [], [], 0
+        for i, depth in enumerate(config.depths):
+            if i:
+                x = self.constrain(self.merges[f"merge{i - 1}"](x))
+            stage_key = None if key is None else jax.random.fold_in(key, i)
+            stage_rates = rates[first : first + depth]
+            x, routing = self.stages[f"stage{i}"](
+                x, slots, rates=stage_rates, key=stage_key, train=train, mesh=mesh, remat=config.remat
+            )
+            first += depth
+            x = self.constrain(x)
+            stages.append(x)
+            collected.append(routing)
+        return stages, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)

@@ -18,6 +18,7 @@ from ringmoe_jax.objectives.polarimetric import PowerConservation, Reciprocity
 from ringmoe_jax.objectives.spatial import FourierL1, GradientL1, NativeResolution
 from ringmoe_jax.objectives.speckle import ComplexGaussian, Speckle
 from ringmoe_jax.objectives.spectral import BrightnessTemperature, ReflectanceBounds, SpectralAngle, SpectralIndices
+from ringmoe_jax.objectives.texture import TexturedSpeckle
 from ringmoe_jax.objectives.total_power import LogTotalPower, TotalPower
 from ringmoe_jax.objectives.wishart import Wishart
 
@@ -45,6 +46,7 @@ __all__ = [
     "Speckle",
     "SpectralAngle",
     "SpectralIndices",
+    "TexturedSpeckle",
     "TotalPower",
     "Wishart",
     "build",

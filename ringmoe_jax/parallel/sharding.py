@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS, FSDP_AXIS
 
-# First match wins. A rule is a regular expression searched in "stages/stage0/blocks/ffn/shared/wi/kernel"
+# First match wins. A rule is a regular expression searched in "backbone/stages/stage0/blocks/ffn/shared/wi/kernel"
 # and either a tuple, one mesh axis (or None) per trailing dimension, or "fsdp" (the largest dimension
 # that divides) or "replicated". Stacked layers keep their leading axis whole.
 Rules = Sequence[tuple[str, str | tuple[str | None, ...]]]
@@ -27,7 +27,7 @@ SMALL = 2**12  # arrays below this many elements are not worth a collective
 
 
 def path_name(path) -> str:
-    """Slash-separated name of a tree path, for example "mask_token" or "stages/stage0/blocks/..."."""
+    """Slash-separated name of a tree path, for example "mask_token" or "backbone/stages/stage0/..."."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 

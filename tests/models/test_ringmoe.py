@@ -41,8 +41,8 @@ def test_new_blocks_are_the_identity():
     model = models.build({**TINY, "depths": (2,)})
     params, data = model.init(jax.random.key(0)), batch(names=("rgb",))
     out = model.apply(params, data)["stages"]["rgb"][0]
-    params["stages"] = stir(params["stages"])
-    blocks = params["stages"]["stage0"]["blocks"]
+    params["backbone"] = stir(params["backbone"])
+    blocks = params["backbone"]["stages"]["stage0"]["blocks"]
     for norm in ("attention_norm", "ffn_norm"):
         blocks[norm] = jax.tree.map(jnp.zeros_like, blocks[norm])
     assert_allclose(model.apply(params, data)["stages"]["rgb"][0], out, atol=1e-6)
@@ -165,7 +165,7 @@ def test_drop_path_needs_train_and_a_key():
 
 def test_sensors_of_one_modality_share_experts():
     model = models.build({**TINY, "sensors": ("s2_10", "ms4", "rgb"), "moe": DENSE})
-    assert model.shapes()["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"].shape == (2, 8, 8, 32)
+    assert model.shapes()["backbone"]["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"].shape == (2, 8, 8, 32)
 
 
 @pytest.mark.parametrize(

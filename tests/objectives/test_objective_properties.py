@@ -23,6 +23,8 @@ CASES = [
     ("speckle", "s1_grd", {}),
     ("speckle", "sar_amplitude", {}),
     ("speckle", "test_intensity", {}),
+    ("textured_speckle", "s1_grd", {}),
+    ("textured_speckle", "slc_dual", {}),
     ("complex_gaussian", "slc_dual", {}),
     ("complex_gaussian", "slc_quad", {"basis": "pauli"}),
     ("wishart", "slc_dual", {"window": 2}),

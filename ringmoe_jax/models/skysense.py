@@ -1,0 +1,335 @@
+"""SkySense (CVPR 2024): one encoder a modality, every frame on its own, and a fusion of all modalities and dates.
+
+One location is one pixel of the series' sensors and `stride` x `stride` pixels of the high-resolution image. The
+fusion looks at all tokens of one location, never at other locations, so space and time are factorised. Sensors
+and dates may be missing: their tokens are left out of the sequence. Geometry: released code; where it is silent,
+"our choice".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.batch import NO_TIME, day_of_year, standardise, validate
+from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm, linear
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
+from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
+from ringmoe_jax.models.transformer import Transformer, TransformerConfig
+from ringmoe_jax.models.vit import VisionTransformer
+from ringmoe_jax.parallel.mesh import BATCH_AXES
+from ringmoe_jax.sensors import Sensor, Statistics
+
+FUSED = "fused"  # the fusion's entry in outputs["pooled"] and the router's modality of its own token
+DATES = 365  # rows of the date table; 31 December of a leap year shares the last one
+DENSE = MoEConfig(specialised=0, collaborative=0, shared=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SkySenseConfig:
+    """Geometry. Defaults are the released model: SwinV2-H, two ViT-L, and a fusion of 24 layers.
+
+    Attributes:
+        sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
+        high_resolution: which of them SwinV2 encodes; "" is none. All others are series, each with its ViT.
+        image_size: side of a high-resolution image in pixels.
+        patch: side of its patches in pixels.
+        width: D of its first stage; the last one's, width * 2^(stages - 1), is that of location tokens, d.
+        depths: blocks of its stages. `patch` * 2^(stages - 1) pixels make a location, 32 in the paper; public
+            imagery of 1.25 m wants 8, so two stages.
+        window: side of an attention window in tokens, clamped to the grid of a stage.
+        head_width: D of one attention head.
+        norm_every: blocks between the extra norms of long stages.
+        drop_path: stochastic depth of the last high-resolution block.
+        frame: geometry of the ViTs.
+        frame_patch: side of a ViT's patches in pixels; the up-projection turns each into as many locations.
+        frame_size: side in pixels of the frames that positions are made for; others resize them.
+        fusion: geometry of the fusion.
+        dated: sensors whose tokens carry their date; () is all (the formula; the released code: Sentinel-2 only).
+        modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays.
+        moe: the fusion's feed-forward layers; dense by default. Beyond the paper: routers see which sensor a
+            token is from.
+        dtype: "float32" or "bfloat16" for activations.
+        remat: "none", "dots" or "full", of the high-resolution encoder; `frame` and `fusion` have their own.
+    """
+
+    sensors: tuple[str, ...] = ("rgb", "s2_10", "s1_grd")
+    high_resolution: str = "rgb"
+    image_size: int = 512
+    patch: int = 4
+    width: int = 352
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    window: int = 8
+    head_width: int = 44
+    norm_every: int = 6
+    drop_path: float = 0.2
+    frame: TransformerConfig = TransformerConfig()
+    frame_patch: int = 4
+    frame_size: int = 64
+    fusion: TransformerConfig = TransformerConfig()
+    dated: tuple[str, ...] = ()
+    modality_dropout: float = 0.0
+    moe: MoEConfig = DENSE
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if not self.sensors:
+            raise ConfigError("model.sensors is empty: name at least one sensor")
+        for field, names in (("high_resolution", (self.high_resolution,)), ("dated", self.dated)):
+            for name in names:
+                if name and name not in self.sensors:
+                    raise ConfigError(f'model.{field} names "{name}": {nearest(name, self.sensors)}')
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
+        if self.high_resolution and self.image_size % self.stride:
+            raise ConfigError(
+                f"model.image_size = {self.image_size} must be a multiple of a location's {self.stride} px"
+            )
+        for name, part in (("frame", self.frame), ("fusion", self.fusion)):
+            if part.width % part.heads:
+                raise ConfigError(f"model.{name}.width = {part.width} is not a multiple of heads = {part.heads}")
+        if not 0 <= self.modality_dropout < 1:
+            raise ConfigError(f"model.modality_dropout = {self.modality_dropout}: wanted at least 0 and below 1")
+
+    @property
+    def stride(self) -> int:
+        """High-resolution pixels along one side of a location."""
+        return self.patch * 2 ** (len(self.depths) - 1)
+
+    @property
+    def token_width(self) -> int:
+        """Width of location tokens, d."""
+        return self.width * 2 ** (len(self.depths) - 1)
+
+    @property
+    def pyramid(self) -> SwinConfig:
+        """Geometry of the high-resolution encoder."""
+        grid = self.image_size // self.patch
+        return SwinConfig(
+            self.width,
+            self.depths,
+            grid,
+            self.window,
+            self.head_width,
+            True,
+            self.norm_every,
+            self.drop_path,
+            self.remat,
+        )
+
+
+class HighResolutionEncoder(nnx.Module):
+    """SwinV2 with cosine attention. Call: [B, T, H, W, C] -> the stages; the last one normed, [B, T, h, w, d]."""
+
+    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
+        self.embed = PatchEmbed(channels, config.patch, config.width, rngs, dtype=dtype)
+        make_ffn = lambda width, rngs: MoEFeedForward(DENSE, 1, width, 4 * width, rngs, dtype=dtype)  # noqa: E731
+        self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=constrain, dtype=dtype)
+        self.norm = layer_norm(config.token_width, rngs, dtype=dtype)
+
+    def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
+        stages, _ = self.backbone(self.embed(images), (0,) * images.shape[1], key=key, train=train, mesh=mesh)
+        return (*stages[:-1], self.norm(stages[-1]))
+
+
+class SeriesEncoder(nnx.Module):
+    """A ViT for every frame and an up-projection. Call: [B, T, H, W, C] -> frame tokens and [B, T, H, W, d]."""
+
+    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, dtype):
+        frame = config.frame
+        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
+            DENSE, 1, width, frame.hidden_ratio * width, rngs, dtype=dtype
+        )
+        grid = config.frame_size // config.frame_patch
+        self.vit = VisionTransformer(channels, config.frame_patch, grid, frame, make_ffn, rngs, dtype=dtype)
+        self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype)
+
+    def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
+        tokens = self.vit(images.reshape(-1, *images.shape[2:]), key=key, train=train, mesh=mesh)
+        tokens = tokens.reshape(*images.shape[:2], *tokens.shape[1:])
+        return tokens, self.up(tokens)
+
+
+class Fusion(nnx.Module):
+    """All tokens of one location, with their dates and one learned token, to that token's output.
+
+    Args:
+        config: geometry.
+        modalities: sensors, for routers.
+    """
+
+    def __init__(self, config: SkySenseConfig, modalities: int, rngs: nnx.Rngs, *, dtype):
+        width = config.fusion.width
+        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
+            config.moe, 1 + modalities, width, config.fusion.hidden_ratio * width, rngs, dtype=dtype
+        )
+        self.project = linear(config.token_width, width, rngs, dtype=dtype)
+        self.token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (width,), jnp.float32))
+        self.transformer = Transformer(config.fusion, make_ffn, rngs, dtype=dtype)
+
+    def __call__(self, tokens: jax.Array, visible: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
+        """[B, S, h, w, d] and [B, S] bool -> [B, h, w, D] and routing statistics; `slots` [S] are modalities >= 1."""
+        batch, number, h, w, depth = tokens.shape
+        x = jnp.moveaxis(tokens, 1, 3).reshape(batch * h * w, number, depth)
+        x = self.project(x)
+        first = jnp.broadcast_to(self.token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], axis=1)[:, :, None]
+        seen = jnp.concatenate([jnp.ones((batch, 1), bool), visible], axis=1)
+        seen = jnp.repeat(seen, h * w, axis=0)
+        x, routing = self.transformer(x, seen, (0, *slots), key=key, train=train, mesh=mesh)
+        return x[:, 0, 0].reshape(batch, h, w, -1), routing
+
+
+class SkySense(nnx.Module):
+    """See the module's text; `build` gives the pure functions."""
+
+    def __init__(
+        self,
+        config: SkySenseConfig,
+        sensors: Mapping[str, Sensor],
+        statistics: Mapping[str, Statistics],
+        mesh: Mesh | None,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.mesh = config, mesh
+        self.sensors, self.statistics = dict(sensors), dict(statistics)
+        dtype = jnp.dtype(config.dtype)
+        self.encoders = nnx.Dict(
+            {
+                name: HighResolutionEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
+                if name == config.high_resolution
+                else SeriesEncoder(config, sensor.channels, rngs, dtype=dtype)
+                for name, sensor in sensors.items()
+            }
+        )
+        self.dates = nnx.Param(jnp.zeros((DATES, config.token_width), jnp.float32))
+        self.fusion = Fusion(config, len(sensors), rngs, dtype=dtype)
+
+    def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
+        validate(batch, self.sensors)
+        entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
+        images = {n: standardise(e["pixels"], e["valid"], self.statistics[n]) for n, e in entries.items()}
+        self._check_grids(images)
+        keys = [None] * (len(entries) + 2) if key is None else jax.random.split(key, len(entries) + 2)
+        stages = {
+            name: self.encoders[name](image, key=k, train=train, mesh=self.mesh)
+            for (name, image), k in zip(images.items(), keys[2:], strict=True)
+        }
+        tokens = {name: self._constrain(maps[-1]) for name, maps in stages.items()}
+        visible = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
+        fused, routing = self._fuse(entries, tokens, visible, keys[:2], train)
+        return {
+            "tokens": tokens,
+            "stages": stages,
+            "fused": fused,
+            "pooled": {n: _mean_of(t, visible[n]) for n, t in tokens.items()}
+            | {FUSED: fused.astype(jnp.float32).mean(axis=(1, 2))},
+            "heads": {},
+            "standardised": images,
+            "pixel_mask": {name: entry["valid"] for name, entry in entries.items()},
+            "sensors": {name: self.sensors[name] for name in entries},
+            "statistics": {name: self.statistics[name] for name in entries},
+            "routing": routing,
+        }
+
+    def _check_grids(self, images: Mapping[str, jax.Array]) -> None:
+        """Raises a `DataError` unless all images are of one size in locations, and a high-resolution one as built."""
+        config, grids = self.config, {}
+        for name, image in images.items():
+            sides, part = image.shape[2:4], config.frame_patch
+            if name == config.high_resolution:
+                part = config.stride
+                if sides != (config.image_size,) * 2:
+                    wanted = f"{config.image_size} x {config.image_size} (model.image_size)"
+                    raise DataError(
+                        f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, the model takes {wanted}'
+                    )
+            if any(side % part for side in sides):
+                raise DataError(
+                    f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted multiples of {part}'
+                )
+            grids[name] = tuple(side // part if name == config.high_resolution else side for side in sides)
+        if len(set(grids.values())) > 1:
+            listed = ", ".join(f"{name} {h} x {w}" for name, (h, w) in grids.items())
+            raise DataError(f"sensors do not show the same locations: {listed}: a location is one pixel of a series")
+
+    def _fuse(self, entries, tokens, visible, keys, train: bool):
+        dated = self.config.dated or tuple(self.sensors)
+        dates = self.dates[...]
+        parts, slots = [], []
+        for name, x in tokens.items():
+            if name in dated:
+                time = entries[name]["time"]
+                row = jnp.minimum(day_of_year(time), DATES - 1)
+                code = jnp.where((time != NO_TIME)[..., None], dates[row], 0.0)
+                x = x + code[:, :, None, None].astype(x.dtype)
+            parts.append(x)
+            slots += [1 + tuple(self.sensors).index(name)] * x.shape[1]
+        if train and self.config.modality_dropout and keys[0] is not None:
+            visible = self._drop_modalities(visible, keys[0])
+        seen = jnp.concatenate(list(visible.values()), axis=1)
+        x = jnp.concatenate(parts, axis=1)
+        return self.fusion(x, seen, tuple(slots), key=keys[1], train=train, mesh=self.mesh)
+
+    def _drop_modalities(self, visible: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """Hides sensors at random in every sample, but never the one that a second draw protects."""
+        first, second = jax.random.split(key)
+        batch = next(iter(visible.values())).shape[0]
+        present = jnp.stack([v.any(axis=1) for v in visible.values()], axis=1)  # [B, sensors]
+        lost = jax.random.bernoulli(first, self.config.modality_dropout, present.shape)
+        luck = jnp.where(present, jax.random.uniform(second, (batch, len(visible))), -1.0)
+        lost &= jnp.arange(len(visible)) != jnp.argmax(luck, axis=1)[:, None]
+        return {name: v & ~lost[:, i, None] for i, (name, v) in enumerate(visible.items())}
+
+    def _constrain(self, x: jax.Array) -> jax.Array:
+        """Keeps the batch split over all mesh axes."""
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
+
+
+def _mean_of(tokens: jax.Array, visible: jax.Array) -> jax.Array:
+    """[B, T, h, w, D] and [B, T] -> [B, D] float32 mean over locations and observed dates; 0 where there is none."""
+    weight = visible.astype(jnp.float32)[:, :, None]
+    mean = tokens.astype(jnp.float32).mean(axis=(2, 3))
+    return jnp.sum(mean * weight, axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+
+def build(
+    config: SkySenseConfig,
+    sensors: Mapping[str, Sensor] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    heads: Mapping[str, Mapping[str, int]] | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """SkySense's encoders and fusion as two pure functions.
+
+    Any subset of the sensors may be in a batch: one encoder alone, a series with its fusion over dates, or all.
+
+    Args:
+        config: geometry.
+        sensors: what `config.sensors` names, for example with bands selected; default: the sensor table.
+        statistics: normalisation of each sensor; default: the sensor's own.
+        heads: must be empty: the encoders have no pixel decoders.
+        mesh: where the program runs; None is one device.
+
+    Returns:
+        `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`, see
+        `ringmoe_jax.batch`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D].
+    """
+    if heads:
+        raise ConfigError(f"skysense has no decoders, but objectives ask for some of {', '.join(heads)}")
+    table = sensor_table.resolve(config.sensors, sensors)
+    values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
+    return from_module(functools.partial(SkySense, config, table, values, mesh))
