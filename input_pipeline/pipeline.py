@@ -230,4 +230,7 @@ def _options():
     chosen.threading.private_threadpool_size = min(48, 2 * PARALLEL)
     chosen.threading.max_intra_op_parallelism = 1
     chosen.experimental_optimization.inject_prefetch = False
+    # Every number here is ours, so there is nothing to tune; and freeing an iterator can miss to wake its tuning
+    # thread, which then sleeps for up to a minute while the program waits to end (TensorFlow 2.21).
+    chosen.autotune.enabled = False
     return chosen
