@@ -37,5 +37,5 @@ def arms(sensor: str) -> dict:
         conservation=dict(power=power, pauli=pauli, conservation=of("power_conservation")),
         reciprocity=dict(power=power, reciprocity=of("reciprocity", scale=0.1)),
         wishart=dict(covariance=of("wishart")),
-        wishart_reciprocal=dict(covariance=of("wishart", reciprocal=True)),
+        wishart_reciprocal=dict(reciprocal=of("wishart", reciprocal=True)),
     )

@@ -140,20 +140,20 @@ def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
             state = pretrain(values, str(workdir))
             if int(state.step) < common.ExperimentConfig.of(values).train.steps:
                 raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
-            result = evaluate(str(workdir), brief=True)
-        done = {"config": plain, "seconds": time.perf_counter() - started, "scores": scores_of(result)}
+            evaluate(str(workdir), brief=True)
+        done = {"config": plain, "seconds": time.perf_counter() - started}
         draft = record.with_suffix(".draft")
         draft.write_text(json.dumps(done, indent=1) + "\n")
         draft.replace(record)  # a record is whole, or it is not there
         print(f" {done['seconds']:.0f} s", flush=True)
-    return done["scores"]
+    return scores_of(json.loads((workdir / "report" / "evaluation.json").read_text()), values["objectives"])
 
 
-def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
+def scores_of(result: Mapping[str, Any], objectives: Mapping[str, Mapping]) -> dict[str, float]:
     """The numbers of an evaluation that arms are compared by: {metric: value}.
 
     Probes of the pre-trained encoder by their main metric, held-out nats a pixel by sensor, and masked losses of
-    objectives by label, so that arms share a loss where they share a label.
+    objectives, so that arms share a loss where they share label, objective and its fields.
     """
     scores = {}
     for r in result["probes"]:
@@ -164,16 +164,22 @@ def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
         name = f"-ln p of {r['sensor']}, nats a pixel"
         scores[name] = min(r["nats"]["value"], scores.get(name, float("inf")))
     for r in result["reconstruction"]:
-        scores[f"masked loss {r['objective']}"] = r["losses"]["model"]["value"]
+        fields = {k: v for k, v in objectives[r["objective"]].items() if k not in ("sensor", "scale")}
+        name = ", ".join(
+            [f"masked loss {r['objective']}", fields.pop("name"), *(f"{k} = {v}" for k, v in fields.items())]
+        )
+        scores[name] = r["losses"]["model"]["value"]
     return scores
 
 
 def summarise(scores: Mapping[tuple[str, int], Mapping[str, float]], study: Study, runs: Sequence[int]) -> dict:
-    """Means and paired differences of a study, by metric and arm; arms without a metric are left out of it."""
+    """Means and paired differences of a study, by metric and arm, for metrics that two arms or more have."""
     metrics: dict[str, dict] = {}
     for metric in dict.fromkeys(metric for of in scores.values() for metric in of):
         by_arm = {arm: [scores[arm, seed].get(metric) for seed in runs] for arm in study.arms}
         known = {arm: values for arm, values in by_arm.items() if None not in values}
+        if len(known) < 2:
+            continue
         baseline = known.get(study.baseline)
         metrics[metric] = {
             arm: dataclasses.asdict(seeds.summarise(values, None if arm == study.baseline else baseline))
@@ -191,12 +197,8 @@ def _write(out: Path, results: Mapping[str, Mapping]) -> None:
 
 def markdown(name: str, study: Mapping) -> str:
     """One table a study: a row an arm and metric, mean and paired difference with 95 % intervals over seeds."""
-    lines = [
-        f"### {name}",
-        "",
-        f"{len(study['seeds'])} seeds; differences from `{study['baseline']}`, paired by seed.",
-        "",
-    ]
+    seeds_ = ", ".join(map(str, study["seeds"]))
+    lines = [f"### {name}", "", f"Seeds {seeds_}; differences from `{study['baseline']}` are paired by seed.", ""]
     lines += ["| metric | arm | mean | difference |", "|---|---|---|---|"]
     for metric, arms in study["metrics"].items():
         for arm, summary in arms.items():

@@ -49,7 +49,7 @@ def test_arms_are_compared_with_the_baseline_seed_by_seed(grid):
     assert nats["speckle"]["difference"]["value"] == pytest.approx(paired.mean())
     assert np.isfinite(paired).all()
     assert paired.std() > 0
-    assert list(study["metrics"]["masked loss power"]) == ["speckle"]  # the other arm has no such loss
+    assert not any(metric.startswith("masked loss") for metric in study["metrics"])  # no two arms share a loss
     probes = [metric for metric in study["metrics"] if metric.startswith("simulated/dominant")]
     assert len(probes) == 3  # knn5, knn20, linear
 

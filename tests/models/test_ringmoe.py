@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models import ringmoe
 
 SENSORS = ("rgb", "s1_grd", "slc_dual")
 TINY = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2, 2), image_size=16, window=2, head_width=4)
@@ -216,3 +217,24 @@ def test_bad_batches(dense, edit, message):
     edit(data)
     with pytest.raises(DataError, match=message):
         jax.eval_shape(model.apply, params, data)
+
+
+def test_power_channels_of_complex_sensors():
+    """Single-look speckle of the mean power has a logarithm of zero mean and unit variance; no power counts as mean."""
+    rng = np.random.default_rng(0)
+    speckle = rng.normal(size=(200_000, 4)).astype(np.float32)  # standardised: unit variance in re and im
+    shown = ringmoe._with_power(jnp.asarray(speckle))
+    assert_allclose(shown[:, :4], speckle)
+    assert_allclose(shown[:, 4:].mean(axis=0), 0, atol=0.01)
+    assert_allclose(shown[:, 4:].std(axis=0), 1, atol=0.01)
+    power = (speckle[0, 2] ** 2 + speckle[0, 3] ** 2) / 2
+    assert_allclose(shown[0, 5], (np.log(power) + 0.577216) / 1.282550, rtol=1e-4)
+    empty = jnp.zeros((3, 4))
+    assert_allclose(ringmoe._with_power(empty), np.zeros((3, 6)))
+    assert np.isfinite(jax.grad(lambda x: ringmoe._with_power(x).sum())(empty)).all()
+
+
+def test_power_input_widens_the_stems_of_complex_sensors_alone():
+    plain, powered = (models.build({**TINY, "power_input": on}).shapes()["stems"] for on in (False, True))
+    kernel = {k: [stems[k]["project"]["kernel"].shape for stems in (plain, powered)] for k in SENSORS}
+    assert kernel == {"rgb": [(48, 8)] * 2, "s1_grd": [(32, 8)] * 2, "slc_dual": [(64, 8), (96, 8)]}
