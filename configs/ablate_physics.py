@@ -3,7 +3,8 @@
     python -m experiments.prepare --sample --out data/sample
     python -m experiments.ablate --config configs/ablate_physics.py --out runs/ablation
 
-Not timed yet. A study trains the micro model on one sensor, so that a difference is the objective's alone.
+A study trains the micro model with two stages on one sensor, so that a difference is the objective's alone. A run
+takes 25 to 60 s on 2 cores, the first of an arm twice that. Results: docs/benchmarks.md.
 """
 
 from ml_collections import ConfigDict
