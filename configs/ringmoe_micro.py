@@ -4,7 +4,7 @@
     python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro
 
 Measured on 2 cores: 65 images/s after 44 s of compilation, so about 4 minutes by arithmetic; masked loss on
-validation tiles falls clearly below trivial predictors for rgb, s2_12 and s1_grd, see docs/benchmarks.md.
+validation tiles falls clearly below trivial predictors for every sensor, see docs/benchmarks.md.
 12.8 M parameters with decoders. The paper's geometry at a third of its scale: 64 px images, 4 windows a side
 in the first stage, 6 of 10 cells hidden.
 """
