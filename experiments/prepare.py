@@ -1,7 +1,9 @@
-"""Writes data sets: the default sample, your own files, or simulated scenes whose truth is known.
+"""Writes data sets: the default sample, your own files, a public archive, or simulated scenes whose truth is known.
 
 python -m experiments.prepare --sample --out data/sample
 python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1_grd --tile 128 --stride 64
+python -m experiments.prepare --source TreeSatAI --layout treesatai_ts --out data/treesatai --max-frames 48
+python -m experiments.prepare --source SSL4EO --layout ssl4eo_s12 --out data/ssl4eo --tile 132
 python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
 """
 
@@ -15,12 +17,18 @@ from pathlib import Path
 from ringmoe_jax.config import import_modules
 from ringmoe_jax.errors import UserError
 
+LAYOUTS = ("files", "treesatai_ts", "ssl4eo_s12")
 PREVIEWS = 3  # scenes in the picture beside a simulated data set
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.source is None and options.layout != "files":
+        parser.error(f"--layout {options.layout} needs --source, the folder that holds its files")
+    if options.max_frames is not None and options.layout == "files":
+        parser.error(f"--max-frames needs --layout {' or '.join(LAYOUTS[1:])}")
     try:
         import_modules(options.modules)
         write = _sample if options.sample else _simulated if options.simulate is not None else _folder
@@ -37,22 +45,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sample", action="store_true", help="download and write the default sample data")
-    what.add_argument("--source", type=Path, help="folder of your own files, one sub-folder a sensor")
+    what.add_argument("--source", type=Path, help="folder of files to read, as --layout says")
     what.add_argument("--simulate", type=int, metavar="N", help="draw and render N scenes, and N / 5 for validation")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="files",
+        help="of --source: your own files, one sub-folder a sensor, or TreeSatAI-Time-Series or SSL4EO-S12 as "
+        "distributed (%(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="where to write; local")
     parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
     parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
-    parser.add_argument("--sensors", nargs="+", help="sub-folders of --source to read, or sensors to simulate")
+    parser.add_argument("--sensors", nargs="+", help="sensors to read from --source, or to simulate")
     parser.add_argument("--modules", nargs="+", default=(), help="Python modules that register sensors of your own")
     parser.add_argument("--tile", type=int, default=128, help="tile side in pixels of the first sensor (%(default)s)")
     parser.add_argument("--stride", type=int, help="pixels from tile to tile; --tile by default")
+    parser.add_argument("--max-frames", type=int, metavar="T", help="thin longer time series evenly; all by default")
     parser.add_argument("--size", type=int, default=96, help="side of a simulated scene in pixels (%(default)s)")
     parser.add_argument("--gsd", type=float, default=2.5, help="metres a pixel of a simulated scene (%(default)s)")
     parser.add_argument("--dates", type=int, default=1, help="dates of a simulated scene (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scenes (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help="files a split (%(default)s); 8 a host or more")
-    parser.add_argument("--licence", default="unknown", help="licence of --source's data")
+    parser.add_argument("--licence", default="unknown", help="licence of your own files")
     return parser
 
 
@@ -72,20 +88,21 @@ def _folder(options: argparse.Namespace) -> list[Path]:
     if not options.overwrite and (options.out / "dataset_info.json").exists():
         print(f"{options.out}: is there already (write it again with --overwrite)")
         return [options.out]
-    from input_pipeline import folder
-
     print(f"{options.out}: reading {options.source}", flush=True)
-    folder.prepare(
-        options.source,
-        options.out,
-        sensors=options.sensors,
-        tile=options.tile,
-        stride=options.stride,
-        shards=options.shards,
-        licence=options.licence,
-        overwrite=options.overwrite,
-        progress=_Progress(),
-    )
+    common = dict(sensors=options.sensors, shards=options.shards, overwrite=options.overwrite, progress=_Progress())
+    tiles = dict(tile=options.tile, stride=options.stride)
+    if options.layout == "treesatai_ts":
+        from input_pipeline import treesatai
+
+        treesatai.prepare(options.source, options.out, max_frames=options.max_frames, **common)
+    elif options.layout == "ssl4eo_s12":
+        from input_pipeline import ssl4eo
+
+        ssl4eo.prepare(options.source, options.out, max_frames=options.max_frames, **tiles, **common)
+    else:
+        from input_pipeline import folder
+
+        folder.prepare(options.source, options.out, licence=options.licence, **tiles, **common)
     return [options.out]
 
 

@@ -1,4 +1,4 @@
-"""Crops, flips, rotations and resizing that respect what the pixels are.
+"""Crops, flips, rotations, resizing and disturbances that respect what the pixels are.
 
 A crop is a box in relative coordinates (top, left, height, width as fractions of the tile), so that
 co-registered sensors on different grids show the same ground. Resampling follows the sensor:
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from input_pipeline.config import PhotometricConfig
 from input_pipeline.cpu_tf import tf
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError
@@ -20,15 +21,27 @@ from ringmoe_jax.errors import ConfigError, DataError
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, as SimMIM; our choice for RingMoE
 _WHOLE = 1 - 1e-5  # share of valid source pixels from which a resampled pixel is valid
 _TINY = 1e-12  # linear power below which dB is cut off (-120 dB)
+_BLUR = (0.1, 2.0)  # sigma of a blur in pixels (BYOL)
+
+# Where an image's pixel lay before `turn`: [mirrored, quarters] to a map of relative row and column.
+_UNTURN = (
+    (((1, 0, 0), (0, 1, 0)), ((0, 1, 0), (-1, 0, 1)), ((-1, 0, 1), (0, -1, 1)), ((0, -1, 1), (1, 0, 0))),
+    (((1, 0, 0), (0, -1, 1)), ((0, 1, 0), (1, 0, 0)), ((-1, 0, 1), (0, 1, 0)), ((0, -1, 1), (-1, 0, 1))),
+)
 
 
-def complex_box(shapes: Mapping[str, tuple[int, int, int]], resampling: Mapping[str, str], size: int, where: str):
+def complex_box(
+    shapes: Mapping[str, tuple[int, int, int]],
+    resampling: Mapping[str, str],
+    size: int | Mapping[str, int],
+    where: str,
+):
     """Height and width of the crop that shows `size` native samples of the complex sensors.
 
     Args:
         shapes: T, H, W of the stored tiles, by sensor.
         resampling: by sensor.
-        size: image size in pixels.
+        size: image size in pixels, of all sensors or by sensor.
         where: names the stream in messages.
 
     Returns:
@@ -42,12 +55,14 @@ def complex_box(shapes: Mapping[str, tuple[int, int, int]], resampling: Mapping[
     for name, (_, height, width) in shapes.items():
         if resampling[name] != sensor_table.COMPLEX:
             continue
-        if min(height, width) < size:
+        side = size if isinstance(size, int) else size[name]
+        if min(height, width) < side:
             raise DataError(
-                f'{where}: tiles of "{name}" are {height} x {width} px, smaller than image_size = {size}, and complex '
-                f"data is never resampled: set image_size to at most {min(height, width)}, or cut larger tiles"
+                f'{where}: tiles of "{name}" are {height} x {width} px, smaller than image_size = {side}, and complex '
+                f"data is never resampled: set image_size (or sizes.{name}) to at most {min(height, width)}, "
+                "or cut larger tiles"
             )
-        boxes[name] = (size / height, size / width)
+        boxes[name] = (side / height, side / width)
     if len(set(boxes.values())) > 1:
         raise ConfigError(f"{where}: complex sensors on different grids cannot share a crop: {', '.join(boxes)}")
     return next(iter(boxes.values()), None)
@@ -137,21 +152,27 @@ def resample(pixels, valid, box, size: int, resampling: str):
     if resampling == sensor_table.COMPLEX:
         shape = [pixels.shape[0], size, size]
         return tf.ensure_shape(pixels, [*shape, pixels.shape[-1]]), tf.ensure_shape(valid, shape)
-    if resampling == sensor_table.DECIBEL:
-        pixels = tf.where(valid[..., None], tf.pow(10.0, pixels / 10.0), 0.0)
-    elif resampling == sensor_table.AMPLITUDE:
-        pixels = tf.square(pixels)
-    pixels = _resize(pixels, box, size)
+    pixels = _resize(_to_power(pixels, valid, resampling), box, size)
     valid = tf.cond(
         tf.reduce_all(valid),  # nearly always, and then there is nothing to resample
         lambda: tf.ones([pixels.shape[0], size, size], tf.bool),
         lambda: _resize(tf.cast(valid, tf.float32)[..., None], box, size)[..., 0] > _WHOLE,
     )
+    return tf.where(valid[..., None], _from_power(pixels, resampling), 0.0), valid
+
+
+def _to_power(pixels, valid, resampling: str):
+    """Values that may be averaged; 0 where not valid."""
     if resampling == sensor_table.DECIBEL:
-        pixels = 10.0 * tf.math.log(tf.maximum(pixels, _TINY)) / tf.math.log(10.0)
-    elif resampling == sensor_table.AMPLITUDE:
-        pixels = tf.sqrt(tf.maximum(pixels, 0.0))
-    return tf.where(valid[..., None], pixels, 0.0), valid
+        return tf.where(valid[..., None], tf.pow(10.0, pixels / 10.0), 0.0)
+    return tf.square(pixels) if resampling == sensor_table.AMPLITUDE else pixels
+
+
+def _from_power(pixels, resampling: str):
+    """Inverse of `_to_power`."""
+    if resampling == sensor_table.DECIBEL:
+        return 10.0 * tf.math.log(tf.maximum(pixels, _TINY)) / tf.math.log(10.0)
+    return tf.sqrt(tf.maximum(pixels, 0.0)) if resampling == sensor_table.AMPLITUDE else pixels
 
 
 def crop_map(classes, box, size: int):
@@ -187,3 +208,98 @@ def turn(image, mirrored, quarters):
     swapped = [*axes[:-3], axes[-2], axes[-3], axes[-1]]
     image = tf.cond(swap, lambda: tf.transpose(image, swapped), lambda: image)
     return tf.raw_ops.Reverse(tensor=image, dims=[*[False] * (len(axes) - 3), upside_down, left_right, False])
+
+
+def shown(box, height: int, width: int, size: int, resampling: str):
+    """The box that `window` and `resample` really show of a [height, width] tile: complex samples are taken whole."""
+    if resampling != sensor_table.COMPLEX:
+        return box
+    limits = tf.constant([height, width], tf.float32)
+    return tf.concat([tf.round(box[:2] * limits) / limits, size / limits], 0)
+
+
+def ground(box, mirrored, quarters):
+    """Where the pixels of a crop that `turn` moved lie in the tile.
+
+    Args:
+        box: [4] float32: top, left, height, width as fractions of the tile.
+        mirrored: as `turn`.
+        quarters: as `turn`.
+
+    Returns:
+        [2, 3] float32 A: a point of the image at (row, column), 0 to 1 between the outer edges of its pixels, lies at
+        A[:, :2] @ (row, column) + A[:, 2] of the tile, 0 to 1 likewise.
+    """
+    unturned = tf.constant(_UNTURN, tf.float32)[tf.cast(mirrored, tf.int32), quarters]
+    return unturned * box[2:, None] + tf.pad(box[:2, None], [[0, 0], [2, 0]])
+
+
+def disturb(pixels, valid, seed, config: PhotometricConfig, resampling: str):
+    """Random gain, blur and solarisation of an image, in this order; invalid pixels stay 0 and reach no other one.
+
+    Args:
+        pixels: [T, H, W, C] float32, in the sensor's unit, 0 where not valid; re, im pairs where complex.
+        valid: [T, H, W] bool.
+        seed: [2] integers.
+        config: which ones, and how much; `views.check_photometric` says which ones a sensor allows.
+        resampling: of the sensor table.
+
+    Returns:
+        pixels and valid; a blur takes the pixels next to invalid ones, as `resample` does.
+    """
+    gain_seed, draw_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    draw = tf.random.stateless_uniform([3], draw_seed)
+    if config.gain:
+        pixels = tf.where(valid[..., None], _gain(pixels, gain_seed, config.gain, resampling), 0.0)
+    if config.blur:
+        sigma = _BLUR[0] + draw[1] * (_BLUR[1] - _BLUR[0])
+        blurred = lambda: blur(pixels, valid, sigma, resampling)  # noqa: E731
+        pixels, valid = tf.cond(draw[0] < config.blur, blurred, lambda: (pixels, valid))
+    if config.solarise:
+        solarised = tf.where(pixels > 0.5, tf.maximum(1.0 - pixels, 0.0), pixels)
+        pixels = tf.where(draw[2] < config.solarise, solarised, pixels)
+    return pixels, valid
+
+
+def _gain(pixels, seed, std: float, resampling: str):
+    """Multiplies power or reflectance by a log-normal factor a band (of a re, im pair where complex)."""
+    pair = 2 if resampling == sensor_table.COMPLEX else 1
+    log = tf.repeat(std * tf.random.stateless_normal([pixels.shape[-1] // pair], seed), pair)
+    if resampling == sensor_table.DECIBEL:
+        return pixels + 10.0 * log / tf.math.log(10.0)
+    return pixels * tf.exp(log if resampling == sensor_table.LINEAR else 0.5 * log)
+
+
+def blur(pixels, valid, sigma, resampling: str):
+    """Gaussian blur, of linear power where the unit is dB or amplitude; at the borders of what is there.
+
+    Args:
+        pixels: [T, H, W, C] float32, in the sensor's unit, 0 where not valid.
+        valid: [T, H, W] bool.
+        sigma: standard deviation of the kernel in pixels.
+        resampling: of the sensor table, not complex.
+
+    Returns:
+        pixels; and valid, where every pixel that a pixel is made of is.
+    """
+    kernels = [_gaussian(size, sigma) for size in pixels.shape[1:3]]
+    pixels = _blur(_to_power(pixels, valid, resampling), *kernels)
+    valid = tf.cond(
+        tf.reduce_all(valid),
+        lambda: valid,
+        lambda: _blur(tf.cast(valid, tf.float32)[..., None], *kernels)[..., 0] > _WHOLE,
+    )
+    return tf.where(valid[..., None], _from_power(pixels, resampling), 0.0), valid
+
+
+def _gaussian(size: int, sigma):
+    """[size, size] weights of the pixels (columns) that every pixel of a line (rows) is made of; rows sum to 1."""
+    place = tf.range(size, dtype=tf.float32)
+    weights = tf.exp(-0.5 * tf.square((place[:, None] - place) / sigma))
+    return weights / tf.reduce_sum(weights, 1, keepdims=True)
+
+
+def _blur(images, along_rows, along_columns):
+    """Mixes [T, H, W, C] by [H, H] and [W, W] weights; as matrices, for TensorFlow's convolutions are ten times slower
+    on a CPU."""
+    return tf.einsum("ij,kl,tjlc->tikc", along_rows, along_columns, images)

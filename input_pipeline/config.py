@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.errors import ConfigError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,66 @@ class StreamConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PhotometricConfig:
+    """How the values of one sensor are disturbed in a view; the same for all bands and dates but where it says so.
+
+    Attributes:
+        gain: standard deviation of ln g, where g multiplies the power or reflectance of a band; 0 for none. A band
+            of a view has one g; re and im of a complex band share it, so phase stays as it is.
+        blur: probability of a Gaussian blur of 0.1 to 2 px (BYOL), of linear power where the unit is dB or amplitude.
+        solarise: probability that values above 0.5 become one minus themselves (BYOL).
+    """
+
+    gain: float = 0.0
+    blur: float = 0.0
+    solarise: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsConfig:
+    """Two views of every sample, each with its own box, flip, rotation, dates and disturbance (SkySense).
+
+    Attributes:
+        grid: sensor of every stream whose stored pixels views are snapped to: a view is a window of its size x size
+            whole pixels, and the other sensors show exactly that ground. "" draws boxes by the stream's `crop_scale`.
+            A complex sensor keeps its native samples either way.
+        overlap: smallest share of the first view's area that the second shows.
+        local: number of local crops, small looks at one sensor.
+        local_sensor: the sensor that local crops show.
+        local_size: rows and columns of a local crop, in pixels that are as large on the ground as the second view's.
+        date_jitter: every known date moves by a random whole number of days, at most this many either way.
+        photometric: by sensor; none where absent.
+    """
+
+    grid: str = ""
+    overlap: float = 0.25
+    local: int = 0
+    local_sensor: str = ""
+    local_size: int = 0
+    date_jitter: int = 0
+    photometric: dict[str, PhotometricConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _want(0 <= self.overlap <= 1, "views.overlap", self.overlap, "0 to 1")
+        _want(self.local >= 0, "views.local", self.local, "0 or more local crops")
+        _want(self.date_jitter >= 0, "views.date_jitter", self.date_jitter, "0 or more days")
+        if self.local:
+            _want(bool(self.local_sensor), "views.local_sensor", self.local_sensor, "the sensor that local crops show")
+            _want(self.local_size > 0, "views.local_size", self.local_size, "pixels > 0")
+        for name, values in self.photometric.items():
+            where = f"views.photometric.{name}"
+            _want(values.gain >= 0, f"{where}.gain", values.gain, "0 or more")
+            _want(0 <= values.blur <= 1, f"{where}.blur", values.blur, "a probability, 0 to 1")
+            _want(0 <= values.solarise <= 1, f"{where}.solarise", values.solarise, "a probability, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What training reads.
 
     Attributes:
         streams: data sets by a name of your choice.
-        image_size: rows and columns of every image, in pixels.
+        image_size: rows and columns of every image, in pixels, but of the sensors in `sizes`.
         batch_size: images of each stream in a step, over all hosts (mixing = "zip"); with
             mixing = "temperature" the streams share batch_size * len(streams).
         mixing: "zip" (the same number of each; released RingMoE code) or "temperature".
@@ -47,6 +102,9 @@ class DataConfig:
         bands: bands to read by sensor, in that order; all bands of the table where absent.
         statistics: "dataset" (of the training split, stored with it) or "table".
         prefetch: batches prepared ahead.
+        sizes: rows and columns of an image by sensor, in pixels; `image_size` where absent.
+        frames: dates shown by sensor, drawn anew for every view; all stored ones, in their order, where absent.
+        views: two views of every sample, or None for one.
     """
 
     streams: dict[str, StreamConfig]
@@ -63,11 +121,13 @@ class DataConfig:
     bands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     statistics: str = "dataset"
     prefetch: int = 2
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    frames: dict[str, int] = dataclasses.field(default_factory=dict)
+    views: ViewsConfig | None = None
 
     def __post_init__(self):
         def want(good: bool, key: str, wanted: str) -> None:
-            if not good:
-                raise ConfigError(f"data.{key} = {getattr(self, key)!r}: wanted {wanted}")
+            _want(good, key, getattr(self, key), wanted)
 
         want(bool(self.streams), "streams", "at least one stream")
         want(self.image_size > 0, "image_size", "pixels > 0")
@@ -84,3 +144,37 @@ class DataConfig:
                 raise ConfigError(f"data.streams.{name}.crop_scale = {stream.crop_scale}: wanted 0 < min <= max <= 1")
             if not stream.sensors:
                 raise ConfigError(f"data.streams.{name}.sensors is empty: wanted at least one sensor")
+        for name, size in self.sizes.items():
+            divides = self.mask_unit == 0 or size % self.mask_unit == 0
+            _want(size > 0, f"sizes.{name}", size, "pixels > 0")
+            _want(divides, f"sizes.{name}", size, f"a multiple of mask_unit = {self.mask_unit}, or mask_unit = 0")
+        for name, count in self.frames.items():
+            _want(count > 0, f"frames.{name}", count, "1 or more dates")
+        if self.views:
+            self._check_views(self.views)
+
+    def size(self, sensor: str) -> int:
+        """Rows and columns of a sensor's images, in pixels."""
+        return self.sizes.get(sensor, self.image_size)
+
+    def _check_views(self, views: ViewsConfig) -> None:
+        for name, stream in self.streams.items():
+            wanted = f'"" or a sensor that every stream reads, and "{name}" reads {", ".join(stream.sensors)}'
+            _want(not views.grid or views.grid in stream.sensors, "views.grid", views.grid, wanted)
+        if not views.local:
+            return
+        known = [sensor for stream in self.streams.values() for sensor in stream.sensors]
+        wanted = f"a sensor that is read: {nearest(views.local_sensor, known)}"
+        _want(views.local_sensor in known, "views.local_sensor", views.local_sensor, wanted)
+        size = self.size(views.local_sensor)
+        wanted = f'at most the {size} px of "{views.local_sensor}"'
+        _want(views.local_size <= size, "views.local_size", views.local_size, wanted)
+        if views.grid:
+            side, wanted = self.size(views.grid), f'a whole number of pixels of "{views.grid}"'
+            wanted += f': a multiple of {size // math.gcd(size, side)}, for {size} px are {side} of "{views.grid}"'
+            _want(views.local_size * side % size == 0, "views.local_size", views.local_size, wanted)
+
+
+def _want(good: bool, key: str, got: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"data.{key} = {got!r}: wanted {wanted}")

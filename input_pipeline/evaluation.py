@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from input_pipeline import augment, pipeline, schema
+from input_pipeline import augment, pipeline, schema, views
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import open_dataset
+from input_pipeline.views import View
 from ringmoe_jax.errors import ConfigError
 
 
@@ -39,17 +40,20 @@ class EvalBatches:
         host: int = 0,
         hosts: int = 1,
         max_bad_records: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        frames: Mapping[str, int] | None = None,
+        grid: str = "",
     ):
         """Opens a split.
 
-        A tile is shown whole (the largest centred square, resized to `image_size`), but where a complex
-        sensor is read the centred `image_size` x `image_size` samples of it, and the same ground of the others.
+        A tile is shown whole (the largest centred square, resized to the sensor's size), but where `grid` is given or
+        a complex sensor is read its centred size x size samples, and the same ground of the others.
 
         Args:
             directory: TFDS directory, local or `gs://`.
             sensors: sensors to read; absent from a sample means zeros with `valid` False.
             split: split to read.
-            image_size: rows and columns, in pixels.
+            image_size: rows and columns, in pixels, but of the sensors in `sizes`.
             batch_size: samples of a batch on this host.
             bands: see `input_pipeline.dataset.open_dataset`.
             mask_unit: side of a mask cell in pixels, 0 for no masks.
@@ -58,10 +62,14 @@ class EvalBatches:
             host: index of this process.
             hosts: number of processes.
             max_bad_records: distinct broken records that are tolerated.
+            sizes: rows and columns by sensor, in pixels; `image_size` where absent.
+            frames: dates shown by sensor, evenly spaced among those with a valid pixel; all stored ones where absent.
+            grid: sensor whose stored pixels the window consists of, as in `ViewsConfig`; "" for the whole tile.
 
         Raises:
-            ConfigError: a number is out of its range.
-            DataError: the data set is missing or not what the sensor table says.
+            ConfigError: a number is out of its range, a sensor is unknown, `grid` is not read or does not fit a
+                complex sensor, or tracks count the dates of a sensor in `frames`.
+            DataError: the data set is missing or not what the sensor table says, or its tiles or series are too small.
         """
         if batch_size < 1 or image_size < 1 or not 0 <= host < hosts or (mask_unit and image_size % mask_unit):
             raise ConfigError(
@@ -69,9 +77,9 @@ class EvalBatches:
                 f"wanted sizes > 0, mask_unit 0 or a divisor of image_size, and host 0 to {hosts - 1}"
             )
         self.dataset = open_dataset(directory, sensors, bands)
-        self._size, self._batch, self._seed = image_size, batch_size, seed
+        self._batch, self._seed = batch_size, seed
         self._unit, self._ratio = mask_unit, mask_ratio
-        self._box = self._centre()
+        self._view = self._open_view(image_size, sizes or {}, frames or {}, grid)
         self._parse = pipeline.parse(self.dataset)
         self._records = self.dataset.records(split, max_bad_records)
         count = self.dataset.size(split)
@@ -101,16 +109,31 @@ class EvalBatches:
         )
         return reading.start(dataset)
 
-    def _centre(self):
+    def _open_view(self, image_size: int, sizes: Mapping[str, int], frames: Mapping[str, int], grid: str) -> View:
+        views.check_names("sizes", sizes)
+        views.check_names("frames", frames)
+        for name, size in sizes.items():
+            if size < 1 or (self._unit and size % self._unit):
+                multiple = f", a multiple of mask_unit = {self._unit}" if self._unit else ""
+                raise ConfigError(f"sizes.{name} = {size}: wanted pixels > 0{multiple}")
+        views.check_frames(self.dataset, frames)
+        for name, label in self.dataset.labels.items():
+            if label.kind == schema.TRACKS and label.sensor in frames and label.sensor in self.dataset.sensors:
+                raise ConfigError(
+                    f'frames.{label.sensor} = {frames[label.sensor]}: the tracks "{name}" of {self.dataset.directory} '
+                    "count all of its dates: leave it out"
+                )
+        sizes = {name: sizes.get(name, image_size) for name in self.dataset.sensors}
+        return View(self._centre(sizes, grid), sizes, image_size, frames)
+
+    def _centre(self, sizes: Mapping[str, int], grid: str):
         shapes = {name: self.dataset.shape(name) for name in self.dataset.sensors}
-        resampling = {name: sensor.resampling for name, sensor in self.dataset.sensors.items()}
-        native = augment.complex_box(shapes, resampling, self._size, self.dataset.directory)
-        if native is None and all(shape[1:] == (self._size, self._size) for shape in shapes.values()):
+        snapped = views.snapping_sensor(self.dataset, sizes, grid, self.dataset.directory)
+        if snapped:
+            return augment.centre_box(*shapes[snapped][1:], sizes[snapped])
+        if all(shape[1:] == (sizes[name],) * 2 for name, shape in shapes.items()):
             return None
-        if native is None:
-            return augment.centre_box(*next(iter(shapes.values()))[1:])
-        name = next(name for name in shapes if resampling[name] == "complex")
-        return augment.centre_box(*shapes[name][1:], self._size)
+        return augment.centre_box(*next(iter(shapes.values()))[1:])
 
     def _reader(self):
         blank = schema.serialiser(self.dataset.metadata)(schema.blank(self.dataset.metadata))
@@ -124,7 +147,10 @@ class EvalBatches:
         return read
 
     def _sample(self, _, position, payload):
-        sample = pipeline.place(self.dataset, self._parse(payload), self._box, self._size)
+        sample = self._parse(payload)
+        labels = pipeline.place_labels(self.dataset, sample, self._view)
+        shown = pipeline.place(self.dataset, sample, self._view)
         seed = tf.random.experimental.stateless_fold_in(tf.constant([self._seed, 0], tf.int64), position)
-        sample = pipeline.hide(sample, seed, self._size, self._unit, self._ratio)
-        return {**sample, "index": position, "real": position >= 0}
+        shown = pipeline.hide(shown, seed, self._view.sizes, self._unit, self._ratio)
+        batch = {"sensors": shown, "index": position, "real": position >= 0}
+        return {**batch, **({"labels": labels} if labels else {})}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import augment, masking, schema
+from input_pipeline import augment, masking, schema, views
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset
+from input_pipeline.views import View
+from ringmoe_jax.batch import NO_TIME
 from ringmoe_jax.errors import DataError
 
 PARALLEL = max(2, os.cpu_count() or 2)
@@ -138,57 +140,116 @@ def physical(dataset: Dataset, name: str, stored, valid):
         pixels [T, H, W, C] float32, 0 where not valid; valid [T, H, W] bool, False also where a chosen
         band holds the no-data value, NaN or infinity.
     """
-    info, channels = dataset.metadata.sensors[name], dataset.channels[name]
-    if channels != tuple(range(len(info.bands))):
-        stored = tf.gather(stored, channels, axis=-1)
+    stored = _chosen(dataset, name, stored)
+    pixels = _scaled(dataset.metadata.sensors[name], stored)
+    valid = _observed(dataset.metadata.sensors[name], stored, pixels, valid)
+    return tf.where(valid[..., None], pixels, 0.0), valid
+
+
+def _chosen(dataset: Dataset, name: str, stored):
+    channels = dataset.channels[name]
+    everything = channels == tuple(range(len(dataset.metadata.sensors[name].bands)))
+    return stored if everything else tf.gather(stored, channels, axis=-1)
+
+
+def _scaled(info: schema.SensorInfo, stored):
     pixels = tf.cast(stored, tf.float32)
-    if (info.scale, info.offset) != (1, 0):
-        pixels = pixels * info.scale + info.offset
+    return pixels if (info.scale, info.offset) == (1, 0) else pixels * info.scale + info.offset
+
+
+def _observed(info: schema.SensorInfo, stored, pixels, valid):
     if stored.dtype.is_floating:
         valid &= tf.reduce_all(tf.math.is_finite(pixels), -1)
     if info.no_data is not None:
         valid &= tf.reduce_all(stored != tf.cast(info.no_data, stored.dtype), -1)
-    return tf.where(valid[..., None], pixels, 0.0), valid
+    return valid
 
 
-def place(dataset: Dataset, sample: dict, box, size: int, turned: Callable | None = None) -> dict:
-    """Brings every sensor and label on a grid to `size` x `size` pixels in physical units.
+def place(dataset: Dataset, sample: dict, view: View) -> dict:
+    """Brings what a view shows to images in physical units.
 
     Args:
         dataset: whose sample it is.
         sample: of `parse`.
-        box: [4] float32 of `augment`, or None to leave tiles of the right size as they are.
-        size: rows and columns of the result.
-        turned: moves the pixels of a [..., size, size, C] tensor; None leaves them where they are. Boxes and
-            tracks are left out where it is given: crops for training stretch, and an oriented box cannot.
+        view: what to show, and how.
+
+    Returns:
+        By sensor of the view a dict of `pixels` [T, size, size, C] float32, `valid` [T, size, size] bool, `time` [T]
+        int32 and `location` [2] float32; and `ground` [2, 3] float32 of `augment.ground` where the view asks for it.
+        T is what `view.frames` says: dates with a valid pixel in the box, in their stored order, then invalid ones.
     """
-    move = turned or (lambda image: image)
-    sensors = {}
-    for name, entry in sample["sensors"].items():
-        stored, valid, resampling = entry["stored"], entry["valid"], dataset.sensors[name].resampling
-        if box is None:
-            pixels, valid = physical(dataset, name, stored, valid)
-        else:
-            # Only what the crop needs is converted.
-            stored, valid, inner = augment.window(stored, valid, box, size, resampling)
-            pixels, valid = physical(dataset, name, stored, valid)
-            pixels, valid = augment.resample(pixels, valid, inner, size, resampling)
-        sensors[name] = {
-            "pixels": move(pixels),
-            "valid": move(valid[..., None])[..., 0],
-            "time": entry["time"],
-            "location": entry["location"],
-        }
+    seeds = view.seeds()
+    return {name: _place(dataset, name, sample["sensors"][name], view, seeds[name]) for name in view.sizes}
+
+
+def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -> dict:
+    stored, valid, time = entry["stored"], entry["valid"], entry["time"]
+    size, resampling = view.sizes[name], dataset.sensors[name].resampling
+    frame_seed, date_seed, value_seed = seeds
+    inner = None
+    if view.box is not None:  # only what the crop and the dates need is converted
+        stored, valid, inner = augment.window(stored, valid, view.box, size, resampling)
+    if name in view.frames:
+        index, present = _frames(dataset, name, stored, valid, inner, view.frames[name], frame_seed)
+        stored, valid = tf.gather(stored, index), tf.gather(valid, index) & present[:, None, None]
+        time = tf.where(present, tf.gather(time, index), NO_TIME)
+    pixels, valid = physical(dataset, name, stored, valid)
+    if inner is not None:
+        pixels, valid = augment.resample(pixels, valid, inner, size, resampling)
+    if name in view.photometric:
+        pixels, valid = augment.disturb(pixels, valid, value_seed, view.photometric[name], resampling)
+    if view.date_jitter:
+        time = views.move_dates(time, view.date_jitter, date_seed)
+    placed = {
+        "pixels": view.move(pixels),
+        "valid": view.move(valid[..., None])[..., 0],
+        "time": time,
+        "location": entry["location"],
+    }
+    if view.grounded:
+        box = augment.shown(view.box, *dataset.shape(name)[1:], size, resampling)
+        placed["ground"] = augment.ground(box, *view.turned)
+    return placed
+
+
+def _frames(dataset: Dataset, name: str, stored, valid, inner, count: int, seed):
+    """`views.choose_frames` among the dates on which every chosen band of a pixel in the box was observed."""
+    info, stored = dataset.metadata.sensors[name], _chosen(dataset, name, stored)
+    pixels = _scaled(info, stored) if stored.dtype.is_floating else None
+    valid = _observed(info, stored, pixels, valid)
+    if inner is not None:  # a window reaches beyond its box
+        height, width = (tf.range(tf.shape(valid)[axis], dtype=tf.float32) for axis in (1, 2))
+        least = 1e-3  # of a pixel
+        rows = (height + 1 > inner[0] + least) & (height < inner[0] + inner[2] - least)
+        columns = (width + 1 > inner[1] + least) & (width < inner[1] + inner[3] - least)
+        valid &= rows[:, None] & columns
+    return views.choose_frames(tf.reduce_any(valid, [1, 2]), count, seed)
+
+
+def place_labels(dataset: Dataset, sample: dict, view: View) -> dict:
+    """Labels of what a view shows.
+
+    Args:
+        dataset: whose sample it is.
+        sample: of `parse`.
+        view: what is shown. Maps and boxes have the size of the sensor that they lie on, or the view's `image_size`
+            where it is not shown.
+
+    Returns:
+        By name, as `schema.LabelInfo` describes them; none of kind `BOXES` or `TRACKS` where the view turns: crops
+        for training stretch, and an oriented box cannot. Tracks count stored dates: show all of them.
+    """
     labels = dict(sample.get("labels", {}))
-    whole = tf.constant([0.0, 0.0, 1.0, 1.0]) if box is None else box
+    whole = tf.constant([0.0, 0.0, 1.0, 1.0]) if view.box is None else view.box
     for name, info in dataset.labels.items():
+        size = view.sizes.get(info.sensor, view.image_size)
         if info.kind == schema.MAP:
-            labels[name] = move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
+            labels[name] = view.move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
         elif info.kind in (schema.BOXES, schema.TRACKS):
             rows = labels.pop(name)
-            if turned is None:
+            if view.turned is None:
                 labels[name] = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
-    return {"sensors": sensors, **({"labels": labels} if labels else {})}
+    return labels
 
 
 def crop_boxes(rows, box, grid: tuple[int, int], size: int):
@@ -210,17 +271,16 @@ def crop_boxes(rows, box, grid: tuple[int, int], size: int):
     return tf.where(used, tf.concat([rows[:, :1], centre, extent, rows[:, 5:]], 1), float(schema.UNLABELLED))
 
 
-def hide(sample: dict, seed, size: int, unit: int, ratio: float) -> dict:
+def hide(entries: dict, seed, sizes: Mapping[str, int], unit: int, ratio: float) -> dict:
     """Adds to every sensor a `mask` [size / unit, size / unit] bool of its own; none where `unit` is 0."""
     if not unit:
-        return sample
-    seeds = tf.random.experimental.stateless_split(seed, len(sample["sensors"]))
-    cells = size // unit
-    sensors = {
-        name: {**entry, "mask": masking.random_mask(seeds[i], cells, cells, ratio)}
-        for i, (name, entry) in enumerate(sample["sensors"].items())
+        return entries
+    seeds = tf.random.experimental.stateless_split(seed, len(entries))
+    cells = {name: sizes[name] // unit for name in entries}
+    return {
+        name: {**entry, "mask": masking.random_mask(seeds[i], cells[name], cells[name], ratio)}
+        for i, (name, entry) in enumerate(entries.items())
     }
-    return {**sample, "sensors": sensors}
 
 
 def _options():

@@ -3,6 +3,17 @@
 Batch k of a host is a pure function of (config, k, host, number of hosts): the order comes from
 `order.py`, and every random number from (seed, stream, number of the sample). So a resumed run needs
 one integer, and continues with exactly the batch that an uninterrupted one would have seen.
+
+Where `DataConfig.views` is set, a batch is
+
+    batch["sensors"][name]             the first view, as `ringmoe_jax.batch` describes it
+    batch["views"]["second"][name]     the second view: the same sensors and rows, without `mask`
+    batch["views"]["local0"][name]     local crops, "local0", "local1", ...: only `local_sensor`
+
+and every entry holds `ground` [B, 2, 3] float32, an affine map A from the image to the stored tile. A point at
+(row, column) of the image, 0 to 1 between the outer edges of its pixels as they are shown (flipped and rotated), lies
+at A[:, :2] @ (row, column) + A[:, 2] of the tile, 0 to 1 between its outer edges. Sensors of a view share it, but for
+a complex one whose grid a box cannot hit: it says which samples are shown.
 """
 
 from __future__ import annotations
@@ -13,13 +24,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from input_pipeline import augment, pipeline
+from input_pipeline import pipeline, views
 from input_pipeline.config import DataConfig
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.order import Order, temperature_counts
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.sensors import COMPLEX, Statistics
+from ringmoe_jax.sensors import Statistics
 
 
 def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple_of: int = 1) -> BatchIterator:
@@ -32,9 +43,13 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
         multiple_of: number of shards that the images of a step are split over (all hosts together).
 
     Raises:
-        ConfigError: a sensor is in two streams, or a batch cannot be split over hosts and shards.
-        DataError: a data set is missing or not what the sensor table says.
+        ConfigError: a sensor is in two streams or is unknown, sensors cannot share a view or do not allow a
+            disturbance, or a batch cannot be split over hosts and shards.
+        DataError: a data set is missing or not what the sensor table says, or its tiles or series are too small.
     """
+    views.check_names("data.sizes", config.sizes)
+    views.check_names("data.frames", config.frames)
+    views.check_names("data.views.photometric", config.views.photometric if config.views else ())
     datasets = {n: open_dataset(s.directory, s.sensors, config.bands) for n, s in config.streams.items()}
     owners: dict[str, str] = {}
     for name, stream in config.streams.items():
@@ -59,7 +74,7 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
 
 
 class BatchIterator:
-    """Endless batches as `ringmoe_jax.batch` describes them, with a position that can be saved.
+    """Endless batches as `ringmoe_jax.batch` and this module describe them, with a position that can be saved.
 
     With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
     `labels` but boxes and tracks; with several, rows of different sensors show different places, and
@@ -103,7 +118,11 @@ class BatchIterator:
         self._batches += 1
         if len(parts) == 1:
             return next(iter(parts.values()))
-        return {"sensors": {name: entry for part in parts.values() for name, entry in part["sensors"].items()}}
+        batch = {"sensors": {name: entry for part in parts.values() for name, entry in part["sensors"].items()}}
+        for part in parts.values():
+            for view, entries in part.get("views", {}).items():
+                batch.setdefault("views", {}).setdefault(view, {}).update(entries)
+        return batch
 
     def _start(self) -> pipeline.Reading:
         reading = pipeline.Reading()
@@ -162,12 +181,7 @@ class _Stream:
         self.parse = pipeline.parse(dataset)
         self.records = dataset.records(self.stream.split, config.max_bad_records)
         self.host, self.hosts = host, hosts
-        resampling = {n: s.resampling for n, s in dataset.sensors.items()}
-        shapes = {n: dataset.shape(n) for n in dataset.sensors}
-        self.native = augment.complex_box(shapes, resampling, config.image_size, f"data.streams.{name}")
-        # The complex sensor's grid where there is one, for a crop has to hit its samples; else any.
-        grid = next((n for n, r in resampling.items() if r == COMPLEX), next(iter(shapes)))
-        self.height, self.width = shapes[grid][1:]
+        self.views = views.Views(config, name, dataset)
 
     def batches(self, start: int, reading: pipeline.Reading):
         """tf.data set of this host's batches from number `start` on, without end."""
@@ -189,19 +203,15 @@ class _Stream:
         number = step * self.hosts + self.host  # of the sample, over all hosts
         seed = tf.random.experimental.stateless_fold_in(tf.constant(self.seed, tf.int64), number)
         crop_seed, turn_seed, mask_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-        if self.native:
-            box = augment.random_sample_box(crop_seed, self.height, self.width, config.image_size)
-        else:
-            box = augment.random_box(crop_seed, self.stream.crop_scale, self.height, self.width)
-        draw = tf.random.stateless_uniform([2], turn_seed)
-        mirrored = (draw[0] < 0.5) if config.flip else tf.constant(False)
-        quarters = tf.cast(draw[1] * 4, tf.int32) if config.rotate else tf.constant(0)
-        sample = pipeline.place(
-            self.dataset,
-            self.parse(payload),
-            box,
-            config.image_size,
-            lambda image: augment.turn(image, mirrored, quarters),
-        )
-        sample = pipeline.hide(sample, mask_seed, config.image_size, config.mask_unit, config.mask_ratio)
-        return {**sample, "index": position}
+        view = self.views.first(crop_seed, turn_seed, tf.random.experimental.stateless_fold_in(seed, 0))
+        sample = self.parse(payload)
+        labels = pipeline.place_labels(self.dataset, sample, view)
+        shown = pipeline.place(self.dataset, sample, view)
+        batch = {
+            "sensors": pipeline.hide(shown, mask_seed, view.sizes, config.mask_unit, config.mask_ratio),
+            "index": position,
+        }
+        others = {
+            key: pipeline.place(self.dataset, sample, other) for key, other in self.views.others(view, seed).items()
+        }
+        return {**batch, **({"labels": labels} if labels else {}), **({"views": others} if others else {})}

@@ -24,7 +24,7 @@ import tarfile
 import xml.etree.ElementTree
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +262,11 @@ def _sentinel_tiles(places, classes, split: str) -> Iterator[Sample]:
         backscatter = np.stack([s1["bands"][b] for b in sensor_table.get("s1_grd").band_names], -1)
         images = {
             "s1_grd": (backscatter, 1, geo.days(s1["metadata"]["acquisition_time"])),
-            "s2_12": (_to_10_m(s2["bands"]), 1, geo.days(s2["metadata"]["acquisition_date"])),
+            "s2_12": (
+                geo.to_finest(s2["bands"], sensor_table.get("s2_12").band_names),
+                1,
+                geo.days(s2["metadata"]["acquisition_date"]),
+            ),
             "slc_dual": (
                 simulate_slc(backscatter, zlib.crc32(s2["name"].encode())),
                 2,
@@ -283,15 +287,6 @@ def _sentinel_tiles(places, classes, split: str) -> Iterator[Sample]:
 
 def _cut(pixels: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     return pixels[None, top : top + size, left : left + size]
-
-
-def _to_10_m(bands: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[120, 120, 12] uint16: pixels of 20 m and 60 m bands are repeated, so that values stay measured ones."""
-    stacked = []
-    for name in sensor_table.get("s2_12").band_names:
-        factor = PLACE // bands[name].shape[0]
-        stacked.append(np.repeat(np.repeat(bands[name], factor, 0), factor, 1))
-    return np.stack(stacked, -1)
 
 
 def simulate_slc(backscatter: np.ndarray, seed: int) -> np.ndarray:

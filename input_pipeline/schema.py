@@ -9,7 +9,8 @@ A data set is a TFDS directory: `tfds.builder_from_directory(directory)` opens i
     sensors/<name>/time       [T] int32, days since 1970-01-01, NO_TIME where unknown
     labels/<name>             see `LabelInfo`
 
-T, H, W and C are the same in every sample of a data set; a shorter time series and an absent sensor
+Dates of a series ascend (two may be equal), and those of unknown time come last. T, H, W and C are the same in every
+sample of a data set; a shorter time series and an absent sensor
 are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`.
 """
 
@@ -28,6 +29,7 @@ from ringmoe_jax.errors import DataError, nearest
 
 SCHEMA_VERSION = 1
 UNLABELLED = -1  # class index of "nobody knows"
+PLAUSIBLE = ("1957-10-04", "2100-01-01")  # dates of an image: from the first satellite on
 
 CLASSES = "classes"  # one class index
 MULTILABEL = "multilabel"  # one 0/1 a class
@@ -52,7 +54,7 @@ class Image:
     Attributes:
         pixels: [T, H, W, C], the provider's dtype.
         valid: [T, H, W] bool, or None for "all of them".
-        time: [T] days since 1970-01-01, or None for "unknown".
+        time: [T] days since 1970-01-01 in ascending order, NO_TIME at the end where unknown, or None for "unknown".
     """
 
     pixels: np.ndarray
@@ -250,9 +252,11 @@ def to_example(sample: Sample, metadata: Metadata) -> dict:
     """A sample as the nested dict that `features(metadata)` encodes: checked, filled up, right dtypes.
 
     Raises:
-        DataError: a sensor or label is unknown or has another shape or dtype than the metadata says.
+        DataError: a sensor or label is unknown or has another shape or dtype than the metadata says, a series is
+            empty, not sorted or of impossible dates, or the place is not on Earth.
     """
     where = f'sample "{sample.id}" of "{metadata.name}"'
+    _check_place(sample.latitude, sample.longitude, where)
     for kind, given, known in (
         ("sensor", sample.images, metadata.sensors),
         ("label", sample.labels, metadata.labels),
@@ -305,6 +309,8 @@ def _fill_up(image: Image | None, info: SensorInfo, where: str) -> dict:
     time = np.full((times,), NO_TIME, np.int32)
     if image is not None:
         got, count = image.pixels, len(image.pixels)
+        if not count:
+            raise DataError(f"{where} has no date (T = 0): leave the sensor out of this sample's images")
         if got.dtype != info.dtype or got.shape[1:] != pixels.shape[1:] or count > times:
             raise DataError(
                 f"{where} has pixels {got.dtype}{got.shape}, wanted {info.dtype}"
@@ -312,8 +318,68 @@ def _fill_up(image: Image | None, info: SensorInfo, where: str) -> dict:
             )
         pixels[:count] = got
         valid[:count] = True if image.valid is None else image.valid
-        time[:count] = NO_TIME if image.time is None else image.time
+        time[:count] = NO_TIME if image.time is None else _checked_times(np.asarray(image.time), count, where)
     return {"pixels": pixels, "valid": valid, "time": time}
+
+
+def _check_place(latitude: float, longitude: float, where: str) -> None:
+    """Raises unless both are in range or NaN."""
+    for name, value, limit in (("latitude", latitude, 90), ("longitude", longitude, 180)):
+        if np.isnan(value) or -limit <= value <= limit:
+            continue
+        hint = "give degrees (WGS 84), or NaN where unknown"
+        if name == "longitude" and limit < value <= 360:
+            hint = f"longitudes are not counted 0..360 here: subtract 360, {value - 360:g}"
+        elif name == "latitude" and limit < abs(value) <= 180 and not abs(longitude) > 90:
+            hint = f"are latitude and longitude ({longitude:g}) swapped?"
+        raise DataError(f"{where} has {name} {value:g}, wanted {-limit} to {limit}: {hint}")
+
+
+def _checked_times(times: np.ndarray, count: int, where: str) -> np.ndarray:
+    """The times, if there is one a date, and all are possible and in order."""
+    if times.shape != (count,) or times.dtype.kind not in "iu":
+        raise DataError(
+            f"{where} has times {times.dtype}{list(times.shape)}, wanted [{count}] whole days since 1970-01-01"
+        )
+    times, first, last = times.astype(np.int64), *_plausible()
+    known = np.flatnonzero(times != NO_TIME)
+    for i in known[(times[known] < first) | (times[known] > last)]:
+        raise DataError(
+            f"{where} has time {times[i]} at position {i}, wanted days since 1970-01-01, {first} ({PLAUSIBLE[0]}) to "
+            f"{last} ({PLAUSIBLE[1]}): {_what_time(int(times[i]))}"
+        )
+    if known.size and known[-1] >= known.size:
+        i = np.flatnonzero(times == NO_TIME)[0]
+        raise DataError(f"{where} has no time at position {i}, but one at {known[-1]}: sort dates of unknown time last")
+    for i in np.flatnonzero(np.diff(times[: known.size]) < 0):
+        raise DataError(
+            f"{where} has {_iso(times[i])} at position {i} before {_iso(times[i + 1])}: sort its dates, oldest first"
+        )
+    return times
+
+
+def _plausible() -> tuple[int, int]:
+    first, last = (int(np.datetime64(date).astype(int)) for date in PLAUSIBLE)
+    return first, last
+
+
+def _iso(day: int) -> str:
+    return str(np.datetime64(int(day), "D"))
+
+
+def _what_time(value: int) -> str:
+    """What an impossible day number may be."""
+    digits, last = str(value), _plausible()[1]
+    if len(digits) == 8:
+        try:
+            day = np.datetime64(f"{digits[:4]}-{digits[4:6]}-{digits[6:]}").astype(int)
+            return f"it looks like yyyymmdd, {_iso(day)} is day {day}"
+        except ValueError:
+            pass
+    for unit, length in (("seconds", 86_400), ("milliseconds", 86_400_000), ("nanoseconds", 86_400_000_000_000)):
+        if 366 < value // length <= last:
+            return f"it looks like {unit} since 1970-01-01, {_iso(value // length)} is day {value // length}"
+    return f"it would be {_iso(value)}" if abs(value) < 3_000_000 else "it is no date"
 
 
 def _label(value: Any, info: LabelInfo, metadata: Metadata, where: str) -> np.ndarray:

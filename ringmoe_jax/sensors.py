@@ -274,6 +274,21 @@ _TABLE = (
         ),
     ),
     Sensor(
+        name="rgbn",
+        modality="optical",
+        unit="relative radiance, 8-bit digital number / 255",
+        dtype="uint8",
+        scale=1 / 255,
+        valid_range=(0.0, 1.0),
+        source="TreeSatAI aerial images, statistics as published with GEO-Bench 2",
+        bands=(
+            Band("red", 79.308 / 255, 33.364 / 255, 0.2, 0.66, "red"),
+            Band("green", 92.135 / 255, 33.529 / 255, 0.2, 0.56, "green"),
+            Band("blue", 85.363 / 255, 27.932 / 255, 0.2, 0.48, "blue"),
+            Band("nir", 154.290 / 255, 49.029 / 255, 0.2, 0.83, "nir"),
+        ),
+    ),
+    Sensor(
         name="ms4",
         modality="multispectral",
         unit="reflectance",

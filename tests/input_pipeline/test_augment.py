@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import augment, masking
+from input_pipeline.config import PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError
 
 WHOLE = np.array([0, 0, 1, 1], np.float32)
@@ -109,6 +110,105 @@ def test_turns_are_numpys(mirrored, quarters, shape):
     wanted = np.rot90(np.flip(image, -2) if mirrored else image, quarters, axes)
     out = augment.turn(tf.constant(image), tf.constant(mirrored), tf.constant(quarters))
     np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_ground_says_where_turned_pixels_come_from(mirrored, quarters):
+    box = np.array([0.1, 0.2, 0.5, 0.25], np.float32)
+    centres = (np.arange(6) + 0.5) / 6
+    points = np.stack(np.meshgrid(centres, centres, indexing="ij"), -1)
+    turned = augment.turn(tf.constant(box[:2] + points * box[2:]), tf.constant(mirrored), tf.constant(quarters))
+    matrix = augment.ground(tf.constant(box), tf.constant(mirrored), tf.constant(quarters)).numpy()
+    np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], turned, atol=1e-6)
+
+
+def disturbed(pixels, resampling, seed=0, valid=None, **changes):
+    valid = np.ones(pixels.shape[:3], bool) if valid is None else valid
+    pixels = tf.constant(np.where(valid[..., None], pixels, 0), tf.float32)
+    chosen = PhotometricConfig(**changes)
+    return [a.numpy() for a in augment.disturb(pixels, tf.constant(valid), tf.constant([seed, 5]), chosen, resampling)]
+
+
+def test_gain_multiplies_power():
+    """The same draw multiplies reflectance by g, amplitude by sqrt(g) and adds 10 log10(g) decibel."""
+    pixels = np.random.default_rng(0).uniform(0.1, 1, (3, 4, 4, 2))
+    linear = disturbed(pixels, "linear", gain=0.3)[0] / pixels
+    np.testing.assert_allclose(linear, np.broadcast_to(linear[:1, :1, :1], linear.shape), rtol=1e-5)  # one a band
+    assert abs(np.log(linear[0, 0, 0, 0] / linear[0, 0, 0, 1])) > 1e-3
+    np.testing.assert_allclose(disturbed(pixels, "amplitude", gain=0.3)[0], pixels * np.sqrt(linear), rtol=1e-5)
+    np.testing.assert_allclose(disturbed(pixels, "decibel", gain=0.3)[0], pixels + 10 * np.log10(linear), atol=1e-5)
+
+
+def test_gain_is_log_normal():
+    ones = np.ones((1, 1, 1, 4))
+    logs = np.log(np.stack([disturbed(ones, "linear", seed, gain=0.3)[0] for seed in range(200)]))
+    assert logs.std() == pytest.approx(0.3, rel=0.1)
+    assert abs(logs.mean()) < 0.04
+
+
+def test_gain_keeps_phase():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(1, 5, 5, 4))
+    valid = rng.random((1, 5, 5)) > 0.3
+    out, same = disturbed(pixels, "complex", valid=valid, gain=0.5)
+    before, after = (p[..., ::2] + 1j * p[..., 1::2] for p in (pixels, out))
+    np.testing.assert_allclose(np.angle(after[valid]), np.angle(before[valid]), atol=1e-5)
+    factors = np.abs(after[valid] / before[valid])
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[:1], factors.shape), rtol=1e-5)
+    assert abs(factors[0, 0] - factors[0, 1]) > 1e-3  # one a polarisation
+    np.testing.assert_array_equal(same, valid)
+    assert not out[~valid].any()
+
+
+@pytest.mark.parametrize("resampling", ["linear", "decibel", "amplitude"])
+@pytest.mark.parametrize(("sigma", "shape"), [(0.1, (9, 9)), (0.8, (3, 20)), (1.7, (30, 25))])
+def test_blur_is_gaussian_in_power(resampling, sigma, shape):
+    pixels = np.random.default_rng(1).uniform(0.1, 5, (2, *shape, 3))
+    forth = {"linear": lambda x: x, "decibel": lambda x: 10 ** (x / 10), "amplitude": np.square}[resampling]
+    back = {"linear": lambda x: x, "decibel": lambda x: 10 * np.log10(x), "amplitude": np.sqrt}[resampling]
+
+    def kernel(size):
+        distance = np.arange(size)[:, None] - np.arange(size)
+        weights = np.exp(-0.5 * (distance / sigma) ** 2)
+        return weights / weights.sum(1, keepdims=True)
+
+    wanted = back(np.einsum("ij,kl,tjlc->tikc", kernel(shape[0]), kernel(shape[1]), forth(pixels)))
+    valid = tf.ones([2, *shape], tf.bool)
+    out, same = augment.blur(tf.constant(pixels, tf.float32), valid, tf.constant(sigma), resampling)
+    np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-4)
+    assert same.numpy().all()
+
+
+@pytest.mark.parametrize("resampling", ["linear", "decibel", "amplitude"])
+def test_invalid_pixels_reach_nobody_through_a_blur(resampling):
+    rng = np.random.default_rng(0)
+    pixels, valid = rng.uniform(0.1, 1, (1, 24, 24, 1)), np.ones((1, 24, 24), bool)
+    valid[0, 3, 4] = valid[0, 20, 23] = False
+    sizes = []
+    for seed in range(8):
+        out, ok = disturbed(pixels, resampling, seed, valid, blur=1)
+        full, _ = disturbed(pixels, resampling, seed, blur=1)
+        assert (out[~ok] == 0).all()
+        assert not (ok & ~valid).any()
+        np.testing.assert_allclose(out[ok], full[ok], rtol=2e-4, atol=2e-4)
+        sizes.append(ok.sum())
+    assert min(sizes) > 300
+    assert len(set(sizes)) > 2  # a wider blur takes more
+
+
+def test_probabilities_of_blur_and_solarisation():
+    pixels = np.random.default_rng(0).uniform(0, 1, (1, 8, 8, 1)).astype(np.float32)
+    draws = [disturbed(pixels, "linear", seed, blur=0.3)[0] for seed in range(200)]
+    assert 40 <= sum((d != pixels).any() for d in draws) <= 80  # binomial(200, 0.3): deviation 6.5
+    solarised = np.where(pixels > 0.5, 1 - pixels, pixels)
+    draws = [disturbed(pixels, "linear", seed, solarise=0.3)[0] for seed in range(200)]
+    changed = [d for d in draws if (d != pixels).any()]
+    assert 40 <= len(changed) <= 80
+    for draw in changed:
+        np.testing.assert_allclose(draw, solarised, atol=1e-6)
+    np.testing.assert_array_equal(disturbed(pixels, "linear")[0], pixels)
+    assert disturbed(np.full((1, 1, 1, 1), 1.4), "linear", solarise=1)[0].item() == 0  # no reflectance below 0
 
 
 def test_class_maps_take_the_class_at_the_centre():

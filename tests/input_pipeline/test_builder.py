@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from input_pipeline.builder import write_dataset
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
-from input_pipeline.schema import Image, Metadata, Sample, SensorInfo
+from input_pipeline.schema import Image, Metadata, Sample, SensorInfo, to_example
 from ringmoe_jax import sensors
 from ringmoe_jax.batch import NO_TIME
 from ringmoe_jax.errors import DataError
@@ -163,6 +163,63 @@ def test_wrong_samples_are_named(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         write_dataset(tmp_path / "d", {"train": [first, dataclasses.replace(second, **change)]}, meta)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((-90.5, 100), 'sample "a" of "m" has latitude -90.5, wanted -90 to 90: give degrees'),
+        ((139.7, 35.6), r"latitude 139.7, .*are latitude and longitude \(35.6\) swapped"),
+        ((10, 190.5), "longitude 190.5, wanted -180 to 180: .*subtract 360, -169.5"),
+        ((10, -181), "longitude -181, wanted -180 to 180: give degrees"),
+        ((np.inf, 10), "latitude inf"),
+        ((5e5, 10), "latitude 500000, wanted -90 to 90: give degrees"),
+    ],
+)
+def test_places_that_are_not_on_earth_are_named(place, message):
+    with pytest.raises(DataError, match=message):
+        to_example(Sample("a", {}, *place), Metadata("m", {}, "", "", ""))
+
+
+@pytest.mark.parametrize("place", [(-90, 180), (90, -180), (np.nan, np.nan), (np.nan, 5)])
+def test_places_on_earth_are_taken(place):
+    example = to_example(Sample("a", {}, *place), Metadata("m", {}, "", "", ""))
+    np.testing.assert_array_equal([example["latitude"], example["longitude"]], np.float32(place))
+
+
+def series(times):
+    """The stored times of a series with these times, in a data set with T = 5."""
+    meta = Metadata("m", {"dem": SensorInfo.of(sensors.get("dem"), (5, 1, 1), 1.0)}, "", "", "")
+    image = Image(np.ones((len(times), 1, 1, 1), np.float32), time=np.asarray(times))
+    return to_example(Sample("a", {"dem": image}), meta)["sensors"]["dem"]["time"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (np.zeros(0, int), r'"a" of "m": sensor "dem" has no date \(T = 0\): leave the sensor out'),
+        ([18000, 18300, 18262], "has 2020-02-08 at position 1 before 2020-01-01: sort its dates"),
+        ([NO_TIME, 18262], "has no time at position 0, but one at 1: sort dates of unknown time last"),
+        ([18262, NO_TIME, 18300], "has no time at position 1, but one at 2"),
+        ([18262, 20200115], r"time 20200115 at position 1, .*looks like yyyymmdd, 2020-01-15 is day 18276"),
+        ([1579046400], "time 1579046400 .*looks like seconds since 1970-01-01, 2020-01-15 is day 18276"),
+        ([1579046400000], "looks like milliseconds since 1970-01-01, 2020-01-15 is day 18276"),
+        ([-4473], r"-4472 \(1957-10-04\) to 47482 \(2100-01-01\): it would be 1957-10-03"),
+        ([47483], "it would be 2100-01-02"),
+        ([18262.5], r"times float64\[1\], wanted \[1\] whole days since 1970-01-01"),
+    ],
+)
+def test_impossible_times_are_named(times, message):
+    with pytest.raises(DataError, match=message):
+        series(times)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[-4472, 0, 47482], [18262, 18262, 18263], [18262, NO_TIME, NO_TIME], [NO_TIME] * 5, np.uint16([18262, 18300])],
+)
+def test_possible_times_are_stored(times):
+    assert series(times) == [*map(int, times), *[NO_TIME] * (5 - len(times))]
 
 
 def test_empty_split_is_named(tmp_path):
