@@ -42,7 +42,7 @@ def study(sensor: str, arms: dict, *, baseline: str = "l1") -> dict:
 
 def arm(*, pretext: str = "masked", **objectives: dict) -> dict:
     """An arm with the balance loss beside its objectives."""
-    return dict(pretext=pretext, objectives=objectives | dict(balance=BALANCE))
+    return dict(pretext=dict(name=pretext), objectives=objectives | dict(balance=BALANCE))
 
 
 def arms_slc(sensor: str) -> dict:

@@ -37,11 +37,11 @@ class Arm:
 
     Attributes:
         objectives: replaces those of the study's configuration.
-        pretext: replaces that of the study's configuration; "" keeps it.
+        pretext: replaces that of the study's configuration; {} keeps it.
     """
 
     objectives: dict[str, Any]
-    pretext: str = ""
+    pretext: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Study:
         """The experiment configuration of a run; the seed is that of parameters, masks and the order of data."""
         values = copy.deepcopy(self.config)
         values["objectives"] = copy.deepcopy(self.arms[arm].objectives)
-        values["pretext"] = self.arms[arm].pretext or values.get("pretext", "masked")
+        values["pretext"] = copy.deepcopy(self.arms[arm].pretext) or values.get("pretext", {"name": "masked"})
         values.setdefault("train", {})["seed"] = seed
         values["data"]["shuffle_seed"] = seed
         return values

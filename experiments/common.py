@@ -38,7 +38,7 @@ class ExperimentConfig:
         model: `name` and the fields of that model's dataclass.
         objectives: {label: {"name": ..., fields of that objective}}.
         data: what is read.
-        pretext: which forward passes are made.
+        pretext: which forward passes are made: `name` and the fields of that task's dataclass.
         optimizer: AdamW and its schedule.
         train: how long.
         mesh: devices along each axis.
@@ -48,7 +48,7 @@ class ExperimentConfig:
     model: dict[str, Any]
     objectives: dict[str, Any]
     data: DataConfig
-    pretext: str = "masked"
+    pretext: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "masked"})
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -59,12 +59,12 @@ class ExperimentConfig:
         """Checks every key and type of a configuration (a `ConfigDict`'s `to_dict()`, or a checkpoint's)."""
         config = configuration.build(ExperimentConfig, values)
         configuration.import_modules(config.modules)
-        size = config.model.get("image_size", config.data.image_size)
-        if size != config.data.image_size:
-            raise ConfigError(
-                f"config.model.image_size = {size}, but config.data.image_size = {config.data.image_size}: "
-                f"set both to the same number of pixels"
-            )
+        for sensor, size in models.image_sizes(config.model).items():
+            if (shown := config.data.size(sensor)) != size:
+                raise ConfigError(
+                    f'config.model.image_size = {size}, but data shows "{sensor}" at {shown} pixels: set '
+                    f"config.data.image_size (or config.data.sizes.{sensor}) to the same number"
+                )
         return config
 
     @property
@@ -165,7 +165,8 @@ def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=N
     terms, heads = build_objectives(config)
     statistics = {name: statistics[name] for name in sensors if name in statistics}
     model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
-    return Parts(sensors, statistics, model, terms, pretext.build(config.pretext, model), mesh)
+    wanted = pretext.Wanted(config.train.steps, objectives.collect_projections(terms))
+    return Parts(sensors, statistics, model, terms, pretext.build(config.pretext, model, wanted), mesh)
 
 
 def build_objectives(config: ExperimentConfig) -> tuple[dict[str, objectives.Objective], dict[str, dict[str, int]]]:
@@ -198,7 +199,7 @@ class Trained:
     Attributes:
         config: of the run.
         parts: model and objectives with the statistics of the checkpoint.
-        params: trained parameters.
+        params: what `parts.model` takes: trained parameters, or those that the pretext task exports (a teacher's).
         step: optimiser steps that were taken.
     """
 
@@ -218,9 +219,9 @@ def load(workdir: str, step: int | None = None) -> Trained:
     record = checkpointer.record(step)
     config = ExperimentConfig.of(record["config"])
     parts = build(config, {name: Statistics(**s) for name, s in record["statistics"].items()})
-    trained = Trained(config, parts, checkpointer.restore_params(record["step"]), record["step"])
+    params, state = checkpointer.restore_model(record["step"])
     checkpointer.close()
-    return trained
+    return Trained(config, parts, parts.pretext.export(params, state), record["step"])
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:

@@ -126,7 +126,19 @@ def rows_of(config: ExperimentConfig, devices: int) -> dict[str, int]:
 
 
 def _batch(config: ExperimentConfig, rows: Mapping[str, int]) -> dict:
-    return ahead.batch_shapes(config.sensors, rows, config.data.image_size, config.data.mask_unit)
+    """Shapes of a batch. Series have as many dates as `data.frames` says, one where it does not."""
+    data, views = config.data, config.data.views
+    images = {
+        name: ahead.Images(number, data.frames.get(name, 1), data.size(name), data.mask_unit, views is not None)
+        for name, number in rows.items()
+    }
+    further = {}
+    if views:
+        further["second"] = images
+        for i in range(views.local):
+            small = dataclasses.replace(images[views.local_sensor], size=views.local_size)
+            further[f"local{i}"] = {views.local_sensor: small}
+    return ahead.batch_shapes(config.sensors, images, further)
 
 
 def _train_step(config: ExperimentConfig, parts: common.Parts, *, accumulate: int):

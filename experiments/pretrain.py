@@ -7,6 +7,7 @@ python -m experiments.pretrain --config ... --workdir ... --config.optimizer.lea
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -97,14 +98,34 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
 
 
 def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState], dict[str, float]]:
-    """Builds the pass over validation tiles: the same tiles and masks every time, streams side by side."""
+    """Builds the pass over validation batches."""
+    batches = _validation_batches(config)
+    evaluate_batch = step.make_eval_step(parts.pretext, parts.objectives, parts.mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums = [jax.device_get(evaluate_batch(state, loop.place(batch, parts.mesh))) for batch in batches]
+        return step.mean_losses(sums, parts.objectives)
+
+    return evaluate
+
+
+def _validation_batches(config: ExperimentConfig) -> list[dict]:
+    """The same batches every time: whole tiles side by side, or the first drawn views where training sees views."""
     data, hosts = config.data, jax.process_count()
-    readers = {
-        name: EvalBatches(
+    if data.views:
+        streams = {name: dataclasses.replace(stream, split="validation") for name, stream in data.streams.items()}
+        drawn = train_batches(dataclasses.replace(data, streams=streams), host=jax.process_index(), hosts=hosts)
+        batches = [next(drawn) for _ in range(VALIDATION_BATCHES)]
+        drawn.close()
+        return [{"sensors": batch["sensors"], "views": batch["views"]} for batch in batches]
+    readers = [
+        EvalBatches(
             stream.directory,
             stream.sensors,
             split="validation",
             image_size=data.image_size,
+            sizes=data.sizes,
+            frames=data.frames,
             batch_size=data.batch_size // hosts,
             bands=data.bands,
             mask_unit=data.mask_unit,
@@ -114,23 +135,13 @@ def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState],
             hosts=hosts,
             max_bad_records=data.max_bad_records,
         )
-        for name, stream in data.streams.items()
-    }
-    parts_of_batches = [
-        [b for b, _ in zip(reader, range(VALIDATION_BATCHES), strict=False)] for reader in readers.values()
+        for stream in data.streams.values()
     ]
-    number = min(map(len, parts_of_batches))
-    batches = [
-        {"sensors": {s: entry for part in parts_of_batches for s, entry in part[i]["sensors"].items()}}
-        for i in range(number)
+    parts = [[batch for batch, _ in zip(reader, range(VALIDATION_BATCHES), strict=False)] for reader in readers]
+    return [
+        {"sensors": {name: entry for batch in side_by_side for name, entry in batch["sensors"].items()}}
+        for side_by_side in zip(*parts, strict=False)
     ]
-    evaluate_batch = step.make_eval_step(parts.pretext, parts.objectives, parts.mesh)
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        sums = [jax.device_get(evaluate_batch(state, loop.place(batch, parts.mesh))) for batch in batches]
-        return step.mean_losses(sums, parts.objectives)
-
-    return evaluate
 
 
 def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:

@@ -8,7 +8,11 @@ A batch is a nested dict of arrays (a JAX pytree):
         "time":     [B, T] int32, days since 1970-01-01, NO_TIME where unknown
         "location": [B, 2] float32, latitude and longitude in degrees (WGS 84), NaN where unknown
         "mask":     [B, h, w] bool, optional: cells hidden from the encoder (True = hidden)
+        "ground":   [B, 2, 3] float32, optional: A x + b from (row, column) of this image, 0..1 between its outer
+                    edges, to (row, column) of the stored tile, likewise
     }
+    batch["views"][view][name] = the same entries of further views, optional: "second" shows all sensors, "local0",
+                    "local1", ... small crops of one; batch["sensors"] is then the first view
     batch["labels"][name] = [B, ...], optional
     batch["index"] = [B] int64, optional: position of the sample in its data set
 
@@ -27,6 +31,8 @@ Outputs of a model are a dict as well:
     outputs["withheld"][name]        [B, T, H, W, C] bool, optional: channels hidden of visible pixels
     outputs["sensors"][name]         `Sensor` with the bands that the model reads; static under `jit`
     outputs["statistics"][name]      `Statistics` of its normalisation; static under `jit`
+    outputs["fused"]                 [B, h, w, D] optional: all sensors and dates of a location in one
+    outputs["contrast"], ["projected"]  pairs of features of two views, see `ringmoe_jax.pretext.contrastive`
     outputs["routing"][group]        mixture-of-experts statistics, see `ringmoe_jax.moe.statistics`
 """
 
@@ -123,3 +129,10 @@ def cells_to_pixels(mask, height: int, width: int):
     """Enlarges a cell mask [..., h, w] to pixels [..., H, W]; H and W are multiples of h and w."""
     mask = jnp.repeat(mask, height // mask.shape[-2], axis=-2)
     return jnp.repeat(mask, width // mask.shape[-1], axis=-1)
+
+
+def valid_cells(valid, grid: tuple[int, int]):
+    """Which cells hold a valid pixel: [B, T, H, W] bool to [B, T, h, w]; h, w of `grid` divide H, W."""
+    h, w = grid
+    b, t, height, width = valid.shape
+    return valid.reshape(b, t, h, height // h, w, width // w).any(axis=(3, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ringmoe_jax import config as configuration
 from ringmoe_jax.errors import ConfigError, nearest
@@ -10,13 +11,22 @@ from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.layers import count
 
-__all__ = ["MODELS", "Model", "Params", "build", "count"]
+__all__ = ["MODELS", "Model", "Params", "build", "count", "image_sizes"]
 
 # name in the config -> (its dataclass, its builder)
 MODELS: dict[str, tuple[type, Callable[..., Model]]] = {
     "ringmoe": (ringmoe.RingMoEConfig, ringmoe.build),
     "skysense": (skysense.SkySenseConfig, skysense.build),
 }
+
+
+def image_sizes(config: Mapping) -> dict[str, int]:
+    """Side in pixels that the images of a sensor must have, for the sensors where the model says so.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    return _find(config)[0].image_sizes
 
 
 def build(config: Mapping, **context) -> Model:
@@ -29,9 +39,14 @@ def build(config: Mapping, **context) -> Model:
     Raises:
         ConfigError: unknown model or key; the message names the nearest.
     """
+    built, make = _find(config)
+    return make(built, **context)
+
+
+def _find(config: Mapping) -> tuple[Any, Callable[..., Model]]:
     values = dict(config)
     name = values.pop("name", None)
     if name not in MODELS:
         raise ConfigError(f'model.name = "{name}" does not exist: {nearest(str(name), MODELS)}')
     cls, make = MODELS[name]
-    return make(configuration.build(cls, values, "config.model"), **context)
+    return configuration.build(cls, values, "config.model"), make

@@ -79,7 +79,7 @@ class RingMoEConfig:
         if self.image_size % self.stride:
             raise ConfigError(f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels")
         for stage in range(len(self.depths)):
-            if self.grid(stage) % self.stage_window(stage):
+            if self.grid(stage) % self.pyramid.stage_window(stage):
                 raise ConfigError(
                     f"stage {stage + 1} has {self.grid(stage)} tokens a side, no multiple of window = {self.window}: "
                     f"use an image_size that is a multiple of {self.patch * self.window * 2**stage} or another window"
@@ -108,9 +108,10 @@ class RingMoEConfig:
         """Tokens along one side in a stage."""
         return self.image_size // (self.patch * 2**stage)
 
-    def stage_window(self, stage: int) -> int:
-        """Window of a stage, clamped to its grid (released code)."""
-        return min(self.window, self.grid(stage))
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """Side in pixels that a sensor's images must have."""
+        return dict.fromkeys(self.sensors, self.image_size)
 
 
 class RingMoE(nnx.Module):
@@ -286,4 +287,6 @@ def build(
     unknown = set(heads or {}) - set(table)
     if unknown:
         raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
-    return from_module(functools.partial(RingMoE, config, table, values, dict(heads or {}), mesh))
+    width = config.width * 2 ** (len(config.depths) - 1)
+    make = functools.partial(RingMoE, config, table, values, dict(heads or {}), mesh)
+    return from_module(make, dict.fromkeys(table, width))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import NO_TIME, day_of_year, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm, linear
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
@@ -42,7 +44,7 @@ class SkySenseConfig:
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
         high_resolution: which of them SwinV2 encodes; "" is none. All others are series, each with its ViT.
-        image_size: side of a high-resolution image in pixels.
+        image_size: side of a high-resolution image in pixels; smaller crops, tiled by windows too, may be shown.
         patch: side of its patches in pixels.
         width: D of its first stage; the last one's, width * 2^(stages - 1), is that of location tokens, d.
         depths: blocks of its stages. `patch` * 2^(stages - 1) pixels make a location, 32 in the paper; public
@@ -59,6 +61,7 @@ class SkySenseConfig:
         modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays.
         moe: the fusion's feed-forward layers; dense by default. Beyond the paper: routers see which sensor a
             token is from.
+        geo_context: prototypes of regions beside the fused features; None leaves them out.
         dtype: "float32" or "bfloat16" for activations.
         remat: "none", "dots" or "full", of the high-resolution encoder; `frame` and `fusion` have their own.
     """
@@ -80,6 +83,7 @@ class SkySenseConfig:
     dated: tuple[str, ...] = ()
     modality_dropout: float = 0.0
     moe: MoEConfig = DENSE
+    geo_context: GeoContextConfig | None = None
     dtype: str = "float32"
     remat: str = "none"
 
@@ -96,6 +100,11 @@ class SkySenseConfig:
             raise ConfigError(
                 f"model.image_size = {self.image_size} must be a multiple of a location's {self.stride} px"
             )
+        if self.high_resolution and self.image_size % self.window_pixels:
+            raise ConfigError(
+                f"model.image_size = {self.image_size} must be a multiple of {self.window_pixels} px, so that windows "
+                f"of {self.window} tokens tile every stage; or choose another window"
+            )
         for name, part in (("frame", self.frame), ("fusion", self.fusion)):
             if part.width % part.heads:
                 raise ConfigError(f"model.{name}.width = {part.width} is not a multiple of heads = {part.heads}")
@@ -106,6 +115,16 @@ class SkySenseConfig:
     def stride(self) -> int:
         """High-resolution pixels along one side of a location."""
         return self.patch * 2 ** (len(self.depths) - 1)
+
+    @property
+    def window_pixels(self) -> int:
+        """What the sides of a high-resolution image must be multiples of: windows of all stages tile it."""
+        return math.lcm(*(self.patch * 2**i * self.pyramid.stage_window(i) for i in range(len(self.depths))))
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """Side in pixels that a sensor's images must have."""
+        return {self.high_resolution: self.image_size} if self.high_resolution else {}
 
     @property
     def token_width(self) -> int:
@@ -215,6 +234,7 @@ class SkySense(nnx.Module):
         )
         self.dates = nnx.Param(jnp.zeros((DATES, config.token_width), jnp.float32))
         self.fusion = Fusion(config, len(sensors), rngs, dtype=dtype)
+        self.geo_context = GeoContext(config.geo_context, config.fusion.width, rngs) if config.geo_context else None
 
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
         validate(batch, self.sensors)
@@ -229,7 +249,13 @@ class SkySense(nnx.Module):
         tokens = {name: self._constrain(maps[-1]) for name, maps in stages.items()}
         visible = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
         fused, routing = self._fuse(entries, tokens, visible, keys[:2], train)
-        return {
+        context = {}
+        if self.geo_context:
+            location = _first_known([entry["location"] for entry in entries.values()])
+            read, region = self.geo_context(fused, location)
+            fused = jnp.concatenate([fused, read], axis=-1)
+            context = {"regions": region, "context": self._contexts(tokens, visible, location)}
+        return context | {
             "tokens": tokens,
             "stages": stages,
             "fused": fused,
@@ -243,23 +269,23 @@ class SkySense(nnx.Module):
             "routing": routing,
         }
 
+    def _contexts(self, tokens, visible, location) -> dict[str, jax.Array]:
+        """What single encoders read from the prototypes, {sensor: [B, h, w, D]}; see `build`."""
+        means = {name: _mean_over_dates(x, visible[name]) for name, x in tokens.items()}
+        return {name: self.geo_context(self.fusion.project(x), location)[0] for name, x in means.items()}
+
     def _check_grids(self, images: Mapping[str, jax.Array]) -> None:
-        """Raises a `DataError` unless all images are of one size in locations, and a high-resolution one as built."""
+        """Raises a `DataError` unless all images are of one size in locations and windows and patches tile them."""
         config, grids = self.config, {}
         for name, image in images.items():
-            sides, part = image.shape[2:4], config.frame_patch
-            if name == config.high_resolution:
-                part = config.stride
-                if sides != (config.image_size,) * 2:
-                    wanted = f"{config.image_size} x {config.image_size} (model.image_size)"
-                    raise DataError(
-                        f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, the model takes {wanted}'
-                    )
+            sides, high = image.shape[2:4], name == config.high_resolution
+            part = config.window_pixels if high else config.frame_patch
             if any(side % part for side in sides):
+                hint = f" (windows of all stages), such as model.image_size = {config.image_size}" if high else ""
                 raise DataError(
-                    f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted multiples of {part}'
+                    f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted multiples of {part}{hint}'
                 )
-            grids[name] = tuple(side // part if name == config.high_resolution else side for side in sides)
+            grids[name] = tuple(side // config.stride if high else side for side in sides)
         if len(set(grids.values())) > 1:
             listed = ", ".join(f"{name} {h} x {w}" for name, (h, w) in grids.items())
             raise DataError(f"sensors do not show the same locations: {listed}: a location is one pixel of a series")
@@ -299,6 +325,20 @@ class SkySense(nnx.Module):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
 
 
+def _mean_over_dates(tokens: jax.Array, visible: jax.Array) -> jax.Array:
+    """[B, T, h, w, D] and [B, T] -> [B, h, w, D] mean over observed dates; 0 where there is none."""
+    weight = visible.astype(tokens.dtype)[:, :, None, None, None]
+    return jnp.sum(tokens * weight, axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+
+def _first_known(locations: Sequence[jax.Array]) -> jax.Array:
+    """[B, 2]: for each row the first location without NaN."""
+    found = locations[0]
+    for other in locations[1:]:
+        found = jnp.where(jnp.isnan(found).any(axis=-1, keepdims=True), other, found)
+    return found
+
+
 def _mean_of(tokens: jax.Array, visible: jax.Array) -> jax.Array:
     """[B, T, h, w, D] and [B, T] -> [B, D] float32 mean over locations and observed dates; 0 where there is none."""
     weight = visible.astype(jnp.float32)[:, :, None]
@@ -326,10 +366,14 @@ def build(
 
     Returns:
         `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`, see
-        `ringmoe_jax.batch`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D].
+        `ringmoe_jax.batch`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D], D doubled
+        by the geo-context. With it also outputs["regions"] [B], and outputs["context"][sensor] [B, h, w, D]: what
+        one encoder's tokens, their mean over dates projected as for the fusion (our choice), read on their own.
     """
     if heads:
         raise ConfigError(f"skysense has no decoders, but objectives ask for some of {', '.join(heads)}")
     table = sensor_table.resolve(config.sensors, sensors)
     values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
-    return from_module(functools.partial(SkySense, config, table, values, mesh))
+    width = config.fusion.width * (2 if config.geo_context else 1)
+    streams = dict.fromkeys(table, config.token_width) | {FUSED: width}
+    return from_module(functools.partial(SkySense, config, table, values, mesh), streams)

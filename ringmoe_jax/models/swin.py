@@ -52,8 +52,7 @@ class SwinStage(nnx.Module):
     Args:
         width: D.
         depth: blocks.
-        grid: tokens along a side.
-        window: side of an attention window, in tokens.
+        window: side of an attention window, in tokens; divides the sides of the grid.
         make_block: builds a `SwinBlock` from `rngs`.
         norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
     """
@@ -62,7 +61,6 @@ class SwinStage(nnx.Module):
         self,
         width: int,
         depth: int,
-        grid: int,
         window: int,
         make_block: Callable,
         rngs: nnx.Rngs,
@@ -70,7 +68,7 @@ class SwinStage(nnx.Module):
         norm_every: int,
         dtype,
     ):
-        self.depth, self.shifts = depth, grid > window
+        self.depth, self.window = depth, window
         self.norm_every = norm_every if depth >= norm_every else 0
         self.blocks = stack(make_block, depth, rngs)
         if self.norm_every:
@@ -83,7 +81,7 @@ class SwinStage(nnx.Module):
         norm, norms = self._norms()
 
         def call(block, x, number, rate, key, params):
-            shifted = number % 2 == 1 if self.shifts else False
+            shifted = number % 2 == 1 if x.shape[2] > self.window else False
             x, collected = block(x, shifted, slots, rate=rate, key=key, train=train, mesh=mesh)
             if norm:
                 x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)
@@ -127,6 +125,10 @@ class SwinConfig:
     drop_path: float = 0.0
     remat: str = "none"
 
+    def stage_window(self, stage: int) -> int:
+        """Window of a stage, clamped to its grid (released code)."""
+        return min(self.window, self.grid // 2**stage)
+
 
 class SwinPyramid(nnx.Module):
     """Stages of `SwinBlock`s with `PatchMerging` between them.
@@ -146,8 +148,7 @@ class SwinPyramid(nnx.Module):
 
     def _stage(self, i: int, make_ffn: Callable, rngs: nnx.Rngs, dtype) -> SwinStage:
         config = self.config
-        width, grid = config.width * 2**i, config.grid // 2**i
-        window = min(config.window, grid)
+        width, window = config.width * 2**i, config.stage_window(i)
         make_block = lambda rngs: SwinBlock(  # noqa: E731
             width,
             width // min(config.head_width, config.width),
@@ -157,9 +158,7 @@ class SwinPyramid(nnx.Module):
             cosine=config.cosine,
             dtype=dtype,
         )
-        return SwinStage(
-            width, config.depths[i], grid, window, make_block, rngs, norm_every=config.norm_every, dtype=dtype
-        )
+        return SwinStage(width, config.depths[i], window, make_block, rngs, norm_every=config.norm_every, dtype=dtype)
 
     def __call__(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
         """[B, S, h, w, D] -> the tokens of every stage, finest first, and statistics stacked over all L layers."""

@@ -9,8 +9,10 @@ from ringmoe_jax.objectives.base import (
     Reconstruction,
     build,
     collect_heads,
+    collect_projections,
     register,
 )
+from ringmoe_jax.objectives.distillation import SelfDistillation
 from ringmoe_jax.objectives.independence import PartIndependence
 from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
 from ringmoe_jax.objectives.multilooked import Multilooked
@@ -43,6 +45,7 @@ __all__ = [
     "Reciprocity",
     "Reconstruction",
     "ReflectanceBounds",
+    "SelfDistillation",
     "Speckle",
     "SpectralAngle",
     "SpectralIndices",
@@ -51,5 +54,6 @@ __all__ = [
     "Wishart",
     "build",
     "collect_heads",
+    "collect_projections",
     "register",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from ringmoe_jax.batch import valid_cells
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.objectives.base import NOTHING, Objective, Result, register
 from ringmoe_jax.sensors import Sensor
@@ -25,15 +26,19 @@ class Alignment(Objective):
     Features are the means of the last tokens over what both sensors validly observed (`shared_cells`), so a
     swath's edge or a cloud mask is no cue. Rows that share no valid pixel, or whose known locations differ,
     neither count nor serve as negatives. Chance is ln B, with the B of a micro-batch under `train.accumulate`.
-    Sources: van den Oord et al. 2018; symmetric form Radford et al. 2021; without a projection, our choice.
+    Sources: van den Oord et al. 2018; symmetric form Radford et al. 2021; SkySense's L_align is the sum of three such
+    terms over its pairs of sensors, on features before fusion.
 
     Attributes:
         sensors: two names; one stream of the data has to hold both (`data.streams`).
         temperature: > 0.
+        projected: compares a learned projection of the tokens, which `pretext.name = "contrastive"` makes, and not
+            the tokens themselves (our choice).
     """
 
     sensors: tuple[str, ...]
     temperature: float = 0.1
+    projected: bool = False
 
     def __post_init__(self):
         if len(set(self.sensors)) != 2 or len(self.sensors) != 2:
@@ -47,20 +52,24 @@ class Alignment(Objective):
                 raise ConfigError(f'Alignment of "{name}": not in model.sensors: {nearest(name, sensors)}')
         return {}
 
+    def projections(self) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(self.sensors, ("align",)) if self.projected else {}
+
     def together(self) -> tuple[str, ...]:
         return self.sensors
 
     def __call__(self, outputs: Mapping, batch: Mapping) -> Result:
-        if any(name not in outputs["tokens"] for name in self.sensors):
+        tokens = outputs["projected" if self.projected else "tokens"]
+        if any(name not in tokens for name in self.sensors):
             return NOTHING
         entries = [batch["sensors"][name] for name in self.sensors]
-        cells = shared_cells(entries, outputs["tokens"][self.sensors[0]].shape[2:4])
+        cells = shared_cells(entries, tokens[self.sensors[0]].shape[2:4])
         places = [entry.get("location") for entry in entries]
         usable = jnp.any(cells, axis=(1, 2))
         if all(place is not None for place in places):
             apart = jnp.abs(places[0] - places[1]) > 1e-3  # degrees; NaN compares as False
             usable &= ~jnp.any(apart, axis=-1)
-        a, b = (_pooled(outputs["tokens"][name], cells) for name in self.sensors)
+        a, b = (_pooled(tokens[name], cells) for name in self.sensors)
         nats, hits = info_nce(a, b, usable, self.temperature)
         weight = jnp.sum(usable, dtype=jnp.float32)
         return nats, weight, {"accuracy": hits / jnp.maximum(weight, 1)}
@@ -76,13 +85,7 @@ def shared_cells(entries: Sequence[Mapping], grid: tuple[int, int]) -> jax.Array
     Returns:
         [B, h, w] bool.
     """
-    h, w = grid
-
-    def observed(valid):
-        b, t, height, width = valid.shape
-        return valid.reshape(b, t, h, height // h, w, width // w).any(axis=(1, 3, 5))
-
-    return jnp.all(jnp.stack([observed(entry["valid"]) for entry in entries]), axis=0)
+    return jnp.all(jnp.stack([valid_cells(entry["valid"], grid).any(axis=1) for entry in entries]), axis=0)
 
 
 def _pooled(tokens: jax.Array, cells: jax.Array) -> jax.Array:

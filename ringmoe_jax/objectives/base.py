@@ -61,6 +61,14 @@ class Objective:
         """Sensors whose rows must show the same place, so one stream has to hold them all; none by default."""
         return ()
 
+    def projections(self) -> dict[str, tuple[str, ...]]:
+        """Features of two views that the objective compares, {sensor or "fused": levels}; none by default.
+
+        Levels are "pixel", "object", "image" (in `outputs["contrast"]`) and "align" (in `outputs["projected"]`), see
+        `ringmoe_jax.pretext.contrastive`, which then makes them.
+        """
+        return {}
+
     def __call__(self, outputs: Mapping, batch: Mapping) -> Result:
         """Returns `value_sum` [] and `weight` [], both float32 sums over the batch, and metrics []."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(outputs, batch)")
@@ -268,3 +276,12 @@ def collect_heads(objectives: Mapping[str, Objective], sensors: Mapping[str, Sen
                         f"objective {label} wants {channels} channels of {sensor}/{head}, another wants {known}"
                     )
     return joined
+
+
+def collect_projections(objectives: Mapping[str, Objective]) -> dict[str, tuple[str, ...]]:
+    """Joins the levels that all objectives compare: {sensor or "fused": levels}, in the order of the config."""
+    joined: dict[str, dict[str, None]] = {}
+    for objective in objectives.values():
+        for stream, levels in objective.projections().items():
+            joined.setdefault(stream, {}).update(dict.fromkeys(levels))
+    return {stream: tuple(levels) for stream, levels in joined.items()}

@@ -40,7 +40,7 @@ class PartIndependence(Objective):
         if self.sensor not in outputs["heads"]:
             return NOTHING
         if self.sensor not in outputs.get("withheld", {}):
-            raise ConfigError('PartIndependence needs what the encoder did not see: set pretext = "masked_parts"')
+            raise ConfigError('PartIndependence needs what the encoder did not see: set pretext.name = "masked_parts"')
         withheld = outputs["withheld"][self.sensor]  # re or im of visible pixels, never both
         power = radar.predicted_power(outputs, self.sensor)
         parts = jnp.where(withheld, batch["sensors"][self.sensor]["pixels"], 0)

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
+
+from ringmoe_jax.models.api import Params
+
+
+def _keep_all(params: Params, key: jax.Array) -> tuple[Params, Any]:
+    return params, {}
+
+
+def _no_change(params: Params, state: Any) -> Any:
+    return state
+
+
+def _trained(params: Params, state: Any) -> Params:
+    return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,10 +28,30 @@ class Pretext:
     """Forward passes of one training step.
 
     Attributes:
-        init: `init(params) -> state`, arrays that are not trained (a teacher, prototypes); may be {}.
         apply: `apply(params, state, batch, *, key, train) -> (outputs, state)`; outputs as in
             `ringmoe_jax.batch`.
+        init: `init(params, key) -> (params, state)` from the model's parameters: what the optimiser trains, which
+            may be more (projections) or less (prototypes) than the model's, and arrays that it does not train
+            (a teacher, prototypes). Default: the model's parameters and {}.
+        after: `after(params, state) -> state`, once after every optimiser step. Default: no change.
+        export: `export(params, state) -> params` that `model.apply` takes when training is over. Default: those
+            that were trained.
     """
 
-    init: Callable[[Any], Any]
     apply: Callable[..., tuple[dict, Any]]
+    init: Callable[[Params, jax.Array], tuple[Params, Any]] = _keep_all
+    after: Callable[[Params, Any], Any] = _no_change
+    export: Callable[[Params, Any], Params] = _trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a pretext task is built for.
+
+    Attributes:
+        steps: optimiser steps of the run, for schedules.
+        projections: {stream of features: levels} that objectives compare, see `Objective.projections`.
+    """
+
+    steps: int = 1
+    projections: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -24,7 +24,7 @@ def masked(model: Model) -> Pretext:
         _require_masks(batch)
         return model.apply(params, batch, key=key, train=train), state
 
-    return Pretext(init=lambda params: {}, apply=apply)
+    return Pretext(apply)
 
 
 def masked_parts(model: Model) -> Pretext:
@@ -60,7 +60,7 @@ def masked_parts(model: Model) -> Pretext:
         }
         return outputs | {"standardised": whole, "withheld": withheld}, state
 
-    return Pretext(init=lambda params: {}, apply=apply)
+    return Pretext(apply)
 
 
 def _lost_parts(entry, key) -> jax.Array:

@@ -19,28 +19,58 @@ from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.state import TrainState, state_shardings
 
 
-def batch_shapes(sensors: Mapping[str, Sensor], rows: Mapping[str, int], size: int, mask_unit: int) -> dict:
-    """Shapes and dtypes of a batch, see `ringmoe_jax.batch`; one date per image.
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images of one sensor in a step.
+
+    Attributes:
+        rows: over all devices.
+        dates: T.
+        size: pixels along one side.
+        mask_unit: side of a mask cell in pixels; 0 for no masks.
+        view: whether it belongs to a view, and so says which ground it shows.
+    """
+
+    rows: int
+    dates: int
+    size: int
+    mask_unit: int = 0
+    view: bool = False
+
+
+def batch_shapes(
+    sensors: Mapping[str, Sensor], images: Mapping[str, Images], views: Mapping[str, Mapping[str, Images]] | None = None
+) -> dict:
+    """Shapes and dtypes of a batch, see `ringmoe_jax.batch`.
 
     Args:
         sensors: of the model.
-        rows: images of each sensor in a step, over all devices.
-        size: pixels along one side.
-        mask_unit: side of a mask cell in pixels; 0 for no masks.
+        images: by sensor.
+        views: further views, {view: images by sensor}.
     """
-    shape = jax.ShapeDtypeStruct
 
-    def entry(sensor: Sensor, b: int) -> dict:
-        cells = size // mask_unit if mask_unit else 0
-        mask = {"mask": shape((b, cells, cells), jnp.bool_)} if mask_unit else {}
-        return {
-            "pixels": shape((b, 1, size, size, sensor.channels), jnp.float32),
-            "valid": shape((b, 1, size, size), jnp.bool_),
-            "time": shape((b, 1), jnp.int32),
+    def entries(shown: Mapping[str, Images]) -> dict:
+        return {name: _entry_shapes(sensors[name].channels, image) for name, image in shown.items()}
+
+    batch = {"sensors": entries(images)}
+    return batch | ({"views": {view: entries(shown) for view, shown in views.items()}} if views else {})
+
+
+def _entry_shapes(channels: int, image: Images) -> dict:
+    shape, b, t, size = jax.ShapeDtypeStruct, image.rows, image.dates, image.size
+    cells = size // image.mask_unit if image.mask_unit else 0
+    mask = {"mask": shape((b, cells, cells), jnp.bool_)} if cells else {}
+    ground = {"ground": shape((b, 2, 3), jnp.float32)} if image.view else {}
+    return (
+        {
+            "pixels": shape((b, t, size, size, channels), jnp.float32),
+            "valid": shape((b, t, size, size), jnp.bool_),
+            "time": shape((b, t), jnp.int32),
             "location": shape((b, 2), jnp.float32),
-        } | mask
-
-    return {"sensors": {name: entry(sensors[name], b) for name, b in rows.items()}}
+        }
+        | mask
+        | ground
+    )
 
 
 def placed(tree, shardings):

@@ -38,6 +38,7 @@ class Checkpointer:
         )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
+            "pretext": ocp.StandardCheckpointHandler(),
             "state": ocp.StandardCheckpointHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
@@ -73,15 +74,9 @@ class Checkpointer:
         if step == self.latest:
             return
         record = {"schema": SCHEMA, "step": step, "versions": versions()} | dict(record)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with _explained(self):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    state=ocp.args.StandardSave(_without_params(state)),
-                    record=ocp.args.JsonSave(record),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **items))
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -114,20 +109,24 @@ class Checkpointer:
             step: default the newest.
         """
         step = self.latest if step is None else step
-        params, rest = (
-            ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for tree in (like.params, _without_params(like))
-        )
-        restored = self._manager.restore(step, args=ocp.args.Composite(params=params, state=rest))
-        return TrainState(params=restored["params"], **restored["state"])
+        return _state(self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))))
 
-    def restore_params(self, step: int | None = None):
-        """Reads only the parameters, as a nested dict on the default device."""
+    def restore_model(self, step: int | None = None) -> tuple[Any, Any]:
+        """Reads the trained parameters and the pretext task's state, nested dicts on the default device."""
         step = self.latest if step is None else step
-        metadata = self._manager.item_metadata(step)["params"]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+        stored = self._manager.item_metadata(step)
+        abstract = {
+            name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored[name])
+            for name in ("params", "pretext")
+            if stored.get(name) is not None
+        }
+        restored = self._restore(step, abstract)
+        return restored["params"], restored.get("pretext", {})
+
+    def _restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
 
     def preempted(self, step: int) -> bool:
         """Whether the cluster asked every process to stop."""
@@ -139,9 +138,15 @@ class Checkpointer:
             self._manager.close()
 
 
-def _without_params(state: TrainState) -> dict[str, Any]:
-    """Everything but the parameters, which are an item of their own, so that they can be read alone."""
-    return {"step": state.step, "optimizer": state.optimizer, "pretext": state.pretext}
+def _items(state: TrainState) -> dict[str, Any]:
+    """Items of a checkpoint: what a model is made of can be read without the optimiser's state."""
+    items = {"params": state.params, "state": {"step": state.step, "optimizer": state.optimizer}}
+    return items | ({"pretext": state.pretext} if state.pretext else {})  # Orbax stores no empty tree
+
+
+def _state(items: Mapping[str, Any]) -> TrainState:
+    """Inverse of `_items`."""
+    return TrainState(params=items["params"], pretext=items.get("pretext", {}), **items["state"])
 
 
 class _explained:

@@ -25,8 +25,8 @@ class OptimizerConfig:
         beta2: of AdamW.
         epsilon: of AdamW.
         weight_decay: decoupled, not applied to parameters that match `no_decay`.
-        no_decay: regular expression over parameter paths: biases, norms, the mask token, position tables
-            and learned scales.
+        no_decay: regular expression over parameter paths: biases, norms, learned tokens, position and date tables,
+            learned scales and prototypes.
         clip_norm: largest global norm of the gradients; 0 does not clip.
         momentum_dtype: "float32" or "bfloat16" for AdamW's first moment.
     """
@@ -39,7 +39,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.05
-    no_decay: str = r"(bias|scale|mask_token|/b[io])$"
+    no_decay: str = r"(bias|scale|token|positions|dates|prototypes|visits|/b[io])$"
     clip_norm: float = 5.0
     momentum_dtype: str = "float32"
 

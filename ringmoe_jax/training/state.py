@@ -23,7 +23,7 @@ class TrainState:
 
     Attributes:
         step: [] int32, optimiser steps taken.
-        params: nested dict of float32 arrays.
+        params: nested dict of float32 arrays, what the optimiser trains.
         optimizer: the optimiser's state.
         pretext: arrays of the pretext task that are not trained (a teacher, prototypes).
     """
@@ -59,8 +59,8 @@ def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformati
 
 
 def _init(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = model.init(key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), pretext.init(params))
+    params, state = pretext.init(model.init(key), jax.random.fold_in(key, 1))
+    return TrainState(jnp.int32(0), params, optimizer.init(params), state)
 
 
 def state_shardings(state: TrainState, mesh) -> TrainState:

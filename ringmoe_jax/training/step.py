@@ -49,6 +49,7 @@ def make_train_step(
         gradients, pretext_state, metrics = _gradients(state, batch, key, pretext, objectives, accumulate)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        pretext_state = pretext.after(params, pretext_state)
         metrics |= {
             "learning_rate": learning_rate(state.step),
             "norm/gradients": optax.tree.norm(gradients),

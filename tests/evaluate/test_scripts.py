@@ -58,7 +58,7 @@ def workdir(tmp_path_factory):
         "objectives": {"backscatter": {"name": "masked_l1", "sensor": "s1_grd"}, "balance": {"name": "balance"}},
         "data": {"streams": {"pairs": stream}, "image_size": SIZE, "batch_size": 4, "mask_unit": 8, "mask_ratio": 0.5},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-        "pretext": "masked",
+        "pretext": {"name": "masked"},
     }
     config = common.ExperimentConfig.of(values)
     statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}

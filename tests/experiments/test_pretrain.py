@@ -170,7 +170,9 @@ def test_config_file_errors(tmp_path):
 
 
 def test_image_sizes_must_agree(config):
-    with pytest.raises(ConfigError, match=r"config.model.image_size = 32, but config.data.image_size = 16"):
+    with pytest.raises(
+        ConfigError, match=r"image_size = 32, but data shows \"rgb\" at 16 pixels: set config.data.image_size"
+    ):
         ExperimentConfig.of(common.read_config(str(config), ["--config.model.image_size=32"]))
 
 

@@ -37,7 +37,7 @@ def batch_of(*names, rows=64, dates=2):
 
 
 def run(batch, key):
-    return pretext.build("masked_parts", spy()).apply({}, {}, batch, key=key, train=True)[0]
+    return pretext.build({"name": "masked_parts"}, spy()).apply({}, {}, batch, key=key, train=True)[0]
 
 
 def test_images_lose_one_part_of_every_polarisation_or_nothing():
@@ -85,9 +85,9 @@ def test_masks_are_needed():
     del batch["sensors"]["rgb"]["mask"]
     for name in ("masked", "masked_parts"):
         with pytest.raises(DataError, match=r"needs hidden cells for rgb: set data.mask_ratio > 0"):
-            pretext.build(name, spy()).apply({}, {}, batch, key=None, train=False)
+            pretext.build({"name": name}, spy()).apply({}, {}, batch, key=None, train=False)
     with pytest.raises(ConfigError, match='"masked_part" does not exist: did you mean "masked_parts"'):
-        pretext.build("masked_part", spy())
+        pretext.build({"name": "masked_part"}, spy())
 
 
 def test_a_real_model_learns_from_what_it_does_not_see():
@@ -96,7 +96,7 @@ def test_a_real_model_learns_from_what_it_does_not_see():
     heads = objectives.collect_heads(terms, sensors.resolve(["slc_single"]))
     config = dict(name="ringmoe", sensors=("slc_single",), width=8, depths=(1,), image_size=8, window=2, head_width=4)
     model = models.build({**config, "moe": dict(groups=1)}, heads=heads)
-    task, batch = pretext.build("masked_parts", model), batch_of("slc_single", rows=2, dates=1)
+    task, batch = pretext.build({"name": "masked_parts"}, model), batch_of("slc_single", rows=2, dates=1)
     batch["sensors"]["slc_single"]["pixels"] *= 0.1
 
     @jax.jit

@@ -238,7 +238,7 @@ def test_half_of_the_data_tells_sigma0():
 
 def test_part_independence_needs_its_pretext():
     shown = scene("slc_dual", np.ones((2, 4)))
-    with pytest.raises(ConfigError, match='set pretext = "masked_parts"'):
+    with pytest.raises(ConfigError, match=r'set pretext\.name = "masked_parts"'):
         build("part_independence", "slc_dual")(decoded(shown[0], "slc_dual", power=np.zeros(2)), shown[1])
 
 

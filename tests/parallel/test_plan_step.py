@@ -44,7 +44,7 @@ def test_the_batch_is_what_the_pipeline_gives(tmp_path):
         real = next(reader)
         reader.close()
         table = {name: sensors.get(name) for name in streams}
-        described = ahead.batch_shapes(table, dict.fromkeys(streams, 2), 8, unit)
+        described = ahead.batch_shapes(table, dict.fromkeys(streams, ahead.Images(2, 1, 8, unit)))
         contract.validate(described, table)
         kinds = jax.tree.map(lambda x: (tuple(x.shape), np.dtype(x.dtype)), (real, described))
         assert kinds[0] == kinds[1]

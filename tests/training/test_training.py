@@ -38,7 +38,7 @@ def setup(mesh=None, terms=TERMS, accumulate=1, moe=None, **model):
     config = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
     moe = dict(groups=8) if moe is None else moe
     model = models.build({**config, "moe": moe, **model}, heads=heads, mesh=mesh)
-    task = pretext.build("masked", model)
+    task = pretext.build({"name": "masked"}, model)
     rule = optimizer.build(RULE, STEPS)
     state = create(model, task, rule, seed=0, mesh=mesh)
     run = step.make_train_step(
@@ -204,7 +204,7 @@ def test_checkpoint_restores_bit_for_bit_even_on_another_mesh(trained):
     for mesh in (None, make(MeshConfig(2, 2, 2))):
         restored = checkpointer.restore(setup(mesh).state)
         jax.tree.map(assert_array_equal, jax.device_get(restored), jax.device_get(state))
-    jax.tree.map(assert_array_equal, checkpointer.restore_params(), jax.device_get(state.params))
+    jax.tree.map(assert_array_equal, checkpointer.restore_model()[0], jax.device_get(state.params))
 
 
 def test_resume_is_exact(trained, tmp_path):
@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path):
         train(setup(), tmp_path, data=Data(spoil=5))
     assert "\n" not in str(stop.value)
     assert Checkpointer(tmp_path).latest == 4
-    for leaf in jax.tree.leaves(Checkpointer(tmp_path).restore_params()):
+    for leaf in jax.tree.leaves(Checkpointer(tmp_path).restore_model()[0]):
         assert np.isfinite(leaf).all()
 
 
@@ -297,7 +297,7 @@ def test_masked_pretext_needs_masks():
     with pytest.raises(DataError, match="needs hidden cells for rgb"):
         parts.step(parts.state, loop.place(batch, None))
     with pytest.raises(ConfigError, match='"maskd" does not exist: did you mean "masked"'):
-        pretext.build("maskd", parts.model)
+        pretext.build({"name": "maskd"}, parts.model)
 
 
 def test_evaluation_means_are_exact():

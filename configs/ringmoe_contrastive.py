@@ -1,0 +1,24 @@
+"""Beyond both papers: RingMoE's backbone, trained with SkySense's objectives.
+
+    python -m experiments.pretrain --config configs/ringmoe_contrastive.py --workdir runs/ringmoe_contrastive
+
+Two views of real Sentinel-1/2 pairs, pixel, object and image level a sensor, and their alignment; model, experts and
+balance loss are those of `ringmoe_micro`. NOT_MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, ringmoe_micro, skysense_micro
+
+
+def get_config() -> ConfigDict:
+    """`ringmoe_micro` without masks, on `skysense_micro`'s views."""
+    config, other = ringmoe_micro.get_config(), skysense_micro.get_config()
+    config.model.update(sensors=skysense_micro.SENSORS, image_size=32, window=4, depths=(2, 2))
+    config.pretext = other.pretext
+    config.objectives = common.contrastive_objectives(skysense_micro.SENSORS)
+    config.objectives.balance = ConfigDict(dict(name="balance", scale=4e-3))
+    config.data = other.data
+    config.data.image_size = 32
+    config.train.steps = 400
+    return config
