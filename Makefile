@@ -1,20 +1,23 @@
 # make demo    environment, sample data, pre-training, probe, report      (first run about 8 minutes on 2 cores)
+# make demo-skysense    the same for SkySense: two views, a teacher, prototypes
 # make test    environment, lint, all tests but the slow ones
 # make help    everything else
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+SKYSENSE_RUN ?= runs/demo-skysense
 DATA ?= data/sample
 UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help env demo test test-all lint clean
+.PHONY: help env demo demo-skysense test test-all lint clean
 
 help:
 	@echo "make demo      environment, real sample data, pre-training of a micro RingMoE, probe, $(RUN)/report.html"
+	@echo "make demo-skysense  the same of a micro SkySense on Sentinel-1/2 pairs, $(SKYSENSE_RUN)/report.html"
 	@echo "make test      environment, lint and all tests but the slow ones"
 	@echo "make test-all  the slow tests as well"
 	@echo "make lint      ruff"
@@ -38,6 +41,12 @@ demo: env
 	@$(PY) -m experiments.pretrain --config configs/ringmoe_micro.py --workdir $(RUN)
 	@$(PY) -m experiments.evaluate --checkpoint $(RUN)
 	@$(PY) -m experiments.report --workdir $(RUN)
+
+demo-skysense: env
+	@$(PY) -m experiments.prepare --sample --out $(DATA)
+	@$(PY) -m experiments.pretrain --config configs/skysense_micro.py --workdir $(SKYSENSE_RUN)
+	@$(PY) -m experiments.evaluate --checkpoint $(SKYSENSE_RUN)
+	@$(PY) -m experiments.report --workdir $(SKYSENSE_RUN)
 
 test: lint
 	$(PY) -m pytest -q -m "not slow"

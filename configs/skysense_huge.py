@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     )
     strong = dict(gain=0.2, blur=0.5, solarise=0.2)
     light = dict(gain=0.05, blur=0.0, solarise=0.0)
-    config.data.views.update(grid="s2_10", local=2, local_sensor="rgb", local_size=256)
+    config.data.views.update(grid="s2_10", local=2, local_sensor="rgb", local_size=128)
     config.data.views.photometric = ConfigDict(dict(rgb=strong, s2_10=light, s1_grd=light))
     config.optimizer.update(learning_rate=1e-4, min_learning_rate=1e-6, warmup_steps=10_000, clip_norm=3.0)
     config.train.update(steps=875_000)

@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     )
     config.pretext.update(
         momentum=0.99,
+        temperature=0.05,
+        warmup_temperature=0.03,
         warmup_steps=100,
         image_outputs=256,
         local_outputs=256,
@@ -45,6 +47,6 @@ def get_config() -> ConfigDict:
     config.data.update(image_size=16, batch_size=16)
     jitter = {"s2_12": dict(gain=0.1, blur=0.0, solarise=0.0), "s1_grd": dict(gain=0.1, blur=0.0, solarise=0.0)}
     config.data.views.update(grid="s2_12", photometric=jitter)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=40, clip_norm=1.0)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=40, clip_norm=1.0)
     config.train.update(steps=400, log_every=20, checkpoint_every=200, evaluate_every=100)
     return config

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: frozen-feature probes beside baselines, masked reconstruction, routing; tables and pictures.
+"""Evaluates a checkpoint: probes beside baselines, masked reconstruction, locations, routing; tables and pictures.
 
     python -m experiments.evaluate --checkpoint runs/micro
     python -m experiments.evaluate --checkpoint runs/micro --dataset data/mine --protocol linear
@@ -31,18 +31,34 @@ from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.evaluate import baselines, bootstrap, features, likelihood, probes, quicklook, reconstruction, routing
+from ringmoe_jax.evaluate import (
+    baselines,
+    bootstrap,
+    features,
+    likelihood,
+    locations,
+    probes,
+    quicklook,
+    reconstruction,
+    routing,
+)
+from ringmoe_jax.evaluate.locations import BANK, FUSED
+from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import count
 from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
 from ringmoe_jax.training.checkpoint import versions
 
 PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
 TRAINED = "pre-trained"
+PLAIN = "fused without context"  # the same, less what was read for the place's coordinates
 BATCH = 32  # tiles
 SHOWN = 3  # tiles in a figure
+PLACES = 6  # tiles whose locations and frames are looked at
+FRAMES = 24  # in a matrix of similarities, but at least those of one tile
 MAX_TILES = 10_000  # of a split that are read
 TEXT = (
-    "Frozen features: the mean token of each sensor, all cells visible. Features are z-scored on the training tiles. "
+    "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
+    "Features are z-scored on the training tiles. "
     "knn5, knn20: L2 neighbours. linear: L-BFGS logistic regression, C of 1e-6..1e4 chosen on a fifth of the training "
     "tiles, then refitted on all. Intervals: 95 % bootstrap over spatial blocks of the validation tiles, "
     f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block."
@@ -86,36 +102,48 @@ def evaluate(
     inspect = reconstruction.inspector(trained.parts.model, reconstruction.reconstructions(trained.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(trained.parts.model, seed), jax.devices()[0])
     result = {"checkpoint": str(checkpoint), "step": trained.step, "protocol": TEXT, "seed": seed, "datasets": []}
-    result |= {"probes": [], "reconstruction": [], "likelihood": [], "routing": {}}
+    result |= {"probes": [], "ranks": [], "reconstruction": [], "likelihood": [], "locations": [], "routing": {}}
     tokens: list[Mapping[str, RoutingStatistics]] = []
     strips: dict[tuple[str, str], list[quicklook.Strip]] = {}
+    maps: dict[str, list[locations.Row]] = {}
 
     for dataset in _open(trained, datasets):
         reader = _Reader(trained, dataset, max_tiles)
         result["datasets"].append(_describe(trained, reader))
         means = reconstruction.training_means(trained.parts.model, reader.objectives, trained.params, reader("train"))
         encoders = _encoders(trained, random, partial(inspect, means=means), seed)
-        result["probes"] += _probe(reader, encoders, PROTOCOLS[protocol], seed)
+        splits = [features.collect(reader(split), encoders, max_tiles) for split in ("train", "validation")]
+        result["probes"] += _probe(reader, encoders, splits, PROTOCOLS[protocol], seed)
+        result["ranks"] += _ranks(dataset, splits[1])
         masked = _Masked(trained, reader, partial(inspect, trained.params, means=means), seed)
         result["reconstruction"] += masked.comparisons
         result["likelihood"] += masked.likelihoods
         tokens += masked.routing
         strips |= {(dataset.metadata.name, label): rows for label, rows in masked.strips.items() if rows}
+        if not brief and (places := _places(trained, reader)):
+            maps[dataset.metadata.name], numbers = _locations(reader, places)
+            result["locations"].append(numbers)
 
     summary = routing.summarise(routing.add(tokens)) if tokens else {}
     result["routing"] = {name: dataclasses.asdict(group) for name, group in summary.items()}
-    result["modalities"] = sensor_table.modalities(trained.parts.sensors)
-    result |= {"versions": versions(), "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"}
-    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    result |= {"devices": devices, "seconds": time.perf_counter() - started}
-    parts = {name: count(part) for name, part in trained.params.items()}
-    result["parameters"] = {"total": sum(parts.values()), "parts": parts}
+    result |= {"modalities": _modalities(trained), "seconds": time.perf_counter() - started} | _about(trained)
     folder.mkdir(parents=True, exist_ok=True)
     if not brief:
-        evaluation_output.draw(folder, trained, result, summary, strips)
+        evaluation_output.draw(folder, trained, result, summary, strips, maps)
     (folder / "evaluation.json").write_text(json.dumps(plain(result), indent=1) + "\n")
     evaluation_output.show(result)
     return result
+
+
+def _about(trained: Trained) -> dict[str, Any]:
+    """When and on what this was computed, and how many parameters the model has."""
+    parts = {name: count(part) for name, part in trained.params.items()}
+    return {
+        "versions": versions(),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "parameters": {"total": sum(parts.values()), "parts": parts},
+    }
 
 
 # ---- Data ---------------------------------------------------------------------------------------------
@@ -163,6 +191,9 @@ class _Reader:
             tuple(self.dataset.sensors),
             split=split,
             image_size=data.image_size,
+            sizes=data.sizes,
+            frames=data.frames,
+            grid=data.views.grid if data.views else "",
             batch_size=size,
             bands=data.bands,
             mask_unit=data.mask_unit if masked else 0,
@@ -227,7 +258,10 @@ def _encoders(trained: Trained, random, inspect, seed: int) -> dict[str, feature
     cells = data.image_size // data.mask_unit if data.mask_unit else 1
 
     def pooled(params, batch):
-        return inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
+        found = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
+        if FUSED in found and BANK in params:
+            found = found | {PLAIN: found[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
+        return found
 
     encoders = {TRAINED: lambda batch: pooled(trained.params, batch)}
     if random is None:
@@ -240,19 +274,26 @@ def _encoders(trained: Trained, random, inspect, seed: int) -> dict[str, feature
     }
 
 
-def _probe(reader: _Reader, encoders, protocols: Sequence[str], seed: int) -> list[dict]:
-    """Every label, encoder and set of sensors of a data set."""
+def _ranks(dataset: Dataset, part: features.Features) -> list[dict]:
+    """How many directions the features of a split fill, by encoder and kind of features."""
+    return [
+        {"dataset": dataset.metadata.name, "features": name, "encoder": encoder, "width": x.shape[1], "rank": rankme(x)}
+        for encoder, of in part.values.items()
+        for name, x in of.items()
+    ]
+
+
+def _probe(reader: _Reader, encoders, splits: Sequence[features.Features], protocols: Sequence[str], seed: int):
+    """Every label, encoder and set of sensors of a data set, and what a fusion makes of them."""
     dataset, sensors = reader.dataset, tuple(reader.dataset.sensors)
     labels = {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
     if not labels:
         print(f"note        {dataset.metadata.name}: no class labels, nothing to probe")
-        return []
-    splits = [features.collect(reader(split), encoders, reader.max_tiles) for split in ("train", "validation")]
-    sets = [(name,) for name in sensors] + ([sensors] if len(sensors) > 1 else [])
+    sets = [(name,) for name in sensors] + ([sensors] if len(sensors) > 1 else []) + [(FUSED,), (PLAIN,)]
     results = []
     for label, info in labels.items():
         for chosen in sets:
-            for encoder in encoders:
+            for encoder in (e for e in encoders if set(chosen) <= set(splits[0].values[e])):
                 train, test = (_split(part, encoder, chosen, label) for part in splits)
                 try:
                     found = probes.probe(train, test, info.names, protocols, seed=seed)
@@ -265,15 +306,60 @@ def _probe(reader: _Reader, encoders, protocols: Sequence[str], seed: int) -> li
 
 
 def _split(part: features.Features, encoder: str, sensors: Sequence[str], label: str) -> probes.Split:
-    observed = np.all([part.observed[sensor] for sensor in sensors], axis=0)
+    if sensors in ((FUSED,), (PLAIN,)):
+        observed = np.any(list(part.observed.values()), axis=0)
+    else:
+        observed = np.all([part.observed[sensor] for sensor in sensors], axis=0)
     return probes.Split(part.joined(encoder, sensors), part.labels[label], part.groups).where(observed)
+
+
+# ---- Locations ----------------------------------------------------------------------------------------
+
+
+def _places(trained: Trained, reader: _Reader) -> list[locations.Place]:
+    """Tiles spread over the validation split; none for a model without a fusion."""
+    shown = set(np.linspace(0, reader.tiles("validation") - 1, PLACES).astype(int).tolist())
+    return locations.collect(trained.parts.model, trained.params, reader("validation"), shown)
+
+
+def _locations(reader: _Reader, places: Sequence[locations.Place]) -> tuple[list[locations.Row], dict]:
+    """What to draw of places, and the numbers: components, prototypes, similarity of frames."""
+    rows, explained = locations.rows(places, reader.dataset.sensors)
+    frames = [(place.index, frame) for place in places for frame in place.frames]
+    indices = [index for index, _ in frames]
+    similarity = locations.cosines(np.stack([frame.vector for _, frame in frames]))
+    agreement = locations.agreement(similarity, indices, [frame.sensor for _, frame in frames])
+    ends = np.cumsum([len(place.frames) for place in places])
+    drawn = max(ends[0], *ends[ends <= FRAMES], 0)
+    return rows, {
+        "dataset": reader.dataset.metadata.name,
+        "tiles": [
+            {"index": p.index, "region": p.region, "used": locations.used(p), "offered": p.offered} for p in places
+        ],
+        "explained": explained,
+        "lattice": dict(zip(("share", "period"), locations.lattice([p.fused for p in places]), strict=True)),
+        "frames": len(frames),
+        "labels": [frame.label for _, frame in frames[:drawn]],
+        "places": indices[:drawn],
+        "similarity": similarity[:drawn, :drawn],
+        "agreement": [dataclasses.asdict(row) for row in agreement],
+    }
 
 
 # ---- Masked passes ------------------------------------------------------------------------------------
 
 
+def _modalities(trained: Trained) -> tuple[str, ...]:
+    """Names along M of the model's routing statistics: a fusion routes by sensor, and its own token as the first."""
+    sensors = trained.parts.sensors
+    return (FUSED, *sensors) if FUSED in trained.parts.model.streams else sensor_table.modalities(sensors)
+
+
 class _Masked:
-    """Masked passes over the tiles of a data set: losses, likelihoods, routing statistics and tiles to show."""
+    """Masked passes over the tiles of a data set: losses, likelihoods, routing statistics and tiles to show.
+
+    Of a run without masks there are only routing statistics, of tiles that are seen whole.
+    """
 
     def __init__(self, trained: Trained, reader: _Reader, inspect, seed: int):
         self.trained, self.reader, self.inspect, self.objectives = trained, reader, inspect, reader.objectives
@@ -282,6 +368,7 @@ class _Masked:
         self.routing: list[Mapping[str, RoutingStatistics]] = []
         self.strips: dict[str, list[quicklook.Strip]] = {label: [] for label in self.objectives}
         if not trained.config.data.mask_unit:
+            self._route()
             return
         found, groups = self._run("validation")
         train, _ = self._run("train") if any("nats" in sums for sums in found.values()) else (None, None)
@@ -311,6 +398,14 @@ class _Masked:
                     self._paint(batch, seen, row, int(index))
         joined = jax.tree.map(lambda *x: np.concatenate(x), *rows)
         return joined, bootstrap.blocks(np.concatenate(location))
+
+    def _route(self) -> None:
+        for batch in self.reader("validation"):
+            routing = self.inspect(reconstruction.unmasked(batch, 1))["routing"]
+            if not routing:
+                return
+            if batch["real"].all() or not self.routing:
+                self.routing.append(jax.device_get(routing))
 
     def _paint(self, batch: Mapping, seen: Mapping, row: int, index: int) -> None:
         parts = self.trained.parts

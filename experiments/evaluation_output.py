@@ -10,25 +10,35 @@ import numpy as np
 from experiments.common import Trained
 from experiments.tables import table, with_interval
 from ringmoe_jax.evaluate import figures, quicklook, reconstruction
+from ringmoe_jax.sensors import Sensor
+
+GRID = 0.1  # share of variance from which a grid is mentioned (our choice)
 
 
-def draw(folder: Path, trained: Trained, result: dict, summary, strips) -> None:
+def draw(folder: Path, trained: Trained, result: dict, summary, strips, maps) -> None:
     """Writes every figure and lists the files in `result["figures"]`: {kind: [file name]}."""
-    drawn: dict[str, list[str]] = {"reconstruction": [], "comparison": [], "probes": [], "experts": []}
+    kinds = ("reconstruction", "comparison", "locations", "similarity", "probes", "experts")
+    drawn: dict[str, list[str]] = {kind: [] for kind in kinds}
 
     def add(kind: str, name: str, figure) -> None:
         drawn[kind].append(figures.save(figure, folder / f"{name}.png").name)
 
     for (dataset, label), rows in strips.items():
         sensor = trained.parts.sensors[trained.parts.objectives[label].sensor]
-        caption = quicklook.view(sensor, np.zeros((1, 1, sensor.channels)))[1]
-        (where,) = (data for data in result["datasets"] if data["name"] == dataset)
-        caption += " (SIMULATED)" if where["sensors"][sensor.name]["simulated"] else ""
+        caption = _caption(result, dataset, sensor)
         add(
             "reconstruction",
             f"reconstruction_{dataset}_{label}",
             figures.reconstruction(f"{dataset}, {label}", caption, rows),
         )
+    for found in result["locations"]:
+        name = found["dataset"]
+        (where,) = (data for data in result["datasets"] if data["name"] == name)
+        captions = {sensor: _caption(result, name, trained.parts.sensors[sensor]) for sensor in where["sensors"]}
+        add("locations", f"locations_{name}", figures.locations(name, captions, maps[name]))
+        places = [f"tile {index}" for index in found["places"]]
+        figure = figures.similarity(name, found["similarity"], found["labels"], places)
+        add("similarity", f"similarity_{name}", figure)
     if result["reconstruction"]:
         add("comparison", "reconstruction_losses", figures.comparisons(result["reconstruction"]))
     for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in result["probes"]):
@@ -39,14 +49,25 @@ def draw(folder: Path, trained: Trained, result: dict, summary, strips) -> None:
     result["figures"] = drawn
 
 
+def _caption(result: Mapping, dataset: str, sensor: Sensor) -> str:
+    """Bands and unit of a quicklook, and whether the sensor is simulated."""
+    (where,) = (data for data in result["datasets"] if data["name"] == dataset)
+    simulated = where["sensors"][sensor.name]["simulated"]
+    return quicklook.view(sensor, np.zeros((1, 1, sensor.channels)))[1] + " (SIMULATED)" * simulated
+
+
 def show(result: Mapping) -> None:
     """Prints the tables."""
     if result["probes"]:
         _show_probes(result["probes"])
+    if result["ranks"]:
+        _show_ranks(result["ranks"])
     if result["reconstruction"]:
         _show_reconstruction(result["reconstruction"])
     if result["likelihood"]:
         _show_likelihood(result["likelihood"])
+    if result["locations"]:
+        _show_locations(result["locations"])
     if result["routing"]:
         _show_routing(result["routing"], result["modalities"])
 
@@ -61,6 +82,17 @@ def _show_probes(probes: Sequence[Mapping]) -> None:
         rows.setdefault(key, {})[r["protocol"]] = with_interval(score)
     head = ("data set/label", "metric", "sensors", "encoder", *protocols)
     print(table(head, [(*key, *(cells.get(p, "") for p in protocols)) for key, cells in rows.items()]))
+
+
+def _show_ranks(ranks: Sequence[Mapping]) -> None:
+    print("\nEffective rank of the validation features (RankMe); near 1 is a collapse")
+    encoders = list(dict.fromkeys(r["encoder"] for r in ranks))
+    rows: dict[tuple, dict[str, str]] = {}
+    for r in ranks:
+        rows.setdefault((r["dataset"], r["features"]), {})[r["encoder"]] = f"{r['rank']:.1f} of {r['width']}"
+    print(
+        table(("data set", "features", *encoders), [(*k, *(v.get(e, "") for e in encoders)) for k, v in rows.items()])
+    )
 
 
 def _show_reconstruction(compared: Sequence[Mapping]) -> None:
@@ -88,8 +120,28 @@ def _show_likelihood(stated: Sequence[Mapping]) -> None:
     print(table(("objective", "sensor", "nats", "noise, fitted on training tiles"), rows))
 
 
+def _show_locations(found: Sequence[Mapping]) -> None:
+    print("\nFrames shown alone: mean cosine of fused features, minus their mean over all frames")
+    rows = [
+        (
+            part["dataset"],
+            " and ".join(row["sensors"]) or f"all {part['frames']} frames",
+            *("-" if np.isnan(row[key]) else f"{row[key]:.2f}" for key in ("within", "between")),
+        )
+        for part in found
+        for row in part["agreement"]
+    ]
+    print(table(("data set", "pairs of", "same place", "different places"), rows))
+    for part in found:
+        share, period = part["lattice"].values()
+        if share > GRID:
+            print(
+                f"note        {part['dataset']}: a grid of {period} locations is {share:.0%} of what varies in a place"
+            )
+
+
 def _show_routing(routing: Mapping[str, Mapping], modalities: Sequence[str]) -> None:
-    print("\nRouting on masked validation tiles")
+    print("\nRouting on validation tiles")
     rows = [
         (
             name,

@@ -7,20 +7,27 @@ Colours are those of Okabe and Ito, told apart by readers with any colour vision
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from ringmoe_jax.evaluate.locations import NONE, Row
 from ringmoe_jax.evaluate.quicklook import Strip
 from ringmoe_jax.evaluate.reconstruction import MODEL, TRIVIAL
 from ringmoe_jax.evaluate.routing import GroupSummary
 
 WIDTH = 7.2  # inches: the width of a page
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A"
+YELLOW, AMBER, BLACK = "#F0E442", "#E69F00", "#000000"
+RANKED = (BLUE, AMBER, GREEN, PURPLE, SKY, ORANGE, YELLOW, BLACK)  # areas on a map; the rest is grey
+SIGNED = LinearSegmentedColormap.from_list("signed", (ORANGE, "#FFFFFF", BLUE))
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (SKY, "v"), (GREY, "P"))
 STYLE = {
     "font.size": 8,
@@ -309,4 +316,131 @@ def contact_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Figure:
             ax.grid(False)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=6.5, weight="normal")
+    return figure
+
+
+@styled
+def locations(title: str, captions: Mapping[str, str], rows: Sequence[Row]) -> Figure:
+    """Places (rows): an image of every sensor, principal components of the fused features, and prototypes (columns).
+
+    Args:
+        title: data set.
+        captions: {sensor: bands and unit}, see `quicklook.view`.
+        rows: painted places.
+    """
+    mapped = any(row.ranks is not None for row in rows)
+    heads = captions | {"fused features": "3 components as RGB"}
+    heads |= {"geo-context prototypes": "by use in their region"} if mapped else {}
+    side = WIDTH / (len(heads) + 0.35)
+    titles = [f"{name}\n{textwrap.fill(text, int(17 * side))}" for name, text in heads.items()]
+    lines = max(text.count("\n") for text in titles)
+    figure, axes = _figure(0.5 + 0.15 * lines + 0.25 * mapped + (side + 0.12) * len(rows), len(rows), len(titles))
+    for line, row in zip(axes, rows, strict=True):
+        cells = [row.images.get(name, (None, "not observed")) for name in captions] + [(row.components, "")]
+        cells += [(_ranked(row.ranks), row.note)] * mapped
+        for ax, (image, label) in zip(line, cells, strict=True):
+            if image is not None:
+                ax.imshow(image, interpolation="nearest")
+            ax.set(xticks=[], yticks=[], box_aspect=1)
+            ax.set_xlabel(label, fontsize=7, labelpad=2, color="#555555")
+            ax.grid(False)
+            ax.spines[:].set(visible=True, color="#CCCCCC", linewidth=0.5)
+        line[0].set_ylabel(row.name, color="#555555", fontsize=7)
+    for ax, text in zip(axes[0], titles, strict=True):
+        ax.set_title(text, loc="center", weight="normal", fontsize=7)
+    if mapped:
+        most = max((int(row.ranks.max()) for row in rows if row.ranks is not None), default=NONE)
+        names = [str(i + 1) for i in range(min(most + 1, len(RANKED)))] + ["rarer"] * (most >= len(RANKED))
+        handles = [Patch(color=colour, label=name) for colour, name in zip((*RANKED, GREY), names, strict=False)]
+        if handles:
+            figure.legend(
+                handles=handles,
+                title="prototypes of a region, from most to least used",
+                title_fontsize=7,
+                fontsize=7,
+                loc="outside lower center",
+                ncols=len(handles),
+            )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
+    return figure
+
+
+def _ranked(ranks: np.ndarray | None) -> np.ndarray | None:
+    """[h, w] ranks as colours; white where there is no prototype."""
+    if ranks is None or (ranks == NONE).all():
+        return None
+    table = [mpl.colors.to_rgb(colour) for colour in (*RANKED, GREY, "#FFFFFF")]
+    return np.asarray(table)[np.where(ranks == NONE, -1, np.minimum(ranks, len(RANKED)))]
+
+
+@styled
+def similarity(title: str, matrix: np.ndarray, labels: Sequence[str], places: Sequence[str]) -> Figure:
+    """Cosines of frames, with lines between places.
+
+    Args:
+        title: data set.
+        matrix: [F, F] in -1..1.
+        labels: of the frames.
+        places: of the frames; those of one place are neighbours.
+    """
+    count = len(labels)
+    size = float(np.clip(150 / count, 3.5, 7))
+    figure, axes = _figure(min(1.6 + 0.42 * count, 6.4), 1, 1)
+    ax = axes[0, 0]
+    image = ax.imshow(matrix, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
+    if count <= 16:
+        for (y, x), value in np.ndenumerate(matrix):
+            colour = "white" if abs(value) > 0.75 else "black"
+            ax.text(
+                x, y, f"{value:.2f}".replace("-", "\u2212"), ha="center", va="center", fontsize=size - 1.5, color=colour
+            )
+    starts = [i for i in range(count) if i == 0 or places[i] != places[i - 1]]
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        ax.text((start + end - 1) / 2, -0.8, places[start], ha="center", va="bottom", fontsize=7, color="#333333")
+        if start:
+            ax.axhline(start - 0.5, color="#333333", linewidth=0.8)
+            ax.axvline(start - 0.5, color="#333333", linewidth=0.8)
+    ax.set_yticks(range(count), labels, fontsize=size)
+    ax.set_xticks(range(count), labels, fontsize=size, rotation=90)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02)
+    bar.set_label("cosine of centred features")
+    bar.outline.set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
+    return figure
+
+
+COLLAPSE_PANELS = {"teacher_entropy": "entropy\nof one target", "usage": "entropy of\nthe mean target"}
+
+
+@styled
+def collapse(records: Sequence[Mapping[str, float]], terms: Mapping[str, tuple[str, str]]) -> Figure:
+    """Signs of a collapse by step: a row a measure, a column a level, a line a stream.
+
+    Args:
+        records: see `ringmoe_jax.training.metrics.read`.
+        terms: {label of a `self_distillation` objective: (stream, level)}; all were logged.
+    """
+    streams, levels = (list(dict.fromkeys(of[i] for of in terms.values())) for i in (0, 1))
+    figure, axes = _figure(
+        0.75 + 1.5 * len(COLLAPSE_PANELS), len(COLLAPSE_PANELS), len(levels), sharex=True, sharey=True
+    )
+    for label, (stream, level) in terms.items():
+        colour, marker = SERIES[streams.index(stream) % len(SERIES)]
+        for line, name in zip(axes, COLLAPSE_PANELS, strict=True):
+            key = f"{label}/{name}"
+            points = [(record["step"], record[key]) for record in records if key in record]
+            line[levels.index(level)].plot(*zip(*points, strict=True), color=colour, label=stream)
+            line[levels.index(level)].plot(*points[-1], marker, color=colour)
+    for ax, level in zip(axes[0], levels, strict=True):
+        ax.set_title(f"{level} level")
+    for ax in axes[-1]:
+        ax.set_xlabel("optimiser step")
+    for line, text in zip(axes, COLLAPSE_PANELS.values(), strict=True):
+        line[0].set_ylabel(f"{text} / ln K")
+        line[0].set_ylim(-0.03, 1.06)
+    handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
     return figure

@@ -60,7 +60,7 @@ class WindowAttention(nnx.Module):
     Args:
         width: D, a multiple of `heads`.
         heads: K heads.
-        window: side of a window, in tokens.
+        window: side of a full window, in tokens.
     """
 
     def __init__(self, width: int, heads: int, window: int, rngs: nnx.Rngs, *, cosine: bool, dtype):
@@ -78,16 +78,20 @@ class WindowAttention(nnx.Module):
             self.relative_position_bias = nnx.Param(table)
 
     def __call__(self, x: jax.Array, shifted: jax.Array | bool = False) -> jax.Array:
-        """[B, h, w, D] -> [B, h, w, D]; h and w are multiples of the window.
+        """[B, h, w, D] -> [B, h, w, D].
+
+        Windows shrink to a grid that is smaller than they are, and tile every other grid; a smaller window takes its
+        position bias from the same offsets of the full one, so parameters do not depend on the grid.
 
         `shifted` moves the windows by half a window, cyclically. It may be traced, so that shifted and plain
         blocks share one compiled body; the constant False leaves the shift out of the program.
         """
         batch, height, width, depth = x.shape
-        shift = self.window // 2 if shifted is not False else 0
+        window = min(self.window, height, width)
+        shift = window // 2 if shifted is not False else 0
         if shift:
             x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (-shift, -shift), axis=(1, 2)), lambda y: y, x)
-        x = _windows(x, self.window)  # [B, n, window^2, D]
+        x = _windows(x, window)  # [B, n, window^2, D]
         q, k, v = (jnp.reshape(f(x), (*x.shape[:3], self.heads, -1)) for f in (self.query, self.key, self.value))
         if self.cosine:
             q, k = _unit(q), _unit(k)
@@ -95,26 +99,27 @@ class WindowAttention(nnx.Module):
         else:
             scale = jnp.full((self.heads,), q.shape[-1] ** -0.5)
         scores = jnp.einsum("bnqkd,bnskd->bnkqs", q, k).astype(jnp.float32)
-        scores = scores * scale[:, None, None] + self._position_bias()
+        scores = scores * scale[:, None, None] + self._position_bias(window)
         if shift:
-            neighbours = shift_mask(height, width, self.window, shift)[:, None]
+            neighbours = shift_mask(height, width, window, shift)[:, None]
             scores = jnp.where(neighbours | ~jnp.asarray(shifted), scores, -1e9)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         x = self.out(jnp.einsum("bnkqs,bnskd->bnqkd", weights, v).reshape(x.shape))
-        x = x.reshape(batch, height // self.window, width // self.window, self.window, self.window, depth)
+        x = x.reshape(batch, height // window, width // window, window, window, depth)
         x = x.swapaxes(2, 3).reshape(batch, height, width, depth)
         if shift:
             x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (shift, shift), axis=(1, 2)), lambda y: y, x)
         return x
 
-    def _position_bias(self) -> jax.Array:
-        """[K, window^2, window^2] float32."""
+    def _position_bias(self, window: int) -> jax.Array:
+        """[K, window^2, window^2] float32, for windows up to the full one."""
         if self.cosine:
             table = self.position_out(jax.nn.relu(self.position_in(log_coordinates(self.window))))
             table = 16 * jax.nn.sigmoid(table)
         else:
             table = self.relative_position_bias[...]
-        return jnp.moveaxis(table[relative_position_index(self.window)], -1, 0)
+        corner = (np.arange(window)[:, None] * self.window + np.arange(window)).reshape(-1)
+        return jnp.moveaxis(table[relative_position_index(self.window)[np.ix_(corner, corner)]], -1, 0)
 
 
 def _windows(x: jax.Array, window: int) -> jax.Array:

@@ -82,13 +82,18 @@ class PatchMerging(nnx.Module):
 class PixelDecoder(nnx.Module):
     """1 x 1 convolution and depth-to-space: a square of outputs for every token.
 
-    Released RingMoE code (SimMIM decoder); SkySense's up-projection to one token a pixel is the same.
+    Released RingMoE code (SimMIM decoder); SkySense's up-projection to one token a pixel is the same. With `alike` all
+    outputs of a token start equal (ICNR, Aitken et al. 2017), or features that are compared pixel by pixel would
+    carry the pattern of the grid from the start.
     Call: [..., h, w, D] -> [..., h * stride, w * stride, channels].
     """
 
-    def __init__(self, width: int, stride: int, channels: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, width: int, stride: int, channels: int, rngs: nnx.Rngs, *, dtype, alike: bool = False):
         self.stride, self.channels = stride, channels
         self.project = linear(width, stride * stride * channels, rngs, dtype=dtype)
+        if alike:
+            kernel = self.project.kernel[...][:, :channels]
+            self.project.kernel[...] = jnp.tile(kernel, (1, stride * stride))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         *lead, height, width, _ = tokens.shape

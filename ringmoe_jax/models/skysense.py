@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -100,10 +99,10 @@ class SkySenseConfig:
             raise ConfigError(
                 f"model.image_size = {self.image_size} must be a multiple of a location's {self.stride} px"
             )
-        if self.high_resolution and self.image_size % self.window_pixels:
+        if self.high_resolution and not self.tiled(self.image_size, self.image_size):
             raise ConfigError(
-                f"model.image_size = {self.image_size} must be a multiple of {self.window_pixels} px, so that windows "
-                f"of {self.window} tokens tile every stage; or choose another window"
+                f"model.image_size = {self.image_size} is not tiled by windows of {self.window} tokens in every stage: "
+                f"a multiple of {self.window * self.stride} px is, or choose another window"
             )
         for name, part in (("frame", self.frame), ("fusion", self.fusion)):
             if part.width % part.heads:
@@ -116,10 +115,13 @@ class SkySenseConfig:
         """High-resolution pixels along one side of a location."""
         return self.patch * 2 ** (len(self.depths) - 1)
 
-    @property
-    def window_pixels(self) -> int:
-        """What the sides of a high-resolution image must be multiples of: windows of all stages tile it."""
-        return math.lcm(*(self.patch * 2**i * self.pyramid.stage_window(i) for i in range(len(self.depths))))
+    def tiled(self, height: int, width: int) -> bool:
+        """Whether windows tile a high-resolution image of these pixels in every stage; small ones shrink windows."""
+        if min(height, width) < 1 or height % self.stride or width % self.stride:
+            return False
+        steps = [self.patch * 2**i for i in range(len(self.depths))]
+        grids = [(height // step, width // step) for step in steps]
+        return all(side % min(self.window, *grid) == 0 for grid in grids for side in grid)
 
     @property
     def image_sizes(self) -> dict[str, int]:
@@ -172,7 +174,7 @@ class SeriesEncoder(nnx.Module):
         )
         grid = config.frame_size // config.frame_patch
         self.vit = VisionTransformer(channels, config.frame_patch, grid, frame, make_ffn, rngs, dtype=dtype)
-        self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype)
+        self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype, alike=True)
 
     def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
         tokens = self.vit(images.reshape(-1, *images.shape[2:]), key=key, train=train, mesh=mesh)
@@ -251,7 +253,7 @@ class SkySense(nnx.Module):
         fused, routing = self._fuse(entries, tokens, visible, keys[:2], train)
         context = {}
         if self.geo_context:
-            location = _first_known([entry["location"] for entry in entries.values()])
+            location = _first_known([_location(entry) for entry in entries.values()])
             read, region = self.geo_context(fused, location)
             fused = jnp.concatenate([fused, read], axis=-1)
             context = {"regions": region, "context": self._contexts(tokens, visible, location)}
@@ -279,12 +281,14 @@ class SkySense(nnx.Module):
         config, grids = self.config, {}
         for name, image in images.items():
             sides, high = image.shape[2:4], name == config.high_resolution
-            part = config.window_pixels if high else config.frame_patch
-            if any(side % part for side in sides):
-                hint = f" (windows of all stages), such as model.image_size = {config.image_size}" if high else ""
+            shown = f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted'
+            if high and not config.tiled(*sides):
                 raise DataError(
-                    f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted multiples of {part}{hint}'
+                    f"{shown} multiples of {config.stride} that windows of {config.window} tokens tile in every stage, "
+                    f"such as model.image_size = {config.image_size}"
                 )
+            if not high and any(side % config.frame_patch for side in sides):
+                raise DataError(f"{shown} multiples of {config.frame_patch}")
             grids[name] = tuple(side // config.stride if high else side for side in sides)
         if len(set(grids.values())) > 1:
             listed = ", ".join(f"{name} {h} x {w}" for name, (h, w) in grids.items())
@@ -295,8 +299,8 @@ class SkySense(nnx.Module):
         dates = self.dates[...]
         parts, slots = [], []
         for name, x in tokens.items():
-            if name in dated:
-                time = entries[name]["time"]
+            time = entries[name].get("time")
+            if name in dated and time is not None:
                 row = jnp.minimum(day_of_year(time), DATES - 1)
                 code = jnp.where((time != NO_TIME)[..., None], dates[row], 0.0)
                 x = x + code[:, :, None, None].astype(x.dtype)
@@ -329,6 +333,11 @@ def _mean_over_dates(tokens: jax.Array, visible: jax.Array) -> jax.Array:
     """[B, T, h, w, D] and [B, T] -> [B, h, w, D] mean over observed dates; 0 where there is none."""
     weight = visible.astype(tokens.dtype)[:, :, None, None, None]
     return jnp.sum(tokens * weight, axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+
+def _location(entry: Mapping) -> jax.Array:
+    """[B, 2] degrees, NaN where unknown."""
+    return entry["location"] if "location" in entry else jnp.full((len(entry["pixels"]), 2), jnp.nan)
 
 
 def _first_known(locations: Sequence[jax.Array]) -> jax.Array:

@@ -52,7 +52,7 @@ class SwinStage(nnx.Module):
     Args:
         width: D.
         depth: blocks.
-        window: side of an attention window, in tokens; divides the sides of the grid.
+        window: side of an attention window, in tokens; tiles the grid or is larger.
         make_block: builds a `SwinBlock` from `rngs`.
         norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
     """
@@ -81,7 +81,7 @@ class SwinStage(nnx.Module):
         norm, norms = self._norms()
 
         def call(block, x, number, rate, key, params):
-            shifted = number % 2 == 1 if x.shape[2] > self.window else False
+            shifted = number % 2 == 1 if max(x.shape[2:4]) > self.window else False
             x, collected = block(x, shifted, slots, rate=rate, key=key, train=train, mesh=mesh)
             if norm:
                 x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)

@@ -69,7 +69,10 @@ class Alignment(Objective):
         if all(place is not None for place in places):
             apart = jnp.abs(places[0] - places[1]) > 1e-3  # degrees; NaN compares as False
             usable &= ~jnp.any(apart, axis=-1)
-        a, b = (_pooled(tokens[name], cells) for name in self.sensors)
+        a, b = (
+            _pooled(tokens[name], cells[:, None] & valid_cells(entry["valid"], cells.shape[1:]))
+            for name, entry in zip(self.sensors, entries, strict=True)
+        )
         nats, hits = info_nce(a, b, usable, self.temperature)
         weight = jnp.sum(usable, dtype=jnp.float32)
         return nats, weight, {"accuracy": hits / jnp.maximum(weight, 1)}
@@ -88,10 +91,9 @@ def shared_cells(entries: Sequence[Mapping], grid: tuple[int, int]) -> jax.Array
     return jnp.all(jnp.stack([valid_cells(entry["valid"], grid).any(axis=1) for entry in entries]), axis=0)
 
 
-def _pooled(tokens: jax.Array, cells: jax.Array) -> jax.Array:
-    """[B, T, h, w, D] -> [B, D] float32 unit vectors: the mean over dates and chosen cells."""
-    x = tokens.astype(jnp.float32).mean(axis=1)
-    x = jnp.sum(jnp.where(cells[..., None], x, 0), axis=(1, 2))
+def _pooled(tokens: jax.Array, seen: jax.Array) -> jax.Array:
+    """[B, T, h, w, D] -> [B, D] float32 unit vectors: the mean over dates and cells of `seen` [B, T, h, w] bool."""
+    x = jnp.sum(jnp.where(seen[..., None], tokens.astype(jnp.float32), 0), axis=(1, 2, 3))
     return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 

@@ -177,6 +177,7 @@ class _Passes:
         self.model, self.heads, self.config, self.wanted = model, heads, config, wanted
         self.params, self.state, self.train = params, state, train
         self.bank = {BANK: state[BANK]} if BANK in state else {}
+        self.rows: dict[tuple[str, str], list] = {}  # what centres move towards
         self.key, self.draws = (None, jax.random.key(0)) if key is None else jax.random.split(key)
         warm = jnp.clip(state["step"] / max(config.warmup_steps, 1), 0.0, 1.0) if config.warmup_steps else 1.0
         self.temperature = config.warmup_temperature + warm * (config.temperature - config.warmup_temperature)
@@ -198,11 +199,13 @@ class _Passes:
             if stream not in teacher or stream not in students["first"]:
                 continue
             contrast[stream] = {
-                level: self._compare(stream, level, students, teacher[stream], state)
+                level: self._compare(stream, level, students, teacher[stream])
                 for level in levels
                 if LEVELS[level] != ALIGN
             }
         first = outputs["first"]
+        if self.rows and self.train:
+            state["centres"] = self._moved_centres()
         if self.bank and self.train:
             state[BANK] = self._moved_bank(first, students["first"][FUSED])
         projected = {
@@ -223,7 +226,7 @@ class _Passes:
             found[FUSED] = _Stream(outputs[FUSED][:, None], seen, next(iter(found.values())).ground)
         return found
 
-    def _compare(self, stream: str, level: str, students: Mapping, teacher: _Stream, state: dict) -> dict:
+    def _compare(self, stream: str, level: str, students: Mapping, teacher: _Stream) -> dict:
         """Rows of student and teacher features that belong together, projected; local crops add rows."""
         pair = {"pixel": self._pixels, "object": self._objects, "image": self._images}[level]
         views = [view[stream] for view in students.values() if stream in view]  # the first view comes first
@@ -236,24 +239,28 @@ class _Passes:
         cosines = jax.lax.stop_gradient(self._project(self.state["teacher"], stream, kind, b))
         return {
             "student": self._project(self.params, stream, kind, a),
-            "teacher": self._targets(cosines, weight, stream, kind, state),
+            "teacher": self._targets(cosines, weight, stream, kind),
             "weight": weight,
         }
 
     def _project(self, params: Params, stream: str, kind: str, features: jax.Array) -> jax.Array:
         return self.heads[stream][kind].apply(params["projections"][stream][kind], features)
 
-    def _targets(self, cosines: jax.Array, weight: jax.Array, stream: str, kind: str, state: dict) -> jax.Array:
-        """[N, K] -> probabilities; moves the centre."""
+    def _targets(self, cosines: jax.Array, weight: jax.Array, stream: str, kind: str) -> jax.Array:
+        """[N, K] -> probabilities."""
         if self.config.targets == "sinkhorn":
             return sinkhorn(cosines, weight, temperature=self.temperature)
-        centre = state["centres"][stream][kind]
-        if self.train:
-            mean = jnp.einsum("n,nk->k", weight, cosines) / jnp.maximum(weight.sum(), 1)
-            m = jnp.where(weight.sum() > 0, self.config.centre_momentum, 1.0)
-            of_stream = state["centres"][stream] | {kind: m * centre + (1 - m) * mean}
-            state["centres"] = state["centres"] | {stream: of_stream}
-        return jax.nn.softmax((cosines - centre) / self.temperature)
+        self.rows.setdefault((stream, kind), []).append((jnp.einsum("n,nk->k", weight, cosines), weight.sum()))
+        return jax.nn.softmax((cosines - self.state["centres"][stream][kind]) / self.temperature)
+
+    def _moved_centres(self) -> dict:
+        """Every centre a step towards the mean of the rows that used it, whatever their level."""
+        centres = {stream: dict(of) for stream, of in self.state["centres"].items()}
+        for (stream, kind), rows in self.rows.items():
+            total, weight = (sum(part) for part in zip(*rows, strict=True))
+            m = jnp.where(weight > 0, self.config.centre_momentum, 1.0)
+            centres[stream][kind] = m * centres[stream][kind] + (1 - m) * total / jnp.maximum(weight, 1)
+        return centres
 
     def _pixels(self, student: _Stream, teacher: _Stream):
         """The teacher's features at the centres of the student's cells, dates paired by rank."""
@@ -264,7 +271,8 @@ class _Passes:
         seen &= matching.sample(teacher.seen[:, :dates, ..., None].astype(jnp.float32), at)[..., 0] > 0.5
         a, b, weight = (x.reshape(len(x), -1, *x.shape[4:]) for x in (a, b, seen & inside[:, None]))
         if 0 < self.config.tokens < weight.shape[1]:
-            luck = jax.random.uniform(self.draws, weight.shape) + weight
+            self.draws, key = jax.random.split(self.draws)
+            luck = jax.random.uniform(key, weight.shape) + weight
             chosen = jax.lax.top_k(luck, self.config.tokens)[1]
             a, b = (jnp.take_along_axis(x, chosen[..., None], axis=1) for x in (a, b))
             weight = jnp.take_along_axis(weight, chosen, axis=1)

@@ -69,7 +69,7 @@ def clusters(
 
     All features of both views are assigned together by Sinkhorn-Knopp on cosines (SkySense: clustering within an
     image; jointly over both views as CrOC, Stegmueller et al. 2023, is our choice), twice, from centres spread
-    evenly over the second view. A cluster counts where it holds half of its fair share of both views.
+    evenly over what the second view shows. A cluster counts where it holds half of its fair share of both views.
 
     Args:
         first: [N, n, D] features; gradients reach them through the centres only.
@@ -85,8 +85,7 @@ def clusters(
     n = first.shape[1]
     x = unit(jax.lax.stop_gradient(jnp.concatenate([first, second], axis=1)).astype(jnp.float32))
     seen = jnp.concatenate([seen_first, seen_second], axis=1).astype(jnp.float32)
-    spread = jnp.linspace(n, x.shape[1] - 1, count).round().astype(jnp.int32)
-    centres = x[:, spread]
+    centres = jnp.take_along_axis(x, n + _spread(seen_second, count)[..., None], axis=1)
     for _ in range(ROUNDS):
         shares = sinkhorn(jnp.einsum("nid,ncd->nic", x, centres), seen, temperature=temperature) * seen[..., None]
         centres = unit(jnp.einsum("nic,nid->ncd", shares, x))
@@ -98,3 +97,11 @@ def clusters(
 
     (a, used_a), (b, used_b) = centre(first, shares[:, :n]), centre(second, shares[:, n:])
     return a, b, used_a & used_b
+
+
+def _spread(seen: jax.Array, count: int) -> jax.Array:
+    """[N, m] bool -> [N, count] int32, evenly spaced ranks of the seen ones."""
+    order = jnp.argsort(~seen, axis=-1, stable=True)
+    last = jnp.maximum(seen.sum(axis=-1, keepdims=True) - 1, 0)
+    rank = jnp.round(jnp.linspace(0.0, 1.0, count) * last).astype(jnp.int32)
+    return jnp.take_along_axis(order, rank, axis=-1)

@@ -23,15 +23,12 @@ def sinkhorn(
         [..., N, K] float32; every row sums to 1, and with enough iterations sum_n weight_n P_nk = sum(weight) / K.
     """
     scores = jax.lax.stop_gradient(scores).astype(jnp.float32) / temperature
-    mass = jnp.ones(scores.shape[:-1]) if weight is None else weight.astype(jnp.float32)
+    weight = jnp.ones(scores.shape[:-1]) if weight is None else weight
+    mass = jax.lax.stop_gradient(weight).astype(jnp.float32)
     mass = jnp.where(mass > 0, jnp.log(jnp.maximum(mass, 1e-30)), -1e9)[..., None]
 
-    def normalise_rows(columns):
-        return -jax.nn.logsumexp(scores + columns, axis=-1, keepdims=True)
-
     columns = jnp.zeros((*scores.shape[:-2], 1, scores.shape[-1]))
-    rows = normalise_rows(columns)
     for _ in range(iterations):
+        rows = -jax.nn.logsumexp(scores + columns, axis=-1, keepdims=True)
         columns = -jax.nn.logsumexp(scores + rows + mass, axis=-2, keepdims=True)
-        rows = normalise_rows(columns)
-    return jnp.exp(scores + rows + columns)
+    return jax.nn.softmax(scores + columns)

@@ -138,8 +138,8 @@ def _gradients(state, batch, key, pretext, objectives, accumulate):
 
     parts = jax.tree.map(lambda x: _interleaved(x, accumulate), batch)
     keys = jax.random.split(key, accumulate)
-    # The weights of the whole batch come first. They hang on masks, not on the network, so the compiler
-    # drops the forward passes of this loop.
+    # The weights of the whole batch come first. Where they hang on masks and not on the network, the compiler drops
+    # the forward passes of this loop; objects of two views hang on features, and cost another forward pass.
     weights = jax.lax.map(
         lambda xs: {k: t[1] for k, t in forward(state.params, state.pretext, *xs)[2].items()}, (parts, keys)
     )

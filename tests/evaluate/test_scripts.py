@@ -1,5 +1,6 @@
 """`experiments.evaluate` and `experiments.report` on a tiny model and a data set made up here."""
 
+import dataclasses
 import json
 import re
 
@@ -20,6 +21,7 @@ from ringmoe_jax.training.metrics import MetricsWriter
 from ringmoe_jax.training.state import create
 
 SIZE = 16
+DAY = 18_779  # 2021-06-01
 TRAIN, VALIDATION = 20, 5  # with batches of 5, which training tiles fill evenly
 
 
@@ -29,15 +31,15 @@ def samples(split, count):
         kind = i % 2
         backscatter = generator.normal(-12 - 6 * kind, 1, (1, SIZE, SIZE, 2)).astype(np.float32)
         height = generator.normal(100, 50, (1, SIZE, SIZE, 1)).astype(np.float32)
-        images = {"s1_grd": Image(backscatter), "dem": Image(height)}
+        images = {"s1_grd": Image(backscatter, time=np.array([DAY], np.int32)), "dem": Image(height)}
         labels = {"class": kind, "cover": [kind, 1 - kind, 0]}
         yield Sample(f"{split}/{i}", images, 47.0 + 0.2 * i, 8.05, labels)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run of one made-up checkpoint, evaluated and reported."""
-    folder = tmp_path_factory.mktemp("run")
+def made_up(tmp_path_factory):
+    """Folder and metadata of a data set."""
+    folder = tmp_path_factory.mktemp("data")
     metadata = Metadata(
         name="made_up",
         sensors={name: SensorInfo.of(sensors.get(name), (1, SIZE, SIZE), 10.0) for name in ("s1_grd", "dem")},
@@ -50,8 +52,33 @@ def workdir(tmp_path_factory):
         },
     )
     splits = {"train": samples("train", TRAIN), "validation": samples("validation", VALIDATION)}
-    metadata = write_dataset(folder / "data", splits, metadata, shards=2)
-    stream = {"directory": str(folder / "data"), "sensors": ["s1_grd", "dem"], "split": "train"}
+    return folder / "made_up", write_dataset(folder / "made_up", splits, metadata, shards=2)
+
+
+def finish(folder, metadata, values, logged, change=lambda state: state):
+    """Writes the one checkpoint of a run that was never trained and some metrics, and reports it."""
+    config = common.ExperimentConfig.of(values)
+    statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}
+    parts = common.build(config, statistics)
+    state = change(create(parts.model, parts.pretext, optimizer.build(config.optimizer, 10), seed=0))
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(10, state, {"config": values, "statistics": {n: s.to_json() for n, s in statistics.items()}})
+    checkpointer.wait()
+    checkpointer.close()
+    writer = MetricsWriter(folder)
+    speed = {"perf/images_per_second": 10.0, "perf/input_wait": 0.25, "perf/step_seconds": 0.4}
+    for step in (5, 10):
+        writer.write(step, {name: value / step for name, value in logged.items()} | {"validation/loss": 0.3} | speed)
+    writer.close()
+    report_script.report(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(made_up, tmp_path_factory):
+    """A run of one made-up checkpoint, evaluated and reported."""
+    directory, metadata = made_up
+    stream = {"directory": str(directory), "sensors": ["s1_grd", "dem"], "split": "train"}
     values = {
         "model": {"name": "ringmoe", "sensors": ["s1_grd", "dem"], "width": 8, "depths": [1, 1], "head_width": 8}
         | {"image_size": SIZE, "patch": 4, "window": 4},
@@ -60,21 +87,7 @@ def workdir(tmp_path_factory):
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
         "pretext": {"name": "masked"},
     }
-    config = common.ExperimentConfig.of(values)
-    statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}
-    parts = common.build(config, statistics)
-    state = create(parts.model, parts.pretext, optimizer.build(config.optimizer, 10), seed=0)
-    checkpointer = Checkpointer(folder / "run")
-    checkpointer.save(10, state, {"config": values, "statistics": {n: s.to_json() for n, s in statistics.items()}})
-    checkpointer.wait()
-    checkpointer.close()
-    writer = MetricsWriter(folder / "run")
-    speed = {"perf/images_per_second": 10.0, "perf/input_wait": 0.25, "perf/step_seconds": 0.4}
-    for step in (5, 10):
-        writer.write(step, {"loss": 2.0 / step, "loss/backscatter": 1.0 / step, "validation/loss": 0.3} | speed)
-    writer.close()
-    report_script.report(str(folder / "run"))
-    return folder / "run"
+    return finish(tmp_path_factory.mktemp("run"), metadata, values, {"loss": 2.0, "loss/backscatter": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +165,82 @@ def test_json_holds_no_nan():
 def test_columns_line_up():
     lines = tables.table(("a", "bb"), [("long", "x"), ("", "y")]).split("\n")
     assert lines == ["a     bb", "long  x", "      y"]
+
+
+@pytest.fixture(scope="module")
+def contrastive(made_up, tmp_path_factory):
+    """A SkySense run with experts in its fusion and a visited geo-context, and its page."""
+    directory, metadata = made_up
+    stream = {"directory": str(directory), "sensors": ["s1_grd", "dem"], "split": "train"}
+    blocks = {"width": 8, "depth": 1, "heads": 2, "drop_path": 0.0}
+    values = {
+        "model": {"name": "skysense", "sensors": ["s1_grd", "dem"], "high_resolution": "", "width": 8, "depths": [1]}
+        | {"frame": blocks, "frame_patch": 4, "frame_size": 8, "fusion": blocks}
+        | {"geo_context": {"regions": 64, "prototypes": 4}}
+        | {"moe": {"specialised": 0, "collaborative": 2, "shared": True}},
+        "objectives": {
+            "whole": {"name": "self_distillation", "stream": "fused", "level": "image"},
+            "dots": {"name": "self_distillation", "stream": "fused", "level": "pixel"},
+            "align": {"name": "alignment", "sensors": ["s1_grd", "dem"], "projected": True},
+            "balance": {"name": "balance"},
+        },
+        "data": {"streams": {"pairs": stream}, "image_size": 8, "batch_size": 4, "mask_unit": 0}
+        | {"views": {"grid": "s1_grd"}},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "pretext": {"name": "contrastive", "image_outputs": 8, "local_outputs": 8, "hidden": 8, "bottleneck": 8},
+    }
+    logged = {"loss": 2.0, "whole/teacher_entropy": 1.0, "whole/usage": 1.0}
+
+    def visited(state):
+        bank = state.pretext["geo_context"]
+        bank = bank | {"visits": jax.numpy.ones_like(bank["visits"])}
+        return dataclasses.replace(state, pretext=state.pretext | {"geo_context": bank})
+
+    folder = finish(tmp_path_factory.mktemp("contrastive"), metadata, values, logged, visited)
+    return json.loads((folder / "report" / "evaluation.json").read_text()), (folder / "report.html").read_text()
+
+
+def test_a_contrastive_run_has_locations(contrastive):
+    found, page = contrastive
+    (part,) = found["locations"]
+    assert [tile["index"] for tile in part["tiles"]] == list(range(VALIDATION))
+    assert all(0 < tile["used"] <= tile["offered"] == 4 for tile in part["tiles"])
+    assert part["labels"] == ["s1_grd 2021-06-01", "dem undated"] * VALIDATION
+    assert np.diag(part["similarity"]) == pytest.approx(1)
+    pairs = {tuple(row["sensors"]): row for row in part["agreement"]}
+    assert set(pairs) == {(), ("dem", "dem"), ("dem", "s1_grd"), ("s1_grd", "s1_grd")}
+    assert pairs["dem", "dem"]["within"] is None
+    assert [len(found["figures"][kind]) for kind in ("locations", "similarity")] == [1, 1]
+    assert page.count("<img") == sum(map(len, found["figures"].values())) + 2  # the losses and the collapse watch
+    for text in (
+        "contrastive pre-training",
+        "Collapse watch",
+        "Locations",
+        "One frame at a time",
+        "Rank of the features",
+    ):
+        assert text in page
+    assert "Self-distillation: cross-entropy in nats" in page
+    assert "two views of every sample" in page
+
+
+def test_a_contrastive_page_says_nothing_of_masks_and_decoders(contrastive):
+    _, page = contrastive
+    body = page.split("<details>")[0]  # the configuration lists all keys
+    for word in ("masked", "decoder", "hidden pixels", "cells hidden", "econstruction"):
+        assert word not in body
+
+
+def test_features_of_a_fusion_are_probed_with_and_without_context(contrastive):
+    found, _ = contrastive
+    widths = {(r["features"], r["encoder"]): r["width"] for r in found["ranks"]}
+    assert widths["fused", "pre-trained"] == 2 * widths["fused without context", "pre-trained"] == 16
+    assert {"fused", "fused without context"} < {r["features"] for r in found["probes"]}
+
+
+def test_routers_of_a_fusion_know_its_own_token_and_the_sensors(contrastive):
+    found, page = contrastive
+    assert found["modalities"] == ["fused", "s1_grd", "dem"]
+    (group,) = found["routing"].values()
+    assert group["tokens"] == [VALIDATION * 8 * 8] * 3
+    assert "Share of each modality" in page

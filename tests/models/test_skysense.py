@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import batch as batches
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models import count, skysense
-from ringmoe_jax.models.moe_ffn import MoEConfig
+from ringmoe_jax.models import count, skysense, swin
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.transformer import TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=2, heads=2, drop_path=0.0)
@@ -215,6 +215,67 @@ def test_eight_devices_equal_one():
     )
 
 
+def stage(depth, **sizes):
+    """A stage of cosine window attention as a function of params, tokens and how the second block shifts."""
+    from flax import nnx
+
+    config = swin.SwinConfig(**dict(width=8, depths=(depth,), head_width=4, cosine=True) | sizes)
+    ffn = lambda width, rngs: MoEFeedForward(skysense.DENSE, 1, width, 2 * width, rngs, dtype=jnp.float32)  # noqa: E731
+    make = lambda: swin.SwinPyramid(config, ffn, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
+    graph, params = nnx.split(make())
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
+    whole = nnx.merge(graph, params).stages["stage0"]
+
+    def blocks(x, shifted):
+        for i in range(depth):
+            block = nnx.merge(*_layer(nnx.split(whole.blocks), i))
+            x, _ = block(x, shifted if i % 2 else False, (0,), rate=0.0, key=None, train=False, mesh=None)
+        return x
+
+    settings = dict(rates=jnp.zeros(depth), key=None, train=False, mesh=None, remat="none")
+    return jax.jit(lambda x: whole(x, (0,), **settings)[0]), jax.jit(blocks, static_argnums=1)
+
+
+def _layer(split, i):
+    return split[0], jax.tree.map(lambda p: p[i], split[1])
+
+
+def test_windows_that_cover_a_small_grid_do_not_shift():
+    run, blocks = stage(2, grid=8, window=4)
+    x = np.random.default_rng(1).normal(size=(2, 1, 8, 8, 8)).astype(np.float32)
+    small = x[:, :, :4, :4]
+    assert_allclose(run(small), blocks(small, False), rtol=1e-4, atol=1e-5)
+    assert_allclose(run(x), blocks(x, True), rtol=1e-4, atol=1e-5)
+    for part in (small, x):
+        assert np.abs(blocks(part, True) - blocks(part, False)).max() > 1e-3
+
+
+def crop(side):
+    """Images of rgb alone, side x side pixels."""
+    pixels = np.random.default_rng(0).random((2, 1, side, side, 3)).astype(np.float32)
+    return changed(without(sample(), *SENSORS[1:]), "rgb", pixels=pixels, valid=np.ones(pixels.shape[:-1], bool))
+
+
+def test_crops_that_windows_tile():
+    """Grids are 8 and 4 tokens in an image, 4 and 2 in a crop of 16 px, 2 and 1 in one of 8 px: its window shrinks."""
+    shape = dict(sensors=("rgb",), high_resolution="rgb", depths=(2, 2))
+    apply, params = make(**shape, image_size=32)
+    small = jax.jit(skysense.build(skysense.SkySenseConfig(**TINY | shape | dict(image_size=16))).apply)
+    ours, wanted = (f(params, crop(16)) for f in (apply, small))
+    assert_allclose(ours["tokens"]["rgb"], wanted["tokens"]["rgb"], rtol=1e-4, atol=1e-5)
+    assert_allclose(ours["fused"], wanted["fused"], rtol=1e-4, atol=1e-5)
+    for out, side in ((ours, 2), (apply(params, crop(8)), 1)):
+        assert out["fused"].shape == (2, side, side, 16)
+        assert np.isfinite(out["fused"]).all()
+    for side in (12, 24, 40):
+        message = (
+            f'"rgb": images are {side} x {side} pixels, wanted multiples of 8 that windows of 2 tokens tile in eve'
+        )
+        with pytest.raises(DataError, match=message):
+            jax.eval_shape(apply, params, crop(side))
+
+
 def test_day_of_year_against_the_calendar():
     days = np.arange(-200_000, 200_000, 37)
     epoch = datetime.date(1970, 1, 1).toordinal()
@@ -229,6 +290,7 @@ def test_day_of_year_against_the_calendar():
         ({"high_resolution": "rbg"}, 'model.high_resolution names "rbg": did you mean "rgb"'),
         ({"dated": ("s2",)}, 'model.dated names "s2": '),
         ({"image_size": 20}, "model.image_size = 20 must be a multiple of a location's 8 px"),
+        ({"image_size": 24, "patch": 2, "window": 4}, "model.image_size = 24 is not tiled by windows of 4"),
         ({"dtype": "float16"}, 'model.dtype = "float16"'),
         ({"fusion": TransformerConfig(width=10, heads=4)}, "model.fusion.width = 10 is not a multiple of heads = 4"),
         ({"modality_dropout": 1.0}, "model.modality_dropout = 1.0"),
@@ -247,7 +309,7 @@ def test_objectives_that_want_decoders():
 @pytest.mark.parametrize(
     ("sensor", "side", "message"),
     [
-        ("rgb", 24, r'"rgb": images are 24 x 24 pixels, the model takes 16 x 16 \(model.image_size\)'),
+        ("rgb", 24, '"rgb": images are 24 x 24 pixels, wanted multiples of 8 that windows of 2 tokens tile in every'),
         ("s2_10", 3, '"s2_10": images are 3 x 3 pixels, wanted multiples of 2'),
         ("s1_grd", 4, "sensors do not show the same locations: rgb 2 x 2, s2_10 2 x 2, s1_grd 4 x 4"),
     ],

@@ -60,10 +60,9 @@ def align(outputs, batch, compile=True, **fields):
     return float(value), float(weight), {k: float(v) for k, v in metrics.items()}
 
 
-def pooled(tokens, cells):
-    x = np.stack(
-        [t.mean(axis=0)[c].mean(axis=0) if c.any() else np.ones(6) for t, c in zip(tokens, cells, strict=True)]
-    )
+def pooled(tokens, valid, cells):
+    seen = valid.reshape(*valid.shape[:2], 2, 4, 2, 4).any(axis=(3, 5)) & cells[:, None]
+    x = np.stack([t[s].mean(axis=0) if s.any() else np.ones(6) for t, s in zip(tokens, seen, strict=True)])
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -71,14 +70,14 @@ def test_features_are_means_over_what_both_sensors_saw():
     outputs, batch = case(dates=(2, 1))
     a, b = (batch["sensors"][name]["valid"] for name in PAIR)
     a[0, :, :, :4] = False  # the left cells of row 0
-    a[1, 0] = False  # row 1 is seen at the other date
+    a[1, 0] = False  # row 1 is seen at the other date only
     b[2, :, 4:] = False  # the lower cells of row 2
     b[3, 0, :4, :3] = False  # a cell counts where one of its pixels does
     b[4] = False
     cells = np.ones((5, 2, 2), bool)
     cells[0, :, 0] = cells[2, 1] = cells[4] = False
     assert (np.asarray(shared_cells([batch["sensors"][n] for n in PAIR], (2, 2))) == cells).all()
-    features = [pooled(outputs["tokens"][name], cells) for name in PAIR]
+    features = [pooled(outputs["tokens"][name], batch["sensors"][name]["valid"], cells) for name in PAIR]
     nats, hits = loop_nce(*features, np.arange(5) < 4, 0.1)
     value, weight, metrics = align(outputs, batch)
     assert_allclose([value, weight, metrics["accuracy"]], [nats, 4, hits / 4], rtol=1e-4)
@@ -92,7 +91,7 @@ def test_rows_at_different_known_locations_do_not_count():
     there[3, 1] += 1e-4  # ten metres
     outputs, batch = case(location=(here, there))
     cells = np.ones((5, 2, 2), bool)
-    features = [pooled(outputs["tokens"][name], cells) for name in PAIR]
+    features = [pooled(outputs["tokens"][name], batch["sensors"][name]["valid"], cells) for name in PAIR]
     usable = np.array([True, False, True, True, True])
     for compile in (True, False):  # NumPy and traced arrays alike
         value, weight, _ = align(outputs, batch, compile)
