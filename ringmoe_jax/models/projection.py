@@ -9,25 +9,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.models.api import Model, from_module
-from ringmoe_jax.models.layers import layer_norm
 
 
 class Projection(nnx.Module):
-    """DINO's head: a norm, an MLP of three layers to a narrow unit vector, then cosines with K learned directions.
+    """DINO's head: an MLP of three layers to a narrow unit vector, then cosines with K learned directions.
 
     Source: Caron et al. 2021 (their weight-normalised last layer with its gain fixed at 1). Kernels start with variance
     1 / inputs, which at their width is DINO's 0.02, and does not vanish in narrow heads. SkySense's features end
-    without a norm, and start so small that biases would drown them; hence the norm (both our choice).
+    without a norm and start small and nearly alike, so heads standardise (our choice): with `norm` "batch" the input
+    and both hidden layers over the rows of the batch, as SwAV and MoCo v3 do, which small batches and models need to
+    leave uniform targets; with "layer" the input of every row by itself, so that rows do not depend on each other.
 
     Args:
         width: D of the features.
         hidden: of the MLP.
         bottleneck: width of the unit vector.
-        outputs: K; 0 ends at the bottleneck, before it is made a unit vector.
+        outputs: K; 0 ends at the bottleneck, after two layers, before it is made a unit vector.
+        norm: "batch" or "layer".
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, outputs: int, rngs: nnx.Rngs):
-        self.norm = layer_norm(width, rngs, dtype=jnp.float32)
+    def __init__(self, width: int, hidden: int, bottleneck: int, outputs: int, norm: str, rngs: nnx.Rngs):
+        self.norm = norm
         self.first = nnx.Linear(width, hidden, rngs=rngs)
         self.middle = nnx.Linear(hidden, hidden, rngs=rngs) if outputs else None
         self.last = nnx.Linear(hidden, bottleneck, rngs=rngs)
@@ -35,18 +37,33 @@ class Projection(nnx.Module):
             drawn = jax.random.normal(rngs.params(), (bottleneck, outputs)) * bottleneck**-0.5
             self.directions = nnx.Param(drawn)
 
-    def __call__(self, features: jax.Array, *, key=None, train: bool = False) -> jax.Array:
-        """[..., D] -> [..., K] float32 in -1..1, or [..., bottleneck]."""
-        x = jax.nn.gelu(self.first(self.norm(features)))
+    def __call__(self, rows: tuple[jax.Array, jax.Array], *, key=None, train: bool = False) -> jax.Array:
+        """Features [N, D] and their weights [N] -> [N, K] float32 in -1..1, or [N, bottleneck]."""
+        features, weight = rows
+        x = features.astype(jnp.float32)
+        if self.norm == "batch":
+            over_rows = functools.partial(standardise_rows, weight=weight)
+            x = over_rows(x)
+        else:
+            over_rows = lambda x: x  # noqa: E731
+            x = standardise_rows(x.T, jnp.ones(x.shape[-1])).T
+        x = jax.nn.gelu(over_rows(self.first(x)))
         if self.middle is None:
             return self.last(x)
-        x = self.last(jax.nn.gelu(self.middle(x)))
+        x = self.last(jax.nn.gelu(over_rows(self.middle(x))))
         x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
         directions = self.directions[...]
         length = jax.lax.rsqrt(jnp.sum(jnp.square(directions), axis=0) + 1e-12)
         return (x @ directions) * length
 
 
-def build(width: int, hidden: int, bottleneck: int, outputs: int) -> Model:
-    """`Projection` as two pure functions, `init(key)` and `apply(params, features)`."""
-    return from_module(functools.partial(Projection, width, hidden, bottleneck, outputs))
+def standardise_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Zero mean and unit variance of every column over the rows, of all devices, that have weight; [N, D] and [N]."""
+    share = (weight / jnp.maximum(weight.sum(), 1))[:, None]
+    x = x - jnp.sum(share * x, axis=0)
+    return x * jax.lax.rsqrt(jnp.sum(share * jnp.square(x), axis=0) + 1e-10)
+
+
+def build(width: int, hidden: int, bottleneck: int, outputs: int, norm: str = "batch") -> Model:
+    """`Projection` as two pure functions, `init(key)` and `apply(params, (features, weights))`."""
+    return from_module(functools.partial(Projection, width, hidden, bottleneck, outputs, norm))

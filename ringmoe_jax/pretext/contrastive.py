@@ -47,6 +47,7 @@ class ContrastiveConfig:
         image_outputs: K of the image level.
         local_outputs: K of pixels and objects, which share one head.
         hidden: width of the heads' MLP.
+        head_norm: "batch" or "layer", see `ringmoe_jax.models.projection`; with micro-batches, over each of them.
         bottleneck: width of the heads' unit vector, and of the features that `alignment` compares.
         clusters: objects an image.
         cluster_temperature: of the assignment to clusters.
@@ -64,6 +65,7 @@ class ContrastiveConfig:
     image_outputs: int = 65536
     local_outputs: int = 8192
     hidden: int = 2048
+    head_norm: str = "batch"
     bottleneck: int = 256
     clusters: int = 8
     cluster_temperature: float = 0.05
@@ -74,6 +76,8 @@ class ContrastiveConfig:
     def __post_init__(self):
         if self.targets not in ("sinkhorn", "centre"):
             raise ConfigError(f'pretext.targets = "{self.targets}": wanted "sinkhorn" or "centre"')
+        if self.head_norm not in ("batch", "layer"):
+            raise ConfigError(f'pretext.head_norm = "{self.head_norm}": wanted "batch" or "layer"')
         for name in ("momentum", "centre_momentum", "prototype_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"pretext.{name} = {getattr(self, name)}: wanted 0 to 1")
@@ -152,7 +156,8 @@ def _heads(model: Model, wanted: Wanted, config: ContrastiveConfig) -> dict[str,
             raise ConfigError(f'an objective compares "{stream}" of two views: {nearest(stream, model.streams)}')
         kinds = sorted({LEVELS[level] for level in levels})
         width = model.streams[stream]
-        heads[stream] = {k: projection.build(width, config.hidden, config.bottleneck, outputs[k]) for k in kinds}
+        make = functools.partial(projection.build, width, config.hidden, config.bottleneck, norm=config.head_norm)
+        heads[stream] = {kind: make(outputs[kind]) for kind in kinds}
     if not heads:
         raise ConfigError(
             'pretext "contrastive" has nothing to compare: name self_distillation or a projected alignment in '
@@ -209,9 +214,9 @@ class _Passes:
         if self.bank and self.train:
             state[BANK] = self._moved_bank(first, students["first"][FUSED])
         projected = {
-            stream: self._project(self.params, stream, ALIGN, students["first"][stream].tokens)
-            for stream, of in self.heads.items()
-            if ALIGN in of and stream in students["first"]
+            stream: self._project(self.params, stream, ALIGN, view.tokens, view.seen)
+            for stream, view in students["first"].items()
+            if ALIGN in self.heads.get(stream, {})
         }
         return first | {"contrast": contrast, "projected": projected, "teacher_temperature": self.temperature}, state
 
@@ -236,15 +241,18 @@ class _Passes:
         a, b, weight = (jnp.concatenate(part) for part in zip(*rows, strict=True))
         kind = LEVELS[level]
         weight = jax.lax.stop_gradient(weight.astype(jnp.float32))
-        cosines = jax.lax.stop_gradient(self._project(self.state["teacher"], stream, kind, b))
+        cosines = jax.lax.stop_gradient(self._project(self.state["teacher"], stream, kind, b, weight))
         return {
-            "student": self._project(self.params, stream, kind, a),
+            "student": self._project(self.params, stream, kind, a, weight),
             "teacher": self._targets(cosines, weight, stream, kind),
             "weight": weight,
         }
 
-    def _project(self, params: Params, stream: str, kind: str, features: jax.Array) -> jax.Array:
-        return self.heads[stream][kind].apply(params["projections"][stream][kind], features)
+    def _project(self, params: Params, stream: str, kind: str, features: jax.Array, weight: jax.Array) -> jax.Array:
+        """[..., D] and weights [...] -> [..., K or bottleneck]."""
+        rows = (_rows(features), weight.reshape(-1).astype(jnp.float32))
+        projected = self.heads[stream][kind].apply(params["projections"][stream][kind], rows)
+        return projected.reshape(*features.shape[:-1], -1)
 
     def _targets(self, cosines: jax.Array, weight: jax.Array, stream: str, kind: str) -> jax.Array:
         """[N, K] -> probabilities."""

@@ -14,7 +14,10 @@ from ringmoe_jax.training.checkpoint import Checkpointer
 
 PLACE = Path(__file__).resolve().parents[3] / "shared/data/multimodal/treesatai_ts"
 SENSORS = ("rgbn", "s2_10", "s1_grd")
-pytestmark = pytest.mark.skipif(not PLACE.is_dir(), reason="the TreeSatAI-Time-Series sample is not at hand")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PLACE.is_dir(), reason="the TreeSatAI-Time-Series sample is not at hand"),
+]
 
 
 def values(data: Path) -> dict:

@@ -26,7 +26,7 @@ LEVELS = ("pixel", "object", "image")
 TERMS = {f"{s}_{k}": dict(name="self_distillation", stream=s, level=k) for s in STREAMS for k in LEVELS}
 TERMS |= {"align": dict(name="alignment", sensors=NAMES, projected=True)}
 ALL = objectives.collect_projections(objectives.build(TERMS))
-HEADS = dict(image_outputs=16, local_outputs=8, hidden=12, bottleneck=5, clusters=2)
+HEADS = dict(image_outputs=16, local_outputs=8, hidden=12, bottleneck=5, clusters=2, head_norm="layer")
 RULE = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=0, epsilon=1e-3)
 WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
 TURNED = np.array([[0, 1, 0], [-1, 0, 1]], np.float32)  # a quarter, counter-clockwise
@@ -161,8 +161,7 @@ def test_momentum_follows_a_cosine_and_stays_at_one():
 def head(params, x):
     """`Projection` in NumPy: [N, D] -> [N, K] cosines."""
     gelu = lambda y: y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))  # noqa: E731
-    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
-    x = x * params["norm"]["scale"] + params["norm"]["bias"]
+    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-10)
     for name in ("first", "middle", "last"):
         x = x @ params[name]["kernel"] + params[name]["bias"]
         x = x if name == "last" else gelu(x)
