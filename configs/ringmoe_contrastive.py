@@ -3,7 +3,7 @@
     python -m experiments.pretrain --config configs/ringmoe_contrastive.py --workdir runs/ringmoe_contrastive
 
 Two views of real Sentinel-1/2 pairs, pixel, object and image level a sensor, and their alignment; model, experts and
-balance loss are those of `ringmoe_micro`.
+balance loss are those of `ringmoe_micro` but for two stages instead of four.
 60 steps were run on 2 cores, 125 images/s; the loss falls, the balance loss is 8.01 of 8. Not compared with masked
 modelling.
 """

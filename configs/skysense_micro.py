@@ -3,7 +3,7 @@
     python -m experiments.prepare --sample --out data/sample
     python -m experiments.pretrain --config configs/skysense_micro.py --workdir runs/skysense
 
-`make demo-skysense` runs both and writes the report. Measured on 2 cores: about 5 minutes for 400 steps with evaluation; no collapse, and what its features are worth is in
+`make demo-skysense` runs both and writes the report; how long it takes and what its features are worth is in
 docs/benchmarks.md. 0.5 M parameters with prototypes.
 """
 
