@@ -10,6 +10,7 @@ SKYSENSE_RUN ?= runs/demo-skysense
 DATA ?= data/sample
 UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -49,10 +50,10 @@ demo-skysense: env
 	@$(PY) -m experiments.report --workdir $(SKYSENSE_RUN)
 
 test: lint
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -m "not slow" $(WORKERS)
 
 test-all: lint
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q $(WORKERS)
 
 lint: env
 	@$(PY) -m ruff check --quiet .

@@ -167,13 +167,15 @@ class HighResolutionEncoder(nnx.Module):
 class SeriesEncoder(nnx.Module):
     """A ViT for every frame and an up-projection. Call: [B, T, H, W, C] -> frame tokens and [B, T, H, W, d]."""
 
-    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
         frame = config.frame
         make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
             DENSE, 1, width, frame.hidden_ratio * width, rngs, dtype=dtype
         )
         grid = config.frame_size // config.frame_patch
-        self.vit = VisionTransformer(channels, config.frame_patch, grid, frame, make_ffn, rngs, dtype=dtype)
+        self.vit = VisionTransformer(
+            channels, config.frame_patch, grid, frame, make_ffn, rngs, constrain=constrain, dtype=dtype
+        )
         self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype, alike=True)
 
     def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
@@ -190,14 +192,14 @@ class Fusion(nnx.Module):
         modalities: sensors, for routers.
     """
 
-    def __init__(self, config: SkySenseConfig, modalities: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, config: SkySenseConfig, modalities: int, rngs: nnx.Rngs, *, constrain, dtype):
         width = config.fusion.width
         make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
             config.moe, 1 + modalities, width, config.fusion.hidden_ratio * width, rngs, dtype=dtype
         )
         self.project = linear(config.token_width, width, rngs, dtype=dtype)
         self.token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (width,), jnp.float32))
-        self.transformer = Transformer(config.fusion, make_ffn, rngs, dtype=dtype)
+        self.transformer = Transformer(config.fusion, make_ffn, rngs, constrain=constrain, dtype=dtype)
 
     def __call__(self, tokens: jax.Array, visible: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
         """[B, S, h, w, d] and [B, S] bool -> [B, h, w, D] and routing statistics; `slots` [S] are modalities >= 1."""
@@ -230,12 +232,12 @@ class SkySense(nnx.Module):
             {
                 name: HighResolutionEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
                 if name == config.high_resolution
-                else SeriesEncoder(config, sensor.channels, rngs, dtype=dtype)
+                else SeriesEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
                 for name, sensor in sensors.items()
             }
         )
         self.dates = nnx.Param(jnp.zeros((DATES, config.token_width), jnp.float32))
-        self.fusion = Fusion(config, len(sensors), rngs, dtype=dtype)
+        self.fusion = Fusion(config, len(sensors), rngs, constrain=self._constrain, dtype=dtype)
         self.geo_context = GeoContext(config.geo_context, config.fusion.width, rngs) if config.geo_context else None
 
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:

@@ -78,10 +78,11 @@ class Transformer(nnx.Module):
     Args:
         config: geometry.
         make_ffn: `make_ffn(width, rngs)` builds a block's feed-forward module.
+        constrain: applied to the tokens at the borders of blocks, for example a sharding constraint.
     """
 
-    def __init__(self, config: TransformerConfig, make_ffn: Callable, rngs: nnx.Rngs, *, dtype):
-        self.config = config
+    def __init__(self, config: TransformerConfig, make_ffn: Callable, rngs: nnx.Rngs, *, constrain: Callable, dtype):
+        self.config, self.constrain = config, constrain
         width, heads = config.width, config.heads
         make_block = lambda rngs: Block(width, heads, lambda r: make_ffn(width, r), rngs, dtype=dtype)  # noqa: E731
         self.blocks = stack(make_block, config.depth, rngs)
@@ -94,6 +95,8 @@ class Transformer(nnx.Module):
         keys = None if key is None else jax.random.split(key, config.depth)
 
         def call(block, x, rate, key):
-            return block(x, visible, slots, rate=rate, key=key, train=train, mesh=mesh)
+            x, collected = block(x, visible, slots, rate=rate, key=key, train=train, mesh=mesh)
+            return self.constrain(x), collected
 
+        x = self.constrain(x)
         return scan(call, self.blocks, x, (jnp.linspace(0.0, config.drop_path, config.depth), keys), config.remat)

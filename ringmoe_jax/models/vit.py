@@ -24,6 +24,7 @@ class VisionTransformer(nnx.Module):
         grid: tokens along a side that positions are made for.
         config: geometry of the blocks.
         make_ffn: see `transformer.Transformer`.
+        constrain: see there.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class VisionTransformer(nnx.Module):
         make_ffn: Callable,
         rngs: nnx.Rngs,
         *,
+        constrain: Callable,
         dtype,
     ):
         self.grid = grid
         self.embed = PatchEmbed(channels, patch, config.width, rngs, dtype=dtype, norm=False)
         self.class_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
         self.positions = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (1 + grid * grid, config.width), jnp.float32))
-        self.transformer = Transformer(config, make_ffn, rngs, dtype=dtype)
+        self.transformer = Transformer(config, make_ffn, rngs, constrain=constrain, dtype=dtype)
 
     def __call__(self, frames: jax.Array, *, key, train: bool, mesh) -> jax.Array:
         """[N, H, W, C] standardised pixels -> [N, H / patch, W / patch, D]."""

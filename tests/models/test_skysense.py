@@ -145,7 +145,7 @@ def _touched(tokens):
 def run_fusion(config, params, tokens, seen):
     from flax import nnx
 
-    make = lambda: skysense.Fusion(config, 3, nnx.Rngs(0), dtype=jnp.float32)  # noqa: E731
+    make = lambda: skysense.Fusion(config, 3, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(make))
     nnx.replace_by_pure_dict(abstract, params)
     return np.asarray(nnx.merge(graph, abstract)(tokens, seen, (1, 2, 2, 3), key=None, train=False, mesh=None)[0])
