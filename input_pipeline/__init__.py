@@ -6,12 +6,16 @@ builder.py    writes a data set, streaming and atomically
 sample.py     the default sample data, from two packages on PyPI
 synthetic/    simulated scenes with known truth
 folder.py     a user's own GeoTIFF, PNG and NPY files
+treesatai.py  TreeSatAI-Time-Series, as distributed: aerial image, Sentinel-2 and Sentinel-1 series
+ssl4eo.py     SSL4EO-S12, as distributed: Sentinel-1 and Sentinel-2 series
 records.py    random access to records: index, checksums, broken records
 order.py      which record comes when: epochs, hosts, mixing
 augment.py    crops, flips and resizing that respect physics
+views.py      which ground, dates and disturbance an image shows: one view or two
 masking.py    which cells the encoder does not see
 dataset.py    opens a data set and checks it against the sensor table
-reader.py     batches for training, with exact resume, and for evaluation
+reader.py     batches for training, with exact resume
+evaluation.py batches for evaluation, every sample once
 """
 
 import os

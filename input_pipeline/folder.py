@@ -21,7 +21,6 @@ import dataclasses
 import logging
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -336,8 +335,7 @@ def _splits(source: Path, ids: Sequence[str], tile: int, stride: int, shape: tup
             raise DataError(f'{source}: "{min(both)}" is in train.txt and in val.txt: a sample has one split')
         return chosen, grid
     if len(ids) >= 5:
-        mixed = sorted(ids, key=lambda stem: (zlib.crc32(stem.encode()), stem))
-        return {"train": [s for i, s in enumerate(mixed) if i % 5], "validation": mixed[::5]}, grid
+        return geo.split_places(ids), grid
     if not (side("train", shape) and side("validation", shape)):
         _log.warning("%s: too few and too small images for a validation split: all tiles go to training", source)
         return {"train": list(ids)}, grid
