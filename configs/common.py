@@ -7,68 +7,22 @@ import itertools
 from ml_collections import ConfigDict
 
 LEVELS = ("pixel", "object", "image")  # of SkySense's multi-granularity contrastive learning
+SENSORS = ("rgb", "slc_quad", "sar_amplitude", "ms4")  # of the released RingMoE configuration
+STRONG = dict(gain=0.2, blur=0.5, solarise=0.2)  # disturbance of high-resolution images (our choice)
+LIGHT = dict(gain=0.05, blur=0.0, solarise=0.0)  # of series (our choice)
 
 
-def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> ConfigDict:
-    """The released RingMoE recipe at an embedding width, the one dial that sizes the model.
-
-    Sensors, geometry, mixture, objectives and optimiser are those of the released configuration, except
-    where `ringmoe_jax` documents "our choice". `data` points at folders that a user fills with
-    `experiments.prepare --source`.
-
-    Args:
-        width: D of the first stage.
-        depths: blocks of the four stages.
-        head_width: D of one attention head; must divide `width`.
-    """
+def _base(sensors: tuple[str, ...]) -> ConfigDict:
+    """Data, optimiser and training of the released RingMoE configuration, one stream a sensor."""
     config = ConfigDict()
-    config.model = ConfigDict(
-        dict(
-            name="ringmoe",
-            sensors=("rgb", "slc_quad", "sar_amplitude", "ms4"),
-            width=width,
-            depths=depths,
-            image_size=192,
-            patch=4,
-            window=12,
-            head_width=head_width,
-            cosine_attention=False,
-            power_input=False,
-            drop_path=0.0,
-            dtype="bfloat16",
-            remat="full",
-            moe=dict(
-                specialised=4,
-                collaborative=4,
-                shared=True,
-                top_k=1,
-                capacity_factor=1.2,
-                eval_capacity_factor=2.0,
-                normalise_gates=False,
-                engine="capacity",
-                priority=False,
-                groups=0,
-            ),
-        )
-    )
     config.modules = ()  # modules of your own that register sensors
-    config.pretext = ConfigDict(dict(name="masked"))
-    config.objectives = ConfigDict(
-        dict(
-            rgb=dict(name="masked_l1", sensor="rgb", scale=1.0),
-            slc_quad=dict(name="total_power", sensor="slc_quad", scale=1.0),
-            sar_amplitude=dict(name="masked_l1", sensor="sar_amplitude", scale=1.0),
-            ms4=dict(name="masked_l1", sensor="ms4", scale=1.0),
-            balance=dict(name="balance", scale=4e-3),
-        )
-    )
     config.data = ConfigDict(
         dict(
             streams={
                 sensor: dict(
                     directory=f"data/{sensor}", sensors=(sensor,), split="train", crop_scale=(0.2, 0.5), weight=1.0
                 )
-                for sensor in config.model.sensors
+                for sensor in sensors
             },
             bands=dict(),
             image_size=192,
@@ -110,6 +64,61 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
     return config
 
 
+def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> ConfigDict:
+    """The released RingMoE recipe at an embedding width, the one dial that sizes the model.
+
+    Sensors, geometry, mixture, objectives and optimiser are those of the released configuration, except
+    where `ringmoe_jax` documents "our choice". `data` points at folders that a user fills with
+    `experiments.prepare --source`.
+
+    Args:
+        width: D of the first stage.
+        depths: blocks of the four stages.
+        head_width: D of one attention head; must divide `width`.
+    """
+    config = _base(SENSORS)
+    config.model = ConfigDict(
+        dict(
+            name="ringmoe",
+            sensors=SENSORS,
+            width=width,
+            depths=depths,
+            image_size=192,
+            patch=4,
+            window=12,
+            head_width=head_width,
+            cosine_attention=False,
+            power_input=False,
+            drop_path=0.0,
+            dtype="bfloat16",
+            remat="full",
+            moe=dict(
+                specialised=4,
+                collaborative=4,
+                shared=True,
+                top_k=1,
+                capacity_factor=1.2,
+                eval_capacity_factor=2.0,
+                normalise_gates=False,
+                engine="capacity",
+                priority=False,
+                groups=0,
+            ),
+        )
+    )
+    config.pretext = ConfigDict(dict(name="masked"))
+    config.objectives = ConfigDict(
+        dict(
+            rgb=dict(name="masked_l1", sensor="rgb", scale=1.0),
+            slc_quad=dict(name="total_power", sensor="slc_quad", scale=1.0),
+            sar_amplitude=dict(name="masked_l1", sensor="sar_amplitude", scale=1.0),
+            ms4=dict(name="masked_l1", sensor="ms4", scale=1.0),
+            balance=dict(name="balance", scale=4e-3),
+        )
+    )
+    return config
+
+
 def skysense(
     sensors: tuple[str, ...], *, high_resolution: str = "", streams: tuple[str, ...] | None = None, levels=LEVELS
 ) -> ConfigDict:
@@ -124,7 +133,7 @@ def skysense(
         streams: features that two views are compared by; default all sensors and "fused".
         levels: of each.
     """
-    config = ringmoe(448, (2, 2, 18, 2))  # for data, optimiser, training and mesh
+    config = _base(sensors)
     config.model = ConfigDict(
         dict(
             name="skysense",

@@ -20,10 +20,8 @@ def get_config() -> ConfigDict:
         sizes=dict(rgb=512, s2_10=16, s1_grd=16),
         frames=dict(s2_10=20, s1_grd=10),
     )
-    strong = dict(gain=0.2, blur=0.5, solarise=0.2)
-    light = dict(gain=0.05, blur=0.0, solarise=0.0)
     config.data.views.update(grid="s2_10", local=2, local_sensor="rgb", local_size=128)
-    config.data.views.photometric = ConfigDict(dict(rgb=strong, s2_10=light, s1_grd=light))
+    config.data.views.photometric = ConfigDict(dict(rgb=common.STRONG, s2_10=common.LIGHT, s1_grd=common.LIGHT))
     config.optimizer.update(learning_rate=1e-4, min_learning_rate=1e-6, warmup_steps=10_000, clip_norm=3.0)
     config.train.update(steps=875_000)
     config.mesh.update(data=-1, fsdp=8, expert=1)

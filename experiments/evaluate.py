@@ -30,6 +30,7 @@ from input_pipeline import schema
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.batch import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate import (
     baselines,
@@ -42,9 +43,9 @@ from ringmoe_jax.evaluate import (
     reconstruction,
     routing,
 )
-from ringmoe_jax.evaluate.locations import BANK, FUSED
 from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import count
+from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
 from ringmoe_jax.training.checkpoint import versions
 

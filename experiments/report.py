@@ -24,8 +24,8 @@ import jinja2
 from experiments import common
 from experiments.evaluate import PLAIN, TRAINED, evaluate
 from experiments.evaluation_output import GRID
+from ringmoe_jax.batch import FUSED
 from ringmoe_jax.evaluate import figures, reconstruction, routing
-from ringmoe_jax.evaluate.locations import FUSED
 from ringmoe_jax.training import metrics
 from ringmoe_jax.training.checkpoint import Checkpointer
 
@@ -100,7 +100,6 @@ def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluatio
         kind: [base64.b64encode((workdir / "report" / name).read_bytes()).decode() for name in names]
         for kind, names in (dict.fromkeys(KINDS, ()) | evaluation["figures"]).items()
     }
-    pretext = record["config"].get("pretext", "masked")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -114,7 +113,7 @@ def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluatio
         workdir=str(workdir),
         record=record,
         config=record["config"],
-        pretext=pretext if isinstance(pretext, str) else pretext.get("name", "masked"),
+        pretext=record["config"].get("pretext", {"name": "masked"})["name"],
         losses=_losses(record["config"], evaluation),
         grid=GRID,
         settings=json.dumps(record["config"], indent=2),

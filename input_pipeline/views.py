@@ -16,11 +16,10 @@ from input_pipeline.config import DataConfig, PhotometricConfig
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.batch import NO_TIME, SECOND
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Sensor
 
-SECOND = "second"  # key of the second view in a batch; local crops are local0, local1, ...
 _CANDIDATES = 8  # boxes that may become the second view; the last is the first view's
 _REFLECTANCE = 2.0  # largest plausible value of what is solarised: 1, or reflectance with clouds
 

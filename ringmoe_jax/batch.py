@@ -52,6 +52,8 @@ jax.tree_util.register_static(Sensor)
 jax.tree_util.register_static(Statistics)
 
 NO_TIME = np.iinfo(np.int32).min
+FUSED = "fused"  # what a model makes of all sensors and dates: in outputs, in their "pooled", in `Model.streams`
+SECOND = "second"  # the other view of every sample in batch["views"]
 
 
 def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:

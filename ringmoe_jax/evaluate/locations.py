@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.batch import NO_TIME, valid_cells
+from ringmoe_jax.batch import FUSED, NO_TIME, valid_cells
 from ringmoe_jax.evaluate import quicklook
 from ringmoe_jax.models import Model, Params
-from ringmoe_jax.models.geo_context import UNKNOWN
+from ringmoe_jax.models.geo_context import BANK, UNKNOWN
 from ringmoe_jax.sensors import Sensor
 
-FUSED = "fused"
-BANK = "geo_context"
 NONE = -1  # no prototype: the location was not observed, or its region never visited
 COMPONENTS = 3  # red, green, blue
 PERIODS = (2, 3, 4, 5, 6, 7, 8)  # of grids that are looked for, in locations

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, linear
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, linear, unit
 
 
 def relative_position_index(window: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class WindowAttention(nnx.Module):
         x = _windows(x, window)  # [B, n, window^2, D]
         q, k, v = (jnp.reshape(f(x), (*x.shape[:3], self.heads, -1)) for f in (self.query, self.key, self.value))
         if self.cosine:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q), unit(k)
             scale = jnp.exp(jnp.minimum(self.logit_scale[...], np.log(100.0)))
         else:
             scale = jnp.full((self.heads,), q.shape[-1] ** -0.5)
@@ -127,9 +127,3 @@ def _windows(x: jax.Array, window: int) -> jax.Array:
     batch, height, width, depth = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, depth).swapaxes(2, 3)
     return x.reshape(batch, -1, window * window, depth)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Unit length along the last axis, computed in float32."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from ringmoe_jax.errors import ConfigError, nearest
 
+BANK = "geo_context"  # the bank's place in a model's parameters
 UNKNOWN = -1  # region of a sample without coordinates
 MERCATOR_LIMIT = 85.0511  # degrees of latitude where the square of Web-Mercator tiles ends
 DEGREE = 111.195  # km along a meridian

@@ -102,6 +102,12 @@ class PixelDecoder(nnx.Module):
         return jnp.swapaxes(x, -4, -3).reshape(*lead, height * s, width * s, self.channels)
 
 
+def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Unit length along an axis, computed in float32, in the dtype of x; zeros stay zeros."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=axis, keepdims=True) + 1e-12)).astype(x.dtype)
+
+
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:
     """Stochastic depth: drops the whole residual branch of a sample with probability `rate`.
 

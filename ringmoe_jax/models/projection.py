@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.layers import unit
 
 
 class Projection(nnx.Module):
@@ -17,8 +18,8 @@ class Projection(nnx.Module):
     Source: Caron et al. 2021 (their weight-normalised last layer with its gain fixed at 1). Kernels start with variance
     1 / inputs, which at their width is DINO's 0.02, and does not vanish in narrow heads. SkySense's features end
     without a norm and start small and nearly alike, so heads standardise (our choice): with `norm` "batch" the input
-    and both hidden layers over the rows of the batch, as SwAV and MoCo v3 do, which small batches and models need to
-    leave uniform targets; with "layer" the input of every row by itself, so that rows do not depend on each other.
+    and both hidden layers over the rows of the batch, as SwAV and MoCo v3 do; with "layer" the input of every row by
+    itself, so that rows do not depend on each other.
 
     Args:
         width: D of the features.
@@ -51,10 +52,7 @@ class Projection(nnx.Module):
         if self.middle is None:
             return self.last(x)
         x = self.last(jax.nn.gelu(over_rows(self.middle(x))))
-        x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-        directions = self.directions[...]
-        length = jax.lax.rsqrt(jnp.sum(jnp.square(directions), axis=0) + 1e-12)
-        return (x @ directions) * length
+        return unit(x) @ unit(self.directions[...], axis=0)
 
 
 def standardise_rows(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME, day_of_year, standardise, validate
+from ringmoe_jax.batch import FUSED, NO_TIME, day_of_year, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
@@ -31,7 +31,6 @@ from ringmoe_jax.models.vit import VisionTransformer
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import Sensor, Statistics
 
-FUSED = "fused"  # the fusion's entry in outputs["pooled"] and the router's modality of its own token
 DATES = 365  # rows of the date table; 31 December of a leap year shares the last one
 DENSE = MoEConfig(specialised=0, collaborative=0, shared=True)
 

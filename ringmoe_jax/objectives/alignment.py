@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ringmoe_jax.batch import valid_cells
 from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.models.layers import unit
 from ringmoe_jax.objectives.base import NOTHING, Objective, Result, register
 from ringmoe_jax.sensors import Sensor
 
@@ -94,7 +95,7 @@ def shared_cells(entries: Sequence[Mapping], grid: tuple[int, int]) -> jax.Array
 def _pooled(tokens: jax.Array, seen: jax.Array) -> jax.Array:
     """[B, T, h, w, D] -> [B, D] float32 unit vectors: the mean over dates and cells of `seen` [B, T, h, w] bool."""
     x = jnp.sum(jnp.where(seen[..., None], tokens.astype(jnp.float32), 0), axis=(1, 2, 3))
-    return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+    return unit(x)
 
 
 def info_nce(a: jax.Array, b: jax.Array, usable: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:

@@ -18,19 +18,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import valid_cells
+from ringmoe_jax.batch import FUSED, SECOND, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
+from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.pretext import matching, prototypes
 from ringmoe_jax.pretext.base import Pretext, Wanted
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 IMAGE, LOCAL, ALIGN = "image", "local", "align"  # projections of a stream
 LEVELS = {"image": IMAGE, "pixel": LOCAL, "object": LOCAL, "align": ALIGN}  # which one each level uses
-FUSED = "fused"
-BANK = "geo_context"
-SECOND = "second"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +173,18 @@ class _Stream:
     ground: jax.Array
 
 
+def _streams(outputs: Mapping, entries: Mapping) -> dict[str, _Stream]:
+    """Every kind of features that a pass gave, by sensor and "fused"."""
+    found = {}
+    for name, tokens in outputs["tokens"].items():
+        seen = valid_cells(entries[name]["valid"], tokens.shape[2:4])
+        found[name] = _Stream(tokens, seen, entries[name]["ground"])
+    if FUSED in outputs:
+        seen = functools.reduce(jnp.logical_or, [s.seen.any(axis=1, keepdims=True) for s in found.values()])
+        found[FUSED] = _Stream(outputs[FUSED][:, None], seen, next(iter(found.values())).ground)
+    return found
+
+
 class _Passes:
     """The forward passes of one step and their pairs."""
 
@@ -184,7 +194,7 @@ class _Passes:
         self.bank = {BANK: state[BANK]} if BANK in state else {}
         self.rows: dict[tuple[str, str], list] = {}  # what centres move towards
         self.key, self.draws = (None, jax.random.key(0)) if key is None else jax.random.split(key)
-        warm = jnp.clip(state["step"] / max(config.warmup_steps, 1), 0.0, 1.0) if config.warmup_steps else 1.0
+        warm = jnp.minimum(state["step"] / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
         self.temperature = config.warmup_temperature + warm * (config.temperature - config.warmup_temperature)
 
     def __call__(self, batch: Mapping) -> tuple[dict, Any]:
@@ -193,12 +203,12 @@ class _Passes:
             raise DataError("contrastive pre-training needs two views of every sample: set data.views")
         hidden = {n: {k: v for k, v in e.items() if k != "mask"} for n, e in views.pop(SECOND).items()}
         teacher = self.model.apply(self.state["teacher"] | self.bank, {"sensors": hidden}, key=None, train=False)
-        teacher = self._streams(jax.lax.stop_gradient(teacher), hidden)
+        teacher = _streams(jax.lax.stop_gradient(teacher), hidden)
         outputs, students = {}, {}
         for number, (name, view) in enumerate(views.items()):
             key = None if self.key is None else jax.random.fold_in(self.key, number)
             outputs[name] = self.model.apply(self.params | self.bank, {"sensors": view}, key=key, train=self.train)
-            students[name] = self._streams(outputs[name], view)
+            students[name] = _streams(outputs[name], view)
         state, contrast = dict(self.state), {}
         for stream, levels in self.wanted.projections.items():
             if stream not in teacher or stream not in students["first"]:
@@ -219,17 +229,6 @@ class _Passes:
             if ALIGN in self.heads.get(stream, {})
         }
         return first | {"contrast": contrast, "projected": projected, "teacher_temperature": self.temperature}, state
-
-    def _streams(self, outputs: Mapping, entries: Mapping) -> dict[str, _Stream]:
-        """Every kind of features that a pass gave, by sensor and "fused"."""
-        found = {}
-        for name, tokens in outputs["tokens"].items():
-            seen = valid_cells(entries[name]["valid"], tokens.shape[2:4])
-            found[name] = _Stream(tokens, seen, entries[name]["ground"])
-        if FUSED in outputs:
-            seen = functools.reduce(jnp.logical_or, [s.seen.any(axis=1, keepdims=True) for s in found.values()])
-            found[FUSED] = _Stream(outputs[FUSED][:, None], seen, next(iter(found.values())).ground)
-        return found
 
     def _compare(self, stream: str, level: str, students: Mapping, teacher: _Stream) -> dict:
         """Rows of student and teacher features that belong together, projected; local crops add rows."""

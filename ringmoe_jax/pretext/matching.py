@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.pretext.prototypes import unit
+from ringmoe_jax.models.layers import unit
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 EDGE = 1e-4  # share of a view's side by which rounding may move a point out of it

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from ringmoe_jax.models.layers import unit
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 
@@ -61,8 +62,3 @@ def update(
         "prototypes": prototypes.at[row].set(moved, mode="drop"),
         "visits": visits.at[row].add(together.sum(axis=1).astype(jnp.float32), mode="drop"),
     }
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Unit length along the last axis."""
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import batch as batches
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import count, skysense, swin
+from ringmoe_jax.models.layers import PixelDecoder
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.transformer import TransformerConfig
 
@@ -143,8 +145,6 @@ def _touched(tokens):
 
 
 def run_fusion(config, params, tokens, seen):
-    from flax import nnx
-
     make = lambda: skysense.Fusion(config, 3, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(make))
     nnx.replace_by_pure_dict(abstract, params)
@@ -217,8 +217,6 @@ def test_eight_devices_equal_one():
 
 def stage(depth, **sizes):
     """A stage of cosine window attention as a function of params, tokens and how the second block shifts."""
-    from flax import nnx
-
     config = swin.SwinConfig(**dict(width=8, depths=(depth,), head_width=4, cosine=True) | sizes)
     ffn = lambda width, rngs: MoEFeedForward(skysense.DENSE, 1, width, 2 * width, rngs, dtype=jnp.float32)  # noqa: E731
     make = lambda: swin.SwinPyramid(config, ffn, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
@@ -274,6 +272,17 @@ def test_crops_that_windows_tile():
         )
         with pytest.raises(DataError, match=message):
             jax.eval_shape(apply, params, crop(side))
+
+
+def test_all_locations_of_a_patch_start_alike():
+    """Otherwise features that are compared location by location would carry the grid of patches from the start."""
+    decoder = PixelDecoder(6, 4, 5, nnx.Rngs(0), dtype=jnp.float32, alike=True)
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 3, 6)).astype(np.float32)
+    blocks = np.asarray(decoder(tokens)).reshape(2, 3, 4, 3, 4, 5)
+    assert_allclose(blocks, np.broadcast_to(blocks[:, :, :1, :, :1], blocks.shape), rtol=1e-6)
+    assert blocks.std() > 0
+    different = np.asarray(PixelDecoder(6, 4, 5, nnx.Rngs(0), dtype=jnp.float32)(tokens)).reshape(blocks.shape)
+    assert np.ptp(different, axis=(2, 4)).min() > 0
 
 
 def test_day_of_year_against_the_calendar():

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.api import Model
+from ringmoe_jax.models.layers import unit
 from ringmoe_jax.parallel.mesh import MeshConfig, make
 from ringmoe_jax.pretext import Wanted, prototypes
 from ringmoe_jax.pretext.contrastive import momentum_at
@@ -44,7 +45,7 @@ def one_layer(bank=True):
             }
         }
         if bank:
-            first = prototypes.unit(jax.random.normal(keys[2], (REGIONS, 3, WIDTH)))
+            first = unit(jax.random.normal(keys[2], (REGIONS, 3, WIDTH)))
             params["geo_context"] = {"prototypes": first, "visits": jnp.zeros(REGIONS)}
         return params
 
