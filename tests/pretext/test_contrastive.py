@@ -1,4 +1,4 @@
-"""Two views and a teacher: recursions in NumPy on a model of one layer, and training a tiny SkySense on 8 devices."""
+"""Two views and a teacher: recursions in NumPy on a model of one layer."""
 
 from types import SimpleNamespace
 
@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ringmoe_jax import models, objectives, pretext, sensors
+from ringmoe_jax import objectives, pretext, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.api import Model
 from ringmoe_jax.models.layers import unit
@@ -18,7 +17,7 @@ from ringmoe_jax.pretext import Wanted, prototypes
 from ringmoe_jax.pretext.contrastive import momentum_at
 from ringmoe_jax.training import loop, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
-from ringmoe_jax.training.state import create, state_shardings
+from ringmoe_jax.training.state import create
 
 WIDTH, GRID, REGIONS, STEPS = 6, 4, 5, 4
 NAMES, DATES = ("rgb", "s2_10"), (1, 3)
@@ -472,85 +471,3 @@ def test_two_views_are_needed():
 def test_bad_configs(config, projections, message):
     with pytest.raises(ConfigError, match=message):
         pretext.build({"name": "contrastive"} | config, one_layer(), Wanted(1, projections))
-
-
-# SkySense
-
-TINY = dict(name="skysense", sensors=("rgb", "s2_10"), image_size=16, width=8, depths=(1, 1), window=1, head_width=4)
-BLOCK = dict(width=16, depth=1, heads=2, drop_path=0.0)
-TINY |= dict(frame=BLOCK, frame_patch=2, frame_size=4, fusion=BLOCK, modality_dropout=0.2, drop_path=0.0)
-TINY |= dict(geo_context=dict(regions=64, prototypes=4))
-SOME = {label: TERMS[label] for label in ("fused_pixel", "rgb_image", "align")}
-
-
-def scene(rng, ground, rows=8):
-    entries = {}
-    for name in NAMES:
-        side, dates = (16, 1) if name == "rgb" else (2, 2)
-        shape = (rows, dates, side, side)
-        entries[name] = {
-            "pixels": rng.normal(size=(*shape, sensors.get(name).channels)).astype(np.float32),
-            "valid": np.repeat(rng.random((rows, dates)) < 0.9, side**2).reshape(shape),
-            "time": rng.integers(17_000, 18_000, (rows, dates)).astype(np.int32),
-            "location": np.array([[50, 8], [50, 8], [-3, 20], [np.nan] * 2] * (rows // 4), np.float32),
-            "ground": np.tile(ground, (rows, 1, 1)),
-        }
-    return entries
-
-
-def train_skysense(mesh=None, start=None):
-    terms, rule = objectives.build(SOME), optimizer.build(RULE, STEPS)
-    model = models.build(TINY, mesh=mesh)
-    config = dict(HEADS, name="contrastive", momentum=0.5, prototype_momentum=0.5, tokens=3)
-    task = pretext.build(config, model, Wanted(STEPS, objectives.collect_projections(terms)))
-    run = step.make_train_step(task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, mesh=mesh)
-    state = jax.device_put(start, state_shardings(start, mesh)) if mesh else create(model, task, rule, seed=0)
-    start, seen = jax.device_get(state), []
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        batch = {"sensors": scene(rng, WHOLE), "views": {"second": scene(rng, TURNED)}}
-        state, metrics = run(state, loop.place(batch, mesh))
-        seen.append(jax.device_get(metrics))
-    return SimpleNamespace(model=model, task=task, state=state, start=start, seen=seen)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    return train_skysense()
-
-
-@pytest.fixture(scope="module")
-def eight(alone):
-    return train_skysense(make(MeshConfig(2, 4, 1)), alone.start)
-
-
-@pytest.mark.slow
-def test_skysense_trains_on_eight_devices_as_on_one(alone, eight):
-    for ours, reference in zip(eight.seen, alone.seen, strict=True):
-        for name, value in reference.items():
-            assert np.isfinite(value).all(), name
-            assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
-    states = (jax.device_get(x.state.pretext) for x in (eight, alone))
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-4), *states)
-
-
-@pytest.mark.slow
-def test_the_bank_of_skysense_moves(alone):
-    bank = jax.device_get(alone.state.pretext["geo_context"])
-    assert_array_equal(np.sort(bank["visits"])[-3:], [0, 4, 8])  # two places; unknown ones count nowhere
-    assert_array_equal(bank["prototypes"][bank["visits"] == 0], np.broadcast_to(bank["prototypes"][0], (62, 4, 16)))
-    assert_allclose(np.linalg.norm(bank["prototypes"], axis=-1), 1.0, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_sharded_bank_and_teacher_are_saved_and_restored(alone, eight, tmp_path):
-    checkpointer = Checkpointer(tmp_path)
-    assert eight.state.pretext["geo_context"]["prototypes"].sharding.spec == P("fsdp", None, None)
-    checkpointer.save(2, eight.state, {"config": {}})
-    checkpointer.wait()
-    restored, wanted = checkpointer.restore(alone.state), jax.device_get(eight.state)
-    jax.tree.map(assert_array_equal, jax.device_get(restored), wanted)
-    exported = alone.task.export(*checkpointer.restore_model())
-    assert jax.tree.structure(exported) == jax.tree.structure(alone.model.shapes())
-    jax.tree.map(assert_array_equal, exported["fusion"], wanted.pretext["teacher"]["fusion"])
-    jax.eval_shape(alone.model.apply, exported, {"sensors": scene(np.random.default_rng(0), WHOLE)})
