@@ -5,7 +5,9 @@ features.py         frozen features of a split, from any encoder
 baselines.py        what a probe must beat: image statistics, random convolutions, random weights
 probes.py           k nearest neighbours and logistic regression
 reconstruction.py   masked losses beside the losses of trivial predictors
+metrics/            of tasks: classes, masks, boxes, tracks, heights; intervals for all of them
 routing.py          expert loads, drops, entropies and dead experts
 quicklook.py        physical pixels to something to look at
 figures.py          Matplotlib figures of all of these
+task_figures.py     and of tasks: confusion, masks, boxes, changes, tracks, heights
 """

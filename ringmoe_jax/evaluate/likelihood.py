@@ -17,7 +17,7 @@ import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap
-from ringmoe_jax.evaluate.probes import Score
+from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.objectives import Likelihood
 
 

@@ -1,8 +1,10 @@
-"""Frozen-feature probes: k nearest neighbours and logistic regression, with bootstrap intervals.
+"""Frozen-feature probes: k nearest neighbours and logistic regression, of all labels or few, with bootstrap intervals.
 
-Protocol of torchgeo-bench (z-scored features, L2 neighbours, L-BFGS logistic regression, C chosen on held-out
-tiles and refitted on all). Our choice: C comes from an inner split of the training tiles, so that the tiles
-that are scored are never used for fitting; spatial blocks are never split, neither there nor by the bootstrap.
+Protocol of torchgeo-bench (snapshot 0660813): L2 neighbours among the training tiles alone; L-BFGS logistic regression
+whose C is chosen on validation tiles by fits on training tiles, then refitted on both. Where the validation tiles are
+those that are scored, C comes from an inner split of the training tiles instead: a tile that is scored is never used
+for fitting. Our choice: features are z-scored on the tiles that are fitted; spatial blocks are never split, neither by
+the inner split nor by the bootstrap; and a share of the labels is a share of the validation tiles' as well.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from ringmoe_jax.errors import DataError
+from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import bootstrap
+from ringmoe_jax.evaluate.metrics import Classification, Metric, MultiLabel, Score
 
 KNN, LINEAR = ("knn5", "knn20"), ("linear",)
 PENALTIES = tuple(10.0**e for e in range(-6, 5))  # inverse regularisation C; torchgeo-bench: 40 over the same range
@@ -40,17 +43,16 @@ class Split:
     groups: np.ndarray
 
     def where(self, keep: np.ndarray) -> Split:
-        """The tiles where `keep` [N] is True."""
+        """The tiles where `keep` [N] is True, or at the positions `keep` [M]."""
         return Split(self.features[keep], self.labels[keep], self.groups[keep])
 
+    def share(self, fraction: float, seed: int) -> Split:
+        """A random share of the tiles, see `draw`."""
+        return self if fraction == 1 else self.where(draw(self.labels, fraction, seed))
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """A metric in 0..1 with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+    def joined(self, other: Split) -> Split:
+        """These tiles and those of the other."""
+        return Split(*(np.concatenate([getattr(s, f.name) for s in (self, other)]) for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +61,24 @@ class Probe:
 
     Attributes:
         protocol: "knn5", "knn20" or "linear".
-        scores: by metric, the main one first. "accuracy" and "macro" (mean recall of the classes that the test
-            tiles hold), or "mAP micro" and "mAP macro".
+        fraction: share of the labels that was used.
+        draws: how many such shares were drawn, each fitted and scored.
+        scores: by metric, the main one first, of `metrics.Classification` or `metrics.MultiLabel`: the mean over draws,
+            and the central 95 % of all draws' bootstrap resamples pooled, which covers the choice of the test tiles
+            and that of the labels (our choice).
         left_out: several labels a tile: classes that are not scored, for a split has them on no tile or on
             every tile. One label a tile: classes that a split lacks; test tiles of a class that was never
             fitted count as errors.
-        train: tiles that were fitted.
+        train: tiles that were fitted in a draw, validation tiles among them where C was refitted on both.
         test: tiles that were scored.
         blocks: blocks among the test tiles, what the interval rests on.
-        near: those of them that hold or border on training tiles; there a probe may recognise the place.
-        penalty: chosen C of the linear probe, else None.
+        near: those of them that hold or border on fitted tiles of some draw; there a probe may recognise the place.
+        penalty: chosen C of the linear probe, the median over draws; else None.
     """
 
     protocol: str
+    fraction: float
+    draws: int
     scores: dict[str, Score]
     left_out: tuple[str, ...]
     train: int
@@ -88,50 +95,64 @@ def probe(
     names: Sequence[str],
     protocols: Sequence[str] = KNN + LINEAR,
     *,
+    validation: Split | None = None,
+    fraction: float = 1.0,
+    draws: int = 1,
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
 ) -> list[Probe]:
-    """Fits each protocol on `train` and scores it on `test`.
+    """Fits each protocol and scores it on `test`.
 
     Args:
         train: tiles to fit.
-        test: tiles to score.
+        test: tiles to score; nothing of them is used for fitting or choosing.
         names: class names.
         protocols: of `KNN` and `LINEAR`.
-        seed: of the inner split and the bootstrap.
+        validation: tiles on which the linear probe chooses C, and is then refitted as well; None leaves a fifth of
+            the training tiles out to choose it.
+        fraction: share of the tiles of `train`, and of `validation`, whose labels are used; above 0, at most 1.
+        draws: how many such shares are drawn, by the seeds `seed`, `seed` + 1, ...; all labels are drawn once.
+        seed: of the draws, the inner split and the bootstrap.
         resamples: of the bootstrap.
 
     Raises:
+        ConfigError: `fraction` or `draws` is out of its range.
         DataError: fewer than two classes can be told apart in the tiles that are left.
     """
-    several = train.labels.ndim == 2
-    if not several:
-        train, test = (split.where(split.labels >= 0) for split in (train, test))
-    if not len(train.labels) or not len(test.labels):
-        raise DataError(f"{len(train.labels)} labelled training and {len(test.labels)} test tiles: wanted some of each")
-    present = [_present(split.labels, len(names)) for split in (train, test)]
-    usable = present[0] & present[1]
-    left_out = tuple(name for name, good in zip(names, usable, strict=True) if not good)
-    if several:
-        if not usable.any():
-            raise DataError("no class is on some but not all tiles of both splits: give more tiles to probe")
-        train, test = (dataclasses.replace(s, labels=s.labels[:, usable]) for s in (train, test))
-    elif present[0].sum() < 2:
-        raise DataError("the training tiles hold a single class: a probe needs at least two")
-    train, test = _standardised(train, test)
-    weights = bootstrap.draw(test.groups, resamples, seed)
-    blocks = len(np.unique(test.groups)), bootstrap.touching(test.groups, train.groups)
+    if not 0 < fraction <= 1 or draws < 1:
+        raise ConfigError(f"fraction = {fraction}, draws = {draws}: wanted a share above 0, at most 1, and draws > 0")
+    train, validation, test, left_out = _usable(train, validation, test, names)
+    seeds = range(seed, seed + (draws if fraction < 1 else 1))
+    shares = [(train.share(fraction, s), validation and validation.share(fraction, s)) for s in seeds]
     results = []
     for protocol in protocols:
-        penalty = None
-        if protocol.startswith("knn"):
-            scores = neighbours(train, test.features, int(protocol.removeprefix("knn")), len(names))
-        else:
-            penalty = choose_penalty(train, len(names), seed)
-            scores = logistic(train, test.features, penalty, len(names))
-        metrics = _metrics(scores, test.labels, weights)
-        results.append(Probe(protocol, metrics, left_out, len(train.labels), len(test.labels), *blocks, penalty))
+        fits = [_fit(protocol, *share, test.features, len(names), seed) for share in shares]
+        scores = _pooled([_metric(fit.scores, test.labels) for fit in fits], test.groups, seed, resamples)
+        near = bootstrap.touching(test.groups, np.concatenate([fit.tiles.groups for fit in fits]))
+        tiles = len(fits[0].tiles.labels), len(test.labels), len(np.unique(test.groups)), near
+        penalty = None if fits[0].penalty is None else float(np.median([fit.penalty for fit in fits]))
+        results.append(Probe(protocol, fraction, len(fits), scores, left_out, *tiles, penalty))
     return results
+
+
+def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draws a share of the tiles for a probe of few labels, by the rule of `input_pipeline.subset`.
+
+    Of the n tiles of every class, or of all n where a tile has several labels, the first max(1, round(fraction n)) of
+    a random order are taken: no class is lost, and a larger fraction holds the smaller ones.
+
+    Args:
+        labels: [N] class index, all known, or [N, C] of 0 and 1.
+        fraction: above 0, at most 1.
+        seed: 0 or more.
+
+    Returns:
+        Positions, int64, ascending.
+    """
+    several = labels.ndim == 2
+    groups = [np.arange(len(labels))] if several else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    rng = np.random.Generator(np.random.Philox(seed))
+    return np.sort(np.concatenate([rng.permutation(g)[: max(1, round(fraction * len(g)))] for g in groups]))
 
 
 def neighbours(train: Split, features: np.ndarray, k: int, classes: int) -> np.ndarray:
@@ -166,68 +187,90 @@ def logistic(train: Split, features: np.ndarray, penalty: float, classes: int) -
     return scores
 
 
-def choose_penalty(train: Split, classes: int, seed: int) -> float:
-    """C with the best main metric on a fifth of the training blocks; the strongest penalty among equals."""
+def choose_penalty(train: Split, classes: int, seed: int, validation: Split | None = None) -> float:
+    """C with the best main metric; the strongest penalty among equals, but 1 where all are equal.
+
+    Args:
+        train: tiles to fit.
+        classes: C, number of classes.
+        seed: of the inner split.
+        validation: tiles to score; None holds a fifth of the training blocks out.
+    """
+    inner, outer = (train, validation) if validation else _held_out(train, seed)
+    if not len(outer.labels) or not len(inner.labels) or (inner.labels.ndim == 1 and np.ptp(inner.labels) == 0):
+        return 1.0
+    inner, features = _standardised(inner, outer.features)
+    one = np.ones((1, len(outer.labels)))
+    quality = []
+    for penalty in PENALTIES:
+        metric = _metric(logistic(inner, features, penalty, classes), outer.labels)
+        quality.append(next(iter(metric.values(one).values()))[0])
+    quality = np.nan_to_num(quality, nan=-1.0)
+    return PENALTIES[int(np.argmax(quality))] if np.ptp(quality) else 1.0
+
+
+def _held_out(train: Split, seed: int) -> tuple[Split, Split]:
+    """Four fifths and one fifth of the blocks."""
     groups = np.random.default_rng(seed).permutation(np.unique(train.groups))
     held = np.isin(train.groups, groups[: max(1, round(INNER_SHARE * len(groups)))])
     if len(groups) < 3:  # too few blocks to hold one out: neighbouring tiles have to do
         held = np.random.default_rng(seed).permutation(len(held)) < INNER_SHARE * len(held)
-    inner, outer = train.where(~held), train.where(held)
-    if not len(outer.labels) or (inner.labels.ndim == 1 and len(np.unique(inner.labels)) < 2):
-        return 1.0
-    one = np.ones((1, len(outer.labels)))
-    quality = [
-        next(iter(_values(logistic(inner, outer.features, c, classes), outer.labels, one).values()))[0]
-        for c in PENALTIES
-    ]
-    return PENALTIES[int(np.argmax(np.nan_to_num(quality, nan=-1.0)))]
+    return train.where(~held), train.where(held)
 
 
-def average_precision(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the precision-recall curve as scikit-learn sums it, for many weightings at once.
-
-    Args:
-        truth: [N] of 0 and 1.
-        scores: [N]; equal scores are one threshold.
-        weights: [R, N] weight of every tile.
-
-    Returns:
-        [R] float64; NaN where no positive tile has weight.
-    """
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # last tile of every threshold
-    weights = weights[:, order]
-    hits = np.cumsum(weights * truth[order], axis=1)[:, last]
-    drawn = np.cumsum(weights, axis=1)[:, last]
-    gain = np.diff(hits, axis=1, prepend=0)
-    with np.errstate(invalid="ignore"):
-        return np.sum(gain * hits / np.maximum(drawn, 1e-12), axis=1) / hits[:, -1]
-
-
-def _metrics(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Score]:
-    point = _values(scores, labels, np.ones((1, len(labels))))
-    spread = _values(scores, labels, weights)
-    return {name: Score(float(point[name][0]), *bootstrap.interval(spread[name])) for name in point}
+def _usable(train: Split, validation: Split | None, test: Split, names: Sequence[str]):
+    """The splits, tiles without a label and classes that cannot be judged left out, and the names of the latter."""
+    if train.labels.ndim == 1:
+        train, test = (split.where(split.labels >= 0) for split in (train, test))
+        validation = validation and validation.where(validation.labels >= 0)
+    if not len(train.labels) or not len(test.labels):
+        raise DataError(f"{len(train.labels)} labelled training and {len(test.labels)} test tiles: wanted some of each")
+    validation = validation if validation and len(validation.labels) else None
+    present = [_present(split.labels, len(names)) for split in (train, test)]
+    usable = present[0] & present[1]
+    if train.labels.ndim == 2:
+        if not usable.any():
+            raise DataError("no class is on some but not all tiles of both splits: give more tiles to probe")
+        of = lambda split: split and dataclasses.replace(split, labels=split.labels[:, usable])  # noqa: E731
+        train, validation, test = map(of, (train, validation, test))
+    elif present[0].sum() < 2:
+        raise DataError("the training tiles hold a single class: a probe needs at least two")
+    return train, validation, test, tuple(name for name, good in zip(names, usable, strict=True) if not good)
 
 
-def _values(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric for every weighting, {metric: [R]}; the main metric first."""
-    if labels.ndim == 1:
-        right = np.argmax(scores, axis=1) == labels
-        member = np.eye(scores.shape[1])[labels][:, np.unique(labels)]  # [N, classes in the test tiles]
-        with np.errstate(invalid="ignore"):
-            recall = (weights @ (member * right[:, None])) / (weights @ member)
-        return {"accuracy": (weights @ right) / weights.sum(axis=1), "macro": _mean(recall)}
-    macro = np.stack([average_precision(y, s, weights) for y, s in zip(labels.T, scores.T, strict=True)], axis=1)
-    parts = np.array_split(weights, -(-weights.size * labels.shape[1] // 4_000_000))  # bounds the memory
-    micro = [average_precision(labels.ravel(), scores.ravel(), np.repeat(w, labels.shape[1], axis=1)) for w in parts]
-    return {"mAP micro": np.concatenate(micro), "mAP macro": _mean(macro)}
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """Test scores [N, C] of a protocol, the tiles that were fitted, C where there is one."""
+
+    scores: np.ndarray
+    tiles: Split
+    penalty: float | None = None
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over classes [R, C] -> [R], without those that a resample does not hold."""
-    known = np.isfinite(values)
-    return np.where(known, values, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+def _fit(protocol: str, train: Split, validation: Split | None, test: np.ndarray, classes: int, seed: int) -> _Fit:
+    if protocol in KNN:
+        tiles, features = _standardised(train, test)
+        return _Fit(neighbours(tiles, features, int(protocol.removeprefix("knn")), classes), tiles)
+    penalty = choose_penalty(train, classes, seed, validation)
+    tiles, features = _standardised(train.joined(validation) if validation else train, test)
+    return _Fit(logistic(tiles, features, penalty, classes), tiles, penalty)
+
+
+def _pooled(metrics: Sequence[Metric], groups: np.ndarray, seed: int, resamples: int) -> dict[str, Score]:
+    """Means over draws of one set of test tiles, and intervals of the resamples of all draws."""
+    points = [metric.values(np.ones((1, len(groups)))) for metric in metrics]
+    weights = bootstrap.draw(groups, resamples, seed)
+    spread = [metric.values(weights) for metric in metrics]
+    joined = {name: [np.concatenate([of[name] for of in values]) for values in (points, spread)] for name in points[0]}
+    return {name: Score(float(point.mean()), *bootstrap.interval(all_)) for name, (point, all_) in joined.items()}
+
+
+def _metric(scores: np.ndarray, labels: np.ndarray) -> Metric:
+    """The metric that fits the labels, of probabilities [N, C]."""
+    kind = Classification if labels.ndim == 1 else MultiLabel
+    metric = kind([str(i) for i in range(scores.shape[1])])
+    metric.add(scores, labels)
+    return metric
 
 
 def _present(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -241,9 +284,9 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.eye(classes)[labels] if labels.ndim == 1 else labels
 
 
-def _standardised(train: Split, *others: Split) -> list[Split]:
-    """Zero mean and unit variance over the training tiles; a constant feature becomes 0."""
-    features = train.features.astype(np.float64)
-    mean, std = features.mean(axis=0), features.std(axis=0)
+def _standardised(train: Split, features: np.ndarray) -> tuple[Split, np.ndarray]:
+    """Zero mean and unit variance over the training tiles, of theirs and of other features; a constant one is 0."""
+    own = train.features.astype(np.float64)
+    mean, std = own.mean(axis=0), own.std(axis=0)
     scale = np.where(std > 1e-9 * np.maximum(np.abs(mean), 1), 1 / np.maximum(std, 1e-30), 0)
-    return [dataclasses.replace(s, features=(s.features - mean) * scale) for s in (train, *others)]
+    return dataclasses.replace(train, features=(own - mean) * scale), (features - mean) * scale

@@ -16,7 +16,7 @@ import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, likelihood
-from ringmoe_jax.evaluate.probes import Score
+from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.objectives import Likelihood, Objective, Reconstruction
 

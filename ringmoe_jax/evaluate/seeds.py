@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t
 
-from ringmoe_jax.evaluate.probes import Score
+from ringmoe_jax.evaluate.metrics import Score
 
 
 def mean(values: Sequence[float]) -> Score:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import probes
+from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.probes import Split
 
 
@@ -21,24 +21,12 @@ def clouds(seed, tiles=60, classes=3):
 
 def test_separable_classes_are_told_apart_and_noise_is_not():
     for result in probes.probe(clouds(0), clouds(1), "abc", resamples=50):
-        assert result.scores["accuracy"] == result.scores["macro"] == probes.Score(1.0, 1.0, 1.0)
+        assert result.scores["accuracy"] == result.scores["macro"] == Score(1.0, 1.0, 1.0)
     generator = np.random.default_rng(0)
     noise = [split(generator.normal(size=(300, 4)), generator.integers(2, size=300)) for _ in range(2)]
     for result in probes.probe(*noise, "ab", resamples=200):
         score = result.scores["accuracy"]
         assert score.low < 0.5 < score.high, result.protocol
-
-
-def test_macro_is_the_mean_recall_of_the_classes_that_the_test_tiles_hold():
-    scores = np.eye(3)[[0, 0, 0, 1, 0]]
-    labels = np.array([0, 0, 0, 1, 1])  # recalls 1 and 1/2; class 2 is absent
-    values = probes._values(scores, labels, np.ones((1, 5)))
-    assert values["accuracy"] == pytest.approx([0.8])
-    assert values["macro"] == pytest.approx([0.75])
-    assert values["macro"] == pytest.approx([balanced_accuracy_score(labels, scores.argmax(1))])
-    weighted = probes._values(scores, labels, np.array([[1.0, 1, 1, 0, 2]]))
-    assert weighted["accuracy"] == pytest.approx([0.6])
-    assert weighted["macro"] == pytest.approx([0.5])
 
 
 def test_neighbours_agree_with_scikit_learn_where_there_are_no_ties():
@@ -55,18 +43,6 @@ def test_ties_between_neighbours_go_to_the_nearer_tile():
     assert probes.neighbours(train, np.array([[1.0], [2.0]]), 20, 2).argmax(axis=1).tolist() == [1, 0]
 
 
-def test_average_precision_by_hand_and_by_scikit_learn():
-    # Thresholds 0.9 | 0.5 0.5 | 0.1: precisions 1, 2/3, 1/2 at recalls 1/2, 1, 1.
-    truth, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.5, 0.5, 0.1])
-    assert probes.average_precision(truth, scores, np.ones((1, 4))) == pytest.approx([0.5 * 1 + 0.5 * 2 / 3])
-    generator = np.random.default_rng(0)
-    truth, scores = generator.integers(2, size=80), generator.integers(10, size=80) / 10
-    weights = generator.integers(4, size=(6, 80)).astype(float)
-    reference = [average_precision_score(truth, scores, sample_weight=w) for w in weights]
-    np.testing.assert_allclose(probes.average_precision(truth, scores, weights), reference, rtol=1e-12)
-    assert np.isnan(probes.average_precision(np.zeros(4), np.ones(4), np.ones((1, 4)))).all()
-
-
 def test_several_labels_a_tile_and_what_is_left_out():
     generator = np.random.default_rng(0)
 
@@ -81,13 +57,6 @@ def test_several_labels_a_tile_and_what_is_left_out():
         assert result.left_out == ("never", "always")
         assert result.scores["mAP macro"].value > 0.99
         assert (result.train, result.test, result.blocks, result.near) == (60, 40, 40, 40)
-
-
-def test_micro_average_counts_every_class_and_tile_once():
-    scores, labels = np.array([[0.9, 0.2], [0.1, 0.8], [0.6, 0.7]]), np.array([[1, 0], [0, 1], [0, 1]])
-    values = probes._values(scores, labels, np.ones((1, 3)))
-    assert values["mAP micro"] == pytest.approx([average_precision_score(labels, scores, average="micro")])
-    assert values["mAP macro"] == pytest.approx([average_precision_score(labels, scores, average="macro")])
 
 
 def test_blocks_near_training_tiles_are_counted_where_places_are_known():

@@ -1,0 +1,34 @@
+"""Metrics of downstream tasks, on the host: NumPy, SciPy and shapely.
+
+A metric takes one image (or sequence) after the other, `add(...)`, and then gives `values(weights)` for any weighting
+of them, so that `score(metric)` has 95 % bootstrap intervals for free.
+
+base.py             what every metric is, `score`, confusion matrices
+classification.py   accuracy, average precision
+segmentation.py     mIoU, binary and semantic change
+detection.py        average precision of boxes as COCO and PASCAL VOC define it
+tracking.py         HOTA, CLEAR MOT, identity scores
+height.py           errors in metres and relative ones
+boxes.py            overlap of upright and rotated boxes, non-maximum suppression
+"""
+
+from ringmoe_jax.evaluate.metrics.base import Metric, Score, score
+from ringmoe_jax.evaluate.metrics.classification import Classification, MultiLabel
+from ringmoe_jax.evaluate.metrics.detection import Detection
+from ringmoe_jax.evaluate.metrics.height import Height
+from ringmoe_jax.evaluate.metrics.segmentation import Change, Segmentation, SemanticChange
+from ringmoe_jax.evaluate.metrics.tracking import Tracking
+
+__all__ = [
+    "Change",
+    "Classification",
+    "Detection",
+    "Height",
+    "Metric",
+    "MultiLabel",
+    "Score",
+    "Segmentation",
+    "SemanticChange",
+    "Tracking",
+    "score",
+]
