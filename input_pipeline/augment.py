@@ -11,6 +11,7 @@ co-registered sensors on different grids show the same ground. Resampling follow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from input_pipeline.config import PhotometricConfig
@@ -18,7 +19,6 @@ from input_pipeline.cpu_tf import tf
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError
 
-ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, as SimMIM; our choice for RingMoE
 _WHOLE = 1 - 1e-5  # share of valid source pixels from which a resampled pixel is valid
 _TINY = 1e-12  # linear power below which dB is cut off (-120 dB)
 _BLUR = (0.1, 2.0)  # sigma of a blur in pixels (BYOL)
@@ -68,12 +68,13 @@ def complex_box(
     return next(iter(boxes.values()), None)
 
 
-def random_box(seed, scale: tuple[float, float], height: int, width: int):
+def random_box(seed, scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int):
     """A box of random area, aspect ratio and place.
 
     Args:
         seed: [2] integers.
         scale: smallest and largest area, as a fraction of the tile.
+        ratio: smallest and largest width / height on the ground, where the tile is large enough for it.
         height: tile rows, for the aspect ratio of the box on the ground.
         width: tile columns.
 
@@ -82,7 +83,7 @@ def random_box(seed, scale: tuple[float, float], height: int, width: int):
     """
     draw = tf.random.stateless_uniform([4], seed)
     area = (scale[0] + draw[0] * (scale[1] - scale[0])) * (height * width)
-    low, high = tf.math.log(ASPECT[0]), tf.math.log(ASPECT[1])
+    low, high = (tf.math.log(float(limit)) for limit in ratio)
     aspect = tf.exp(low + draw[1] * (high - low))
     tall = tf.minimum(tf.sqrt(area / aspect) / height, 1.0)
     wide = tf.minimum(tf.sqrt(area * aspect) / width, 1.0)
@@ -208,6 +209,36 @@ def turn(image, mirrored, quarters):
     swapped = [*axes[:-3], axes[-2], axes[-3], axes[-1]]
     image = tf.cond(swap, lambda: tf.transpose(image, swapped), lambda: image)
     return tf.raw_ops.Reverse(tensor=image, dims=[*[False] * (len(axes) - 3), upside_down, left_right, False])
+
+
+def turn_boxes(rows, mirrored, quarters, size: int):
+    """Moves boxes or tracks as `turn` moves their image.
+
+    A box of angle 0 keeps it: a quarter turn swaps its extents. So horizontal boxes stay horizontal.
+
+    Args:
+        rows: [N, 6 or 8] float32 of `schema.BOX` or `schema.TRACK`, in pixels.
+        mirrored: as `turn`.
+        quarters: as `turn`.
+        size: rows and columns of the image.
+
+    Returns:
+        [N, 6 or 8] float32, angles from -pi/2 to pi/2; rows that are not used stay as they are.
+    """
+    x, y, width, height, angle = tf.unstack(rows[:, 1:6], axis=1)
+    upright, aside = angle == 0, quarters % 2 == 1
+    x, angle = tf.where(mirrored, size - x, x), tf.where(mirrored, -angle, angle)
+    angle -= tf.where(aside, math.pi / 2, 0.0)
+    angle -= math.pi * tf.floor(angle / math.pi + 0.5)
+    moved = [
+        tf.stack([x, y, size - x, size - y])[quarters],
+        tf.stack([y, size - x, size - y, x])[quarters],
+        tf.where(upright & aside, height, width),
+        tf.where(upright & aside, width, height),
+        tf.where(upright, 0.0, angle),
+    ]
+    moved = tf.concat([rows[:, :1], tf.stack(moved, 1), rows[:, 6:]], 1)
+    return tf.where(rows[:, :1] >= 0, moved, rows)
 
 
 def shown(box, height: int, width: int, size: int, resampling: str):

@@ -18,14 +18,24 @@ class StreamConfig:
         split: split to read.
         crop_scale: smallest and largest area of a crop, as a fraction of the tile.
             (0.2, 0.5) is RingMoE's (snapshot). A stream with a complex sensor ignores it.
-        weight: multiplies the data set's size; only for mixing = "temperature".
+        crop_ratio: smallest and largest width / height of a crop on the ground. (3/4, 4/3) is SimMIM's; our choice for
+            RingMoE. (1, 1) stretches nothing, and then batches hold boxes and tracks. Ignored like `crop_scale`.
+        weight: multiplies the number of samples; only for mixing = "temperature".
+        fraction: share of the split's samples that are read; `input_pipeline.subset` says which ones.
+        fraction_label: a label of classes: the share is taken of every class, and samples of unknown class are left
+            out. "" takes it of all samples.
+        subset_seed: chooses the subset; larger fractions hold the smaller ones of the same seed.
     """
 
     directory: str
     sensors: tuple[str, ...]
     split: str = "train"
     crop_scale: tuple[float, ...] = (0.2, 0.5)
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     weight: float = 1.0
+    fraction: float = 1.0
+    fraction_label: str = ""
+    subset_seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +150,7 @@ class DataConfig:
         want(self.max_bad_records >= 0, "max_bad_records", "0 or more")
         want(self.shuffle_seed >= 0, "shuffle_seed", "0 or more")
         for name, stream in self.streams.items():
-            if not (len(stream.crop_scale) == 2 and 0 < stream.crop_scale[0] <= stream.crop_scale[1] <= 1):
-                raise ConfigError(f"data.streams.{name}.crop_scale = {stream.crop_scale}: wanted 0 < min <= max <= 1")
-            if not stream.sensors:
-                raise ConfigError(f"data.streams.{name}.sensors is empty: wanted at least one sensor")
+            _check_stream(f"streams.{name}", stream)
         for name, size in self.sizes.items():
             divides = self.mask_unit == 0 or size % self.mask_unit == 0
             _want(size > 0, f"sizes.{name}", size, "pixels > 0")
@@ -173,6 +180,16 @@ class DataConfig:
             side, wanted = self.size(views.grid), f'a whole number of pixels of "{views.grid}"'
             wanted += f': a multiple of {size // math.gcd(size, side)}, for {size} px are {side} of "{views.grid}"'
             _want(views.local_size * side % size == 0, "views.local_size", views.local_size, wanted)
+
+
+def _check_stream(where: str, stream: StreamConfig) -> None:
+    scale, ratio = stream.crop_scale, stream.crop_ratio
+    if not stream.sensors:
+        raise ConfigError(f"data.{where}.sensors is empty: wanted at least one sensor")
+    _want(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, f"{where}.crop_scale", scale, "0 < min <= max <= 1")
+    _want(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], f"{where}.crop_ratio", ratio, "0 < min <= max")
+    _want(0 < stream.fraction <= 1, f"{where}.fraction", stream.fraction, "a share above 0, at most 1")
+    _want(stream.subset_seed >= 0, f"{where}.subset_seed", stream.subset_seed, "0 or more")
 
 
 def _want(good: bool, key: str, got: object, wanted: str) -> None:

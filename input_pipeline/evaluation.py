@@ -43,6 +43,7 @@ class EvalBatches:
         sizes: Mapping[str, int] | None = None,
         frames: Mapping[str, int] | None = None,
         grid: str = "",
+        positions: np.ndarray | None = None,
     ):
         """Opens a split.
 
@@ -65,10 +66,11 @@ class EvalBatches:
             sizes: rows and columns by sensor, in pixels; `image_size` where absent.
             frames: dates shown by sensor, evenly spaced among those with a valid pixel; all stored ones where absent.
             grid: sensor whose stored pixels the window consists of, as in `ViewsConfig`; "" for the whole tile.
+            positions: records to show, in this order, for example of `input_pipeline.subset`; all by default.
 
         Raises:
-            ConfigError: a number is out of its range, a sensor is unknown, `grid` is not read or does not fit a
-                complex sensor, or tracks count the dates of a sensor in `frames`.
+            ConfigError: a number is out of its range, a position is not in the split or twice, a sensor is unknown,
+                `grid` is not read or does not fit a complex sensor, or tracks count the dates of a sensor in `frames`.
             DataError: the data set is missing or not what the sensor table says, or its tiles or series are too small.
         """
         if batch_size < 1 or image_size < 1 or not 0 <= host < hosts or (mask_unit and image_size % mask_unit):
@@ -82,9 +84,9 @@ class EvalBatches:
         self._view = self._open_view(image_size, sizes or {}, frames or {}, grid)
         self._parse = pipeline.parse(self.dataset)
         self._records = self.dataset.records(split, max_bad_records)
-        count = self.dataset.size(split)
-        self._length = -(-count // (hosts * batch_size))
-        order = np.arange(host, count, hosts)
+        positions = _checked(positions, self.dataset.size(split))
+        self._length = -(-len(positions) // (hosts * batch_size))
+        order = positions[host::hosts]
         self._order = np.concatenate([order, np.full(self._length * batch_size - len(order), -1)])
 
     @property
@@ -154,3 +156,13 @@ class EvalBatches:
         shown = pipeline.hide(shown, seed, self._view.sizes, self._unit, self._ratio)
         batch = {"sensors": shown, "index": position, "real": position >= 0}
         return {**batch, **({"labels": labels} if labels else {})}
+
+
+def _checked(positions: np.ndarray | None, size: int) -> np.ndarray:
+    """Positions of a split of `size` records, all by default, if they are some of them."""
+    if positions is None:
+        return np.arange(size)
+    positions = np.asarray(positions)
+    if not len(positions) or len(np.unique(positions)) < len(positions) or not np.isin(positions, range(size)).all():
+        raise ConfigError(f"positions = {positions}: wanted some of 0 to {size - 1}, each once")
+    return positions

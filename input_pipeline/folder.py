@@ -1,62 +1,52 @@
-"""A user's own files as a data set: GeoTIFF, PNG, JPEG or NPY, one sub-folder a sensor.
+"""A user's own files as a data set: GeoTIFF, PNG, JPEG or NPY, one sub-folder a sensor, labels beside them.
 
     source/s2_12/ID.tif           bands by their GeoTIFF descriptions, else in the sensor table's order
     source/s1_grd/ID.tif          another sensor of the same places: the same file names
     source/slc_dual/ID.tif        complex bands, or one file a polarisation: ID_VV.tif, ID_VH.tif,
                                   or ID.npy: complex [P, H, W]
     source/rgb/ID.npy             arrays: [H, W, C]
-    source/train.txt, val.txt     optional: IDs of the splits, one a line
-    source/labels.csv             optional: ID,label without a header
+    source/ndsm/ID.tif            heights are a sensor like others, in metres
+    source/rgb@1/, rgb@2/         several dates of a sensor, in this order; or rgb@2019-05-01/, ...
+    source/train.txt, val.txt, test.txt     optional: IDs of the splits, one a line
+
+Labels are optional, and `input_pipeline.folder_labels` says how they are read:
+
+    source/labels.csv             ID,label without a header: classes; with a "|" (ID,a|b) several of them
+    source/mask/ID.png            or tif: one class a pixel, named in source/classes.txt, one a line
+    source/change/ID.png          or tif: 0 unchanged, 1 or 255 changed, between the first and the last date
+    source/boxes.json             COCO
+    source/boxes/ID.xml, ID.txt   Pascal VOC, or DOTA
 
 Values are stored as they are, so they have to be what `ringmoe_jax.sensors` says of the sensor: dtype,
-unit and scale. Sensors of a place must cover the same ground; a finer grid gets larger tiles.
+unit and scale. Sensors of a place must cover the same ground; a finer grid gets larger tiles. `layouts.tiles` cuts.
 Without split lists, the IDs (ordered by CRC-32, so not by name) give every fifth to validation; with
 fewer than five, the right quarter of every image is kept for validation, one tile apart from the rest.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import functools
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from affine import Affine
 
-from input_pipeline import geo
+from input_pipeline import folder_labels, geo
 from input_pipeline.builder import write_dataset
-from input_pipeline.schema import CLASSES, UNLABELLED, Image, LabelInfo, Metadata, Sample, SensorInfo
+from input_pipeline.folder_images import Frame, Images
+from input_pipeline.layouts import tiles
+from input_pipeline.layouts.tiles import Report, Scene
+from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import NO_TIME
 from ringmoe_jax.errors import DataError, nearest
-from ringmoe_jax.sensors import COMPLEX, Sensor
+from ringmoe_jax.sensors import Sensor
 
-EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
+LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """One image of one sensor.
-
-    Attributes:
-        pixels: [H, W, C] in storage dtype.
-        valid: [H, W] bool.
-        crs: coordinate reference system, or None.
-        transform: pixels to coordinates.
-        day: days since 1970-01-01 (TIFFTAG_DATETIME), or NO_TIME.
-    """
-
-    pixels: np.ndarray
-    valid: np.ndarray
-    crs: object = None
-    transform: Affine = dataclasses.field(default_factory=Affine.identity)
-    day: int = NO_TIME
 
 
 def prepare(
@@ -70,179 +60,167 @@ def prepare(
     licence: str = "unknown",
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
+    report: Report | None = None,
 ) -> Metadata:
     """Cuts every image of a folder into tiles and writes them as a data set.
 
     Args:
         source: see the module's text.
         out: the data set's folder; its name is the data set's name.
-        sensors: sub-folders to read, the first one sets the grid of `tile`; all known ones by default.
+        sensors: sub-folders to read, the first one sets the grid of `tile`; all known ones by default, heights last.
         tile: side of a tile in pixels of the first sensor.
         stride: pixels from tile to tile of the first sensor; `tile` by default.
         shards: files a split.
         licence: licence of the data, for the metadata.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
+        report: counts boxes that are left out, and classes without an example.
 
     Returns:
         The metadata with statistics.
 
     Raises:
-        DataError: a folder, file, band, dtype or grid is not as described; names what to change.
+        DataError: a folder, file, band, dtype, grid or label is not as described; names what to change.
     """
     source, out = Path(source), Path(out)
     if tile < 1 or (stride or tile) < 1:
         raise DataError(f"tile = {tile}, stride = {stride}: wanted pixels > 0")
-    folder = _Folder(source, [sensor_table.get(n) for n in sensors or _sensor_folders(source)], tile, stride or tile)
+    report = Report() if report is None else report
+    chosen = [sensor_table.get(name) for name in sensors or _sensors(source)]
+    folder = _Folder(source, chosen, tile, stride or tile, report)
     metadata = folder.metadata("".join(c if c.isalnum() else "_" for c in out.resolve().name.lower()), licence)
-    samples = {split: folder.samples(split) for split in folder.splits}
+    samples = {split: folder.samples(split, metadata) for split in folder.splits}
     return write_dataset(out, samples, metadata, shards=shards, overwrite=overwrite, progress=progress)
 
 
 class _Folder:
     """The files of a source folder, and how they are cut and split."""
 
-    def __init__(self, source: Path, sensors: Sequence[Sensor], tile: int, stride: int):
-        self.source, self.tile, self.stride = source, tile, stride
-        self.sensors = {sensor.name: sensor for sensor in sensors}
+    def __init__(self, source: Path, sensors: Sequence[Sensor], tile: int, stride: int, report: Report):
+        self.source, self.tile, self.stride, self.report = source, tile, stride, report
+        self.images = {sensor.name: Images.find(source, sensor) for sensor in sensors}
         self.first = sensors[0].name
-        self.files = {name: _files(source / name, sensor) for name, sensor in self.sensors.items()}
-        self.ids = sorted(self.files[self.first])
-        for name, found in self.files.items():
-            if odd := sorted(set(self.ids) ^ set(found)):
-                lacking, other = (name, self.first) if odd[0] in self.ids else (self.first, name)
-                raise DataError(f'{source}: "{odd[0]}" has no file in {lacking}, but one in {other}: add or remove it')
+        self.ids = sorted(self.images[self.first].ids)
+        for name, images in self.images.items():
+            _same_ids(source, self.first, self.ids, name, images.ids)
         self.example = self.place(self.ids[0])
-        self.factors = _factors({n: scene.pixels.shape for n, scene in self.example.items()}, tile, stride)
-        self.classes, self.labels = _labels(source / "labels.csv", self.ids)
-        self.splits, self.grid = _splits(source, self.ids, tile, stride, self.example[self.first].pixels.shape)
+        self.factors = _factors({n: frames[0].pixels.shape for n, frames in self.example.items()}, tile, stride)
+        shapes = {n: (len(frames), *frames[0].pixels.shape[:2]) for n, frames in self.example.items()}
+        self.labels = folder_labels.find(source, shapes, report)
+        for label in self.labels:
+            if label.complete:
+                _same_ids(source, self.first, self.ids, label.where, label.ids)
+            elif odd := sorted(set(label.ids) - set(self.ids)):
+                raise DataError(f'{source / label.where}: "{odd[0]}" has no image: {nearest(odd[0], self.ids)}')
+        self.splits, self.halves = _splits(source, self.ids, self._fits(shapes[self.first][1:]))
 
-    def place(self, stem: str) -> dict[str, Scene]:
-        """All images of one place."""
-        return {name: read(self.files[name][stem], sensor) for name, sensor in self.sensors.items()}
+    def place(self, stem: str) -> dict[str, list[Frame]]:
+        """All images of one place, by sensor and date."""
+        return {name: images.read(stem) for name, images in self.images.items()}
 
     def metadata(self, name: str, licence: str) -> Metadata:
         """What the data set will say of itself; tile sizes and GSD as in the first place."""
-
-        def info(name: str, sensor: Sensor) -> SensorInfo:
-            size = round(self.tile * self.factors[name])
-            return SensorInfo.of(sensor, (1, size, size), _gsd(self.example[name], sensor))
-
+        infos = {}
+        for sensor, images in self.images.items():
+            size, frames = round(self.tile * self.factors[sensor]), self.example[sensor]
+            infos[sensor] = SensorInfo.of(images.sensor, (len(frames), size, size), _gsd(frames[0], images.sensor))
+        labels = {label.name: label.info for label in self.labels}
+        for label in self.labels:
+            if label.info.kind == BOXES:
+                labels[label.name] = dataclasses.replace(label.info, count=self._room(label, infos))
         folder = self.source.resolve().name
         return Metadata(
             name=name,
-            sensors={name: info(name, sensor) for name, sensor in self.sensors.items()},
+            sensors=infos,
             description=f"Files of {folder}: tiles of {self.tile} px every {self.stride} px of {self.first}.",
             licence=licence,
             source=folder,
-            labels={"label": LabelInfo(CLASSES, self.classes, "labels.csv of the folder")} if self.classes else {},
+            labels=labels,
         )
 
-    def samples(self, split: str) -> Iterator[Sample]:
-        """Tiles of one split, one place in memory at a time."""
+    def samples(self, split: str, metadata: Metadata) -> Iterator[Sample]:
+        """Tiles of one split, one place in memory at a time; those for training are counted by class."""
+        found = self._tiles(split, metadata)
+        return self.report.watch(found, metadata.labels) if split == "train" else found
+
+    def _tiles(self, split: str, metadata: Metadata) -> Iterator[Sample]:
         for stem in self.splits[split]:
-            images = self.place(stem)
-            _same_ground(stem, images, self.factors)
-            first = images[self.first]
-            for top, left in self.grid(split, first.pixels.shape):
-                yield Sample(
-                    f"{stem}/{left}/{top}",
-                    {name: _cut(scene, top, left, self.tile, self.factors[name]) for name, scene in images.items()},
-                    *geo.latitude_longitude(first.crs, first.transform, top + self.tile / 2, left + self.tile / 2),
-                    {"label": self.labels.get(stem, UNLABELLED)} if self.classes else {},
-                )
+            frames = self.place(stem)
+            _same_ground(stem, frames)
+            images = {name: _stacked(stem, name, several) for name, several in frames.items()}
+            size = images[self.first].pixels.shape[1:3]
+            labels = {}
+            for label in self.labels:
+                value = label.of(stem)
+                labels[label.name] = self._part(split, value, size) if label.info.kind == BOXES else value
+            first = frames[self.first][0]
+            scene = Scene(stem, images, labels, functools.partial(geo.latitude_longitude, first.crs, first.transform))
+            corners = self._corners(split, size)
+            yield from tiles.cut(
+                scene, metadata.sensors, metadata.labels, stride=self.stride, corners=corners, report=self.report
+            )
+
+    def _room(self, label: folder_labels.Objects, infos: Mapping[str, SensorInfo]) -> int:
+        """The largest number of objects in a tile: blank images are cut to see."""
+        info, most = {self.first: infos[self.first]}, 1
+        for split, stems in self.splits.items():
+            for stem in stems:
+                rows, size = label.of(stem), self.images[self.first].size(stem)
+                if len(rows) <= most:
+                    continue
+                blank = Image(np.broadcast_to(np.uint8(0), (1, *size, 1)))
+                scene = Scene(stem, {self.first: blank}, {label.name: self._part(split, rows, size)})
+                known = {label.name: dataclasses.replace(label.info, count=len(rows))}
+                for sample in tiles.cut(scene, info, known, stride=self.stride, corners=self._corners(split, size)):
+                    most = max(most, int(np.sum(sample.labels[label.name][:, 0] != UNLABELLED)))
+        return most
+
+    def _columns(self, split: str, width: int) -> tuple[int, int]:
+        """First and last column of a split where every image is in both."""
+        border = 3 * width // 4
+        return (0, border - self.tile) if split == "train" else (border, width)
+
+    def _corners(self, split: str, size: tuple[int, int]) -> list[tuple[int, int]] | None:
+        """Tiles of a split; None for a grid over the whole image."""
+        if not self.halves:
+            return None
+        start, end = self._columns(split, size[1])
+        columns = geo.offsets(end, self.tile, self.stride, start)
+        return [(top, left) for top in geo.offsets(size[0], self.tile, self.stride) for left in columns]
+
+    def _fits(self, size: tuple[int, int]) -> bool:
+        """Whether both parts of an image of this size hold a tile."""
+        widths = [end - start for start, end in (self._columns(split, size[1]) for split in ("train", "validation"))]
+        return min(size[0], *widths) >= self.tile
+
+    def _part(self, split: str, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Boxes of the part of an image that a split is made of; those between the parts count as training's."""
+        if not self.halves:
+            return rows
+        right = rows[:, BOX.index("x")] >= self._columns("validation", size[1])[0]
+        return rows[~right if split == "train" else right]
 
 
-def read(files: Sequence[Path], sensor: Sensor) -> Scene:
-    """One image, its bands in the sensor's order.
-
-    Args:
-        files: one file, or for a complex sensor one a polarisation in its order.
-        sensor: what the file has to be.
-
-    Raises:
-        DataError: bands, dtype or file format do not fit.
-    """
-    scenes = [_read_file(path, sensor, len(files)) for path in files]
-    pixels = np.concatenate([scene.pixels for scene in scenes], -1)
-    where = ", ".join(path.name for path in files)
-    if pixels.shape[-1] != sensor.channels:
-        raise DataError(
-            f'{where} gives {pixels.shape[-1]} channels, "{sensor.name}" has {sensor.channels}: '
-            f"{', '.join(sensor.band_names)}; name the bands in the GeoTIFF (descriptions) or choose another sensor"
-        )
-    if pixels.dtype != sensor.dtype:
-        raise DataError(
-            f'{where} holds {pixels.dtype}, "{sensor.name}" is stored as {sensor.dtype} in units of '
-            f"{sensor.scale:g} {sensor.unit}: convert it (gdal_translate -ot), or register a sensor of your own"
-        )
-    return dataclasses.replace(scenes[0], pixels=pixels, valid=np.all([s.valid for s in scenes], 0))
-
-
-def _read_file(path: Path, sensor: Sensor, count: int) -> Scene:
-    if path.suffix.lower() == ".npy":
-        pixels = np.load(path, allow_pickle=False)
-        wanted = "complex [P, H, W]" if sensor.resampling == COMPLEX else "[H, W, C]"
-        if pixels.ndim != 3 or np.iscomplexobj(pixels) != (sensor.resampling == COMPLEX):
-            raise DataError(f'{path} holds {pixels.dtype}{list(pixels.shape)}, wanted {wanted} for "{sensor.name}"')
-        pixels = geo.pairs(pixels.transpose(1, 2, 0)) if sensor.resampling == COMPLEX else pixels
-        return Scene(pixels, np.ones(pixels.shape[:2], np.bool_))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                pixels, valid = file.read().transpose(1, 2, 0), file.dataset_mask() > 0
-                names, crs, transform = file.descriptions, file.crs, file.transform
-                day = file.tags().get("TIFFTAG_DATETIME", "").replace(":", "-")
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted GeoTIFF, PNG, JPEG or NPY") from error
-    if np.iscomplexobj(pixels):
-        pixels = geo.pairs(pixels)
-    elif count == 1 and all(names):
-        pixels = pixels[..., _by_name(path, names, sensor)]
-    return Scene(pixels, valid, crs, transform, geo.days(day) if day else NO_TIME)
-
-
-def _by_name(path: Path, names: Sequence[str], sensor: Sensor) -> list[int]:
-    positions = {name: i for i, name in enumerate(names)}
-    for band in sensor.bands:
-        if band.name not in positions and band.alias not in positions:
-            raise DataError(f'{path} has no band "{band.name}" of "{sensor.name}": {nearest(band.name, names)}')
-    return [positions.get(band.name, positions.get(band.alias)) for band in sensor.bands]
-
-
-def _sensor_folders(source: Path) -> list[str]:
+def _sensors(source: Path) -> list[str]:
+    """Sensors that have a folder; a warning for folders that mean nothing."""
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give one that holds a folder a sensor")
     inside = sorted(path.name for path in source.iterdir() if path.is_dir())
-    known = [name for name in inside if name in sensor_table.SENSORS]
+    names = list(dict.fromkeys(name.partition("@")[0] for name in inside))
+    known = [name for name in names if name in sensor_table.SENSORS]
     if not known:
-        hint = nearest(inside[0], sensor_table.SENSORS) if inside else f"(known: {', '.join(sensor_table.SENSORS)})"
+        hint = nearest(names[0], sensor_table.SENSORS) if names else f"(known: {', '.join(sensor_table.SENSORS)})"
         raise DataError(f"{source} holds no folder named like a sensor, got {inside[:5]}: {hint}")
-    return known
+    for name in set(names) - set(known) - set(folder_labels.FOLDERS):
+        hint = nearest(name, (*sensor_table.SENSORS, *folder_labels.FOLDERS))
+        _log.warning("%s/%s is not read, it is named like no sensor and no label: %s", source, name, hint)
+    return sorted(known, key=lambda name: sensor_table.get(name).modality == "elevation")
 
 
-def _files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
-    """Files by ID; for a complex sensor with one file a polarisation, in the sensor's order."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist: wanted the files of the sensor {sensor.name}")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
-    if not paths:
-        raise DataError(f"{folder} holds no image: wanted files that end with {', '.join(EXTENSIONS)}")
-    if sensor.resampling != COMPLEX:
-        return {path.stem: [path] for path in paths}
-    found: dict[str, list[Path]] = {}
-    polarisations = [name.removesuffix("_re") for name in sensor.band_names[::2]]
-    for path in paths:
-        stem, _, end = path.stem.rpartition("_")
-        found.setdefault(stem if stem and end.upper() in polarisations else path.stem, []).append(path)
-    for stem, several in found.items():
-        if len(several) > 1:
-            by_name = {path.stem.rpartition("_")[2].upper(): path for path in several}
-            if sorted(by_name) != sorted(polarisations):
-                raise DataError(f"{folder}/{stem}: got {sorted(by_name)}, wanted one file of each of {polarisations}")
-            found[stem] = [by_name[p] for p in polarisations]
-    return found
+def _same_ids(source: Path, first: str, ids: Sequence[str], other: str, found: Sequence[str]) -> None:
+    if odd := sorted(set(ids) ^ set(found)):
+        lacking, has = (other, first) if odd[0] in ids else (first, other)
+        raise DataError(f'{source}: "{odd[0]}" has no file in {lacking}, but one in {has}: add or remove it')
 
 
 def _factors(shapes: dict[str, tuple[int, ...]], tile: int, stride: int) -> dict[str, float]:
@@ -261,24 +239,19 @@ def _factors(shapes: dict[str, tuple[int, ...]], tile: int, stride: int) -> dict
     return factors
 
 
-def _same_ground(stem: str, images: dict[str, Scene], factors: dict[str, float]) -> None:
-    """Raises unless all images have the pixels that `factors` says, and the same corners where they are known."""
-    first_name, first = next(iter(images.items()))
-    height, width = first.pixels.shape[:2]
-    for name, scene in images.items():
-        wanted = (round(height * factors[name]), round(width * factors[name]))
-        if scene.pixels.shape[:2] != wanted:
-            raise DataError(
-                f'"{stem}": {name} has {scene.pixels.shape[:2]} px, wanted {wanted} as {first_name} has '
-                f"{(height, width)}"
-            )
-        if not (first.crs and scene.crs):
-            continue
+def _same_ground(stem: str, frames: Mapping[str, Sequence[Frame]]) -> None:
+    """Raises unless all images have the same corners, where they are known."""
+    (first_name, (first, *_)), *_ = frames.items()
+    if not first.crs:
+        return
+    for name, frame in ((name, frame) for name, several in frames.items() for frame in several if frame.crs):
         for row, column in ((0, 0), (1, 1)):
-            ours = geo.latitude_longitude(first.crs, first.transform, row * height, column * width)
-            theirs = geo.latitude_longitude(scene.crs, scene.transform, row * wanted[0], column * wanted[1])
+            ours, theirs = (
+                geo.latitude_longitude(f.crs, f.transform, row * f.pixels.shape[0], column * f.pixels.shape[1])
+                for f in (first, frame)
+            )
             metres = 111_320 * np.hypot(ours[0] - theirs[0], (ours[1] - theirs[1]) * np.cos(np.radians(ours[0])))
-            pixel = max(np.sqrt(abs(s.transform.determinant)) for s in (first, scene)) if first.crs.is_projected else 50
+            pixel = max(np.sqrt(abs(f.transform.determinant)) for f in (first, frame)) if first.crs.is_projected else 50
             if metres > pixel:
                 raise DataError(
                     f'"{stem}": a corner of {name} is {metres:.0f} m away from the one of {first_name}: '
@@ -286,57 +259,44 @@ def _same_ground(stem: str, images: dict[str, Scene], factors: dict[str, float])
                 )
 
 
-def _cut(scene: Scene, top: int, left: int, tile: int, factor: float) -> Image:
-    top, left, size = round(top * factor), round(left * factor), round(tile * factor)
-    window = slice(top, top + size), slice(left, left + size)
-    return Image(scene.pixels[window][None], scene.valid[window][None], np.array([scene.day]))
+def _stacked(stem: str, name: str, frames: Sequence[Frame]) -> Image:
+    """The dates of a sensor as one image; times where all are known."""
+    if len({frame.pixels.shape for frame in frames}) > 1:
+        sizes = " and ".join(f"{frame.pixels.shape[0]} x {frame.pixels.shape[1]} px" for frame in frames)
+        raise DataError(f'"{stem}": the dates of {name} have {sizes}: wanted one size')
+    days = np.array([frame.day for frame in frames])
+    time = None if (days == NO_TIME).any() else days
+    return Image(np.stack([frame.pixels for frame in frames]), np.stack([frame.valid for frame in frames]), time)
 
 
-def _gsd(scene: Scene, sensor: Sensor) -> float:
+def _gsd(frame: Frame, sensor: Sensor) -> float:
     """Metres a pixel of a projected image; the sensor table's where the file does not say."""
-    if scene.crs and getattr(scene.crs, "is_projected", False):
-        return float(np.sqrt(abs(scene.transform.determinant)))
+    if frame.crs and getattr(frame.crs, "is_projected", False):
+        return float(np.sqrt(abs(frame.transform.determinant)))
     return sensor.gsd
 
 
-def _labels(path: Path, ids: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    if not path.exists():
-        return (), {}
-    with open(path, newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    for row in rows:
-        if len(row) != 2 or row[0] not in ids:
-            raise DataError(
-                f"{path}: row {','.join(row)!r}: wanted ID,label with one of the IDs {', '.join(ids[:3])}, ..."
-            )
-    classes = tuple(sorted({label for _, label in rows}))
-    return classes, {stem: classes.index(label) for stem, label in rows}
-
-
-def _splits(source: Path, ids: Sequence[str], tile: int, stride: int, shape: tuple[int, ...]):
-    """IDs by split, and a function (split, shape) -> (top, left) of the tiles."""
-
-    def grid(split: str, shape: tuple[int, ...], start: int = 0, end: int | None = None):
-        rows, columns = geo.offsets(shape[0], tile, stride), geo.offsets(end or shape[1], tile, stride, start)
-        return [(top, left) for top in rows for left in columns]
-
-    def side(split: str, shape: tuple[int, ...]):
-        border = 3 * shape[1] // 4
-        return grid(split, shape, 0, border - tile) if split == "train" else grid(split, shape, border)
-
-    lists = {split: source / file for split, file in (("train", "train.txt"), ("validation", "val.txt"))}
-    lists = {split: path for split, path in lists.items() if path.exists()}
-    if lists:
-        chosen = {split: path.read_text().split() for split, path in lists.items()}
-        for split, stems in chosen.items():
-            if unknown := [stem for stem in stems if stem not in ids]:
-                raise DataError(f'{lists[split]}: "{unknown[0]}" has no file: {nearest(unknown[0], ids)}')
-        if both := set(chosen.get("train", ())) & set(chosen.get("validation", ())):
-            raise DataError(f'{source}: "{min(both)}" is in train.txt and in val.txt: a sample has one split')
-        return chosen, grid
-    if len(ids) >= 5:
-        return geo.split_places(ids), grid
-    if not (side("train", shape) and side("validation", shape)):
+def _splits(source: Path, ids: Sequence[str], fits: bool) -> tuple[dict[str, list[str]], bool]:
+    """IDs by split, and whether every image is in both splits, by its columns."""
+    lists = {split: source / file for split, file in LISTS.items() if (source / file).exists()}
+    if not lists:
+        if len(ids) >= 5:
+            return geo.split_places(ids), False
+        if fits:
+            return {"train": list(ids), "validation": list(ids)}, True
         _log.warning("%s: too few and too small images for a validation split: all tiles go to training", source)
-        return {"train": list(ids)}, grid
-    return {"train": list(ids), "validation": list(ids)}, side
+        return {"train": list(ids)}, False
+    chosen: dict[str, list[str]] = {}
+    for split, path in lists.items():
+        stems = path.read_text().split()
+        if unknown := sorted(set(stems) - set(ids)):
+            raise DataError(f'{path}: "{unknown[0]}" has no file: {nearest(unknown[0], ids)}')
+        for earlier, others in chosen.items():
+            if both := set(others) & set(stems):
+                raise DataError(
+                    f'{source}: "{min(both)}" is in {LISTS[earlier]} and in {path.name}: a sample has one split'
+                )
+        chosen[split] = stems
+    if unused := len(set(ids).difference(*chosen.values())):
+        _log.warning("%s: %d of %d images are in no list and are not read", source, unused, len(ids))
+    return chosen, False

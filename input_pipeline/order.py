@@ -11,14 +11,14 @@ from ringmoe_jax.errors import ConfigError, DataError
 
 
 class Order:
-    """An endless sequence of record positions: epoch after epoch, each a permutation of all records.
+    """An endless sequence of record positions: epoch after epoch, each a permutation of the records to show.
 
     Hosts take every `hosts`-th record of the same permutation, cut to equal counts: in an epoch no
     record is seen twice, and at most hosts - 1 records are left out (other ones in every epoch).
     """
 
-    def __init__(self, size: int, seed: Sequence[int], host: int = 0, hosts: int = 1):
-        """Args: number of records, integers >= 0 that seed, this host's index, number of hosts.
+    def __init__(self, records: int | np.ndarray, seed: Sequence[int], host: int = 0, hosts: int = 1):
+        """Args: number of records, or positions of those to show; integers >= 0 that seed; this host's index; hosts.
 
         Raises:
             ConfigError: host is not in 0..hosts - 1.
@@ -26,17 +26,18 @@ class Order:
         """
         if not 0 <= host < hosts:
             raise ConfigError(f"host = {host}: wanted 0 to {hosts - 1}")
+        size = records if isinstance(records, int) else len(records)
         if size < hosts:
             raise DataError(f"{size} samples for {hosts} hosts: wanted at least one sample a host")
-        self.size, self.seed, self.host, self.hosts = size, seed, host, hosts
+        self.records, self.seed, self.host, self.hosts = records, seed, host, hosts
         self.per_epoch = size // hosts
         self._epochs: dict[int, np.ndarray] = {}
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """[size // hosts] int64 positions of this host's records in one epoch."""
+        """[per_epoch] int64 positions of this host's records in one epoch."""
         order = self._epochs.get(epoch)
         if order is None:
-            permutation = np.random.Generator(np.random.Philox([*self.seed, epoch])).permutation(self.size)
+            permutation = np.random.Generator(np.random.Philox([*self.seed, epoch])).permutation(self.records)
             order = permutation[self.host :: self.hosts][: self.per_epoch]
             # Neighbouring epochs are read at the same time around a border; older ones never again.
             self._epochs = {**{e: o for e, o in self._epochs.items() if abs(e - epoch) < 2}, epoch: order}

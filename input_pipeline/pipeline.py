@@ -236,8 +236,9 @@ def place_labels(dataset: Dataset, sample: dict, view: View) -> dict:
             where it is not shown.
 
     Returns:
-        By name, as `schema.LabelInfo` describes them; none of kind `BOXES` or `TRACKS` where the view turns: crops
-        for training stretch, and an oriented box cannot. Tracks count stored dates: show all of them.
+        By name, as `schema.LabelInfo` describes them. None of kind `BOXES` or `TRACKS` where the view may stretch
+        (`StreamConfig.crop_ratio`), for an oriented box cannot; and no `TRACKS` where it shows chosen dates, for they
+        count all stored ones.
     """
     labels = dict(sample.get("labels", {}))
     whole = tf.constant([0.0, 0.0, 1.0, 1.0]) if view.box is None else view.box
@@ -247,13 +248,18 @@ def place_labels(dataset: Dataset, sample: dict, view: View) -> dict:
             labels[name] = view.move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
         elif info.kind in (schema.BOXES, schema.TRACKS):
             rows = labels.pop(name)
-            if view.turned is None:
-                labels[name] = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
+            chosen = info.kind == schema.TRACKS and info.sensor in view.sizes and info.sensor in view.frames
+            if not view.stretched and not chosen:
+                rows = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
+                labels[name] = view.move_boxes(rows, size)
     return labels
 
 
 def crop_boxes(rows, box, grid: tuple[int, int], size: int):
     """Boxes or tracks, in pixels of a grid, to pixels of a crop; those whose centre it misses are not used.
+
+    Of the others, boxes of angle 0 are clipped to the crop, and turned ones are kept whole, because what a border
+    leaves of them is no rectangle (as `layouts.tiles.cut`).
 
     Args:
         rows: [N, 6 or 8] float32 as `schema.BOX` and `schema.TRACK` describe them.
@@ -268,6 +274,10 @@ def crop_boxes(rows, box, grid: tuple[int, int], size: int):
     centre = (rows[:, 1:3] - (box[:2] * tf.constant(grid, tf.float32))[::-1]) * scale[::-1]
     extent = rows[:, 3:5] * tf.sqrt(scale[0] * scale[1])
     used = (rows[:, :1] >= 0) & tf.reduce_all((centre >= 0) & (centre < size), 1, keepdims=True)
+    clipped = tf.cast(rows[:, 5:6] == 0, tf.float32)
+    before = clipped * tf.maximum(extent / 2 - centre, 0.0)
+    beyond = clipped * tf.maximum(centre + extent / 2 - size, 0.0)
+    centre, extent = centre + (before - beyond) / 2, extent - before - beyond
     return tf.where(used, tf.concat([rows[:, :1], centre, extent, rows[:, 5:]], 1), float(schema.UNLABELLED))
 
 

@@ -18,6 +18,7 @@ a complex one whose grid a box cannot hit: it says which samples are shown.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,10 +26,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from input_pipeline import pipeline, views
-from input_pipeline.config import DataConfig
+from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.order import Order, temperature_counts
+from input_pipeline.subset import subset
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.sensors import Statistics
 
@@ -45,7 +47,8 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
     Raises:
         ConfigError: a sensor is in two streams or is unknown, sensors cannot share a view or do not allow a
             disturbance, or a batch cannot be split over hosts and shards.
-        DataError: a data set is missing or not what the sensor table says, or its tiles or series are too small.
+        DataError: a data set is missing or not what the sensor table says, its tiles or series are too small, or a
+            class that a fraction is taken of has no sample.
     """
     views.check_names("data.sizes", config.sizes)
     views.check_names("data.frames", config.frames)
@@ -59,37 +62,47 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
                     f'data.streams: "{sensor}" is in "{owners[sensor]}" and "{name}", and a batch holds a sensor once: '
                     "join the data sets, or leave one stream out"
                 )
+    positions = {n: _positions(datasets[n], s, config.max_bad_records) for n, s in config.streams.items()}
     shards = math.lcm(hosts, multiple_of)
     if config.mixing == "zip":
         counts = dict.fromkeys(datasets, config.batch_size)
     else:
-        weights = {n: d.size(config.streams[n].split) * config.streams[n].weight for n, d in datasets.items()}
+        weights = {n: len(positions[n]) * config.streams[n].weight for n in datasets}
         counts = temperature_counts(weights, config.batch_size, config.temperature, shards)
     if bad := [f"{n}: {c}" for n, c in counts.items() if c % shards]:
         raise ConfigError(f"data.batch_size gives {bad[0]} images a step, wanted a multiple of {shards}")
     streams = {
-        name: _Stream(name, config, dataset, counts[name] // hosts, host, hosts) for name, dataset in datasets.items()
+        name: _Stream(name, config, dataset, positions[name], counts[name] // hosts, host, hosts)
+        for name, dataset in datasets.items()
     }
     return BatchIterator(config, streams, hosts)
+
+
+def _positions(dataset: Dataset, stream: StreamConfig, max_bad: int) -> np.ndarray:
+    """Positions of the records that a stream shows."""
+    chosen = stream.fraction, stream.fraction_label, stream.subset_seed
+    return subset(dataset, stream.split, *chosen, max_bad=max_bad)
 
 
 class BatchIterator:
     """Endless batches as `ringmoe_jax.batch` and this module describe them, with a position that can be saved.
 
     With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
-    `labels` but boxes and tracks; with several, rows of different sensors show different places, and
-    it holds neither. Arrays may be read-only.
+    `labels` (boxes and tracks where `StreamConfig.crop_ratio` stretches nothing); with several, rows of
+    different sensors show different places, and it holds neither. Arrays may be read-only.
 
     Attributes:
         datasets: the opened data sets, by stream.
         statistics: normalisation of every sensor, as `DataConfig.statistics` chose it.
         sizes: images a step on this host, by stream.
+        samples: samples of an epoch, over all hosts, by stream: those of the split, or of its subset.
     """
 
     def __init__(self, config: DataConfig, streams: Mapping[str, _Stream], hosts: int):
         """Use `train_batches`."""
         self.datasets = {name: stream.dataset for name, stream in streams.items()}
         self.sizes = {name: stream.count for name, stream in streams.items()}
+        self.samples = {name: len(stream.positions) for name, stream in streams.items()}
         self.statistics: dict[str, Statistics] = {
             sensor: dataset.statistics(sensor) if config.statistics == "dataset" else table.statistics
             for dataset in self.datasets.values()
@@ -136,8 +149,7 @@ class BatchIterator:
             "seed": self._config.shuffle_seed,
             "hosts": self._hosts,
             "streams": {
-                name: [stream.dataset.fingerprint(stream.stream.split), stream.count * self._hosts]
-                for name, stream in self._streams.items()
+                name: [stream.fingerprint(), stream.count * self._hosts] for name, stream in self._streams.items()
             },
         }
 
@@ -172,16 +184,33 @@ class BatchIterator:
 class _Stream:
     """One data set of the mixture, as one host reads it."""
 
-    def __init__(self, name: str, config: DataConfig, dataset: Dataset, count: int, host: int, hosts: int):
+    def __init__(
+        self,
+        name: str,
+        config: DataConfig,
+        dataset: Dataset,
+        positions: np.ndarray,
+        count: int,
+        host: int,
+        hosts: int,
+    ):
         self.name, self.config, self.dataset, self.count = name, config, dataset, count
+        self.positions = positions
         self.stream = config.streams[name]
         # Streams of one directory and seed still differ, by their name.
         self.seed = (config.shuffle_seed, zlib.crc32(name.encode()))
-        self.order = Order(dataset.size(self.stream.split), self.seed, host, hosts)
+        self.order = Order(positions, self.seed, host, hosts)
         self.parse = pipeline.parse(dataset)
         self.records = dataset.records(self.stream.split, config.max_bad_records)
         self.host, self.hosts = host, hosts
         self.views = views.Views(config, name, dataset)
+
+    def fingerprint(self) -> str:
+        """Changes where a step would show another sample: with the data set, its split and the subset of it."""
+        whole = self.dataset.fingerprint(self.stream.split)
+        if len(self.positions) == self.dataset.size(self.stream.split):
+            return whole
+        return hashlib.sha256(whole.encode() + self.positions.astype("<i8").tobytes()).hexdigest()[:16]
 
     def batches(self, start: int, reading: pipeline.Reading):
         """tf.data set of this host's batches from number `start` on, without end."""

@@ -23,27 +23,24 @@ from typing import Any
 import numpy as np
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.batch import (
+    BOX,
+    BOXES,
+    CLASSES,
+    MAP,
+    MULTILABEL,
+    NO_TIME,
+    TRACK,
+    TRACKS,
+    UNLABELLED,
+    VALUE,
+)
 from ringmoe_jax.config import build
 from ringmoe_jax.errors import DataError, nearest
 
 SCHEMA_VERSION = 1
-UNLABELLED = -1  # class index of "nobody knows"
 PLAUSIBLE = ("1957-10-04", "2100-01-01")  # dates of an image: from the first satellite on
 
-CLASSES = "classes"  # one class index
-MULTILABEL = "multilabel"  # one 0/1 a class
-VALUE = "value"  # float vector
-MAP = "map"  # one class index a pixel, on the grid of the sensor it names
-BOXES = "boxes"  # one row an object, in pixels of the sensor it names; see `BOX`
-TRACKS = "tracks"  # one row an object and date; see `TRACK`
-
-# Columns. `x` counts columns from the left edge and `y` rows from the upper edge of the image, both to the box's
-# centre; `width` is the extent along `angle`, `height` the one across it, all in pixels. `angle` is in radians from
-# the x axis towards the y axis (clockwise as displayed), 0 for a horizontal box. A row whose class is UNLABELLED is
-# not used. `track` and `date` are whole numbers: who it is, and which of the T dates.
-BOX = ("class", "x", "y", "width", "height", "angle")
-TRACK = (*BOX, "track", "date")
 _COLUMNS = {BOXES: BOX, TRACKS: TRACK}
 
 

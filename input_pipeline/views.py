@@ -38,6 +38,7 @@ class View:
         date_jitter: largest number of days that a date moves.
         photometric: by sensor.
         grounded: entries say where they lie in the tile.
+        stretched: the box may be no square on the ground, so that images show the ground stretched.
     """
 
     box: Any
@@ -49,10 +50,15 @@ class View:
     date_jitter: int = 0
     photometric: Mapping[str, PhotometricConfig] = dataclasses.field(default_factory=dict)
     grounded: bool = False
+    stretched: bool = False
 
     def move(self, image):
         """Mirrors and rotates a [..., H, W, C] tensor as the view does."""
         return image if self.turned is None else augment.turn(image, *self.turned)
+
+    def move_boxes(self, rows, size: int):
+        """Mirrors and rotates boxes or tracks of an image of `size` rows and columns as the view does."""
+        return rows if self.turned is None else augment.turn_boxes(rows, *self.turned, size)
 
     def seeds(self) -> Mapping[str, tuple]:
         """Of the dates, their disturbance and that of the values, by sensor; None where nothing is drawn."""
@@ -77,7 +83,8 @@ class Views:
             ConfigError: two sensors cannot share a box, or a sensor does not allow a disturbance.
             DataError: a tile is smaller than its window, or has fewer dates than are asked for.
         """
-        self._config, self._scale = config, config.streams[stream].crop_scale
+        self._config = config
+        self._scale, self._ratio = config.streams[stream].crop_scale, config.streams[stream].crop_ratio
         self._sizes = {name: config.size(name) for name in dataset.sensors}
         check_frames(dataset, config.frames)
         self._frames = config.frames
@@ -85,6 +92,8 @@ class Views:
         self._snapped = snapping_sensor(dataset, self._sizes, grid, f"data.streams.{stream}")
         # Any grid will do where boxes need not hit its pixels.
         self._shape = dataset.shape(self._snapped or next(iter(dataset.sensors)))[1:]
+        fits = self._scale[1] * max(self._shape) <= min(self._shape)  # no side of a square is cut off
+        self._stretched = not self._snapped and not (fits and tuple(self._ratio) == (1, 1))
         self._local_shape = None
         if config.views:
             check_photometric(dataset.sensors, config.views.photometric)
@@ -134,14 +143,15 @@ class Views:
     def _box(self, seed):
         if self._snapped:
             return augment.random_sample_box(seed, *self._shape, self._sizes[self._snapped])
-        return augment.random_box(seed, self._scale, *self._shape)
+        return augment.random_box(seed, self._scale, self._ratio, *self._shape)
 
     def _view(self, box, sizes: Mapping[str, int], turn_seed, seed) -> View:
         config = self._config
         draw = tf.random.stateless_uniform([2], turn_seed)
         mirrored = (draw[0] < 0.5) if config.flip else tf.constant(False)
         quarters = tf.cast(draw[1] * 4, tf.int32) if config.rotate else tf.constant(0)
-        view = View(box, sizes, config.image_size, self._frames, (mirrored, quarters), seed)
+        turned = (mirrored, quarters)
+        view = View(box, sizes, config.image_size, self._frames, turned, seed, stretched=self._stretched)
         if not config.views:
             return view
         views = config.views

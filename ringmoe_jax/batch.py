@@ -13,7 +13,8 @@ A batch is a nested dict of arrays (a JAX pytree):
     }
     batch["views"][view][name] = the same entries of further views, optional: "second" shows all sensors, "local0",
                     "local1", ... small crops of one; batch["sensors"] is then the first view
-    batch["labels"][name] = [B, ...], optional
+    batch["labels"][name] = [B, ...], optional: [B] int32 of `CLASSES`, [B, C] float32 of `MULTILABEL` and `VALUE`,
+                    [B, H, W] int32 of `MAP`, [B, n, 6] float32 of `BOXES`, [B, n, 8] of `TRACKS`
     batch["index"] = [B] int64, optional: position of the sample in its data set
 
 A sensor that a data set does not hold is an absent key; a sensor that one sample lacks is
@@ -54,6 +55,21 @@ jax.tree_util.register_static(Statistics)
 NO_TIME = np.iinfo(np.int32).min
 FUSED = "fused"  # what a model makes of all sensors and dates: in outputs, in their "pooled", in `Model.streams`
 SECOND = "second"  # the other view of every sample in batch["views"]
+
+UNLABELLED = -1  # class index of "nobody knows"
+CLASSES = "classes"  # one class index
+MULTILABEL = "multilabel"  # one 0/1 a class
+VALUE = "value"  # float vector
+MAP = "map"  # one class index a pixel, on the grid of the sensor it names
+BOXES = "boxes"  # one row an object, in pixels of the sensor it names; see `BOX`
+TRACKS = "tracks"  # one row an object and date; see `TRACK`
+
+# Columns. `x` counts columns from the left edge and `y` rows from the upper edge of the image, both to the box's
+# centre; `width` is the extent along `angle`, `height` the one across it, all in pixels. `angle` is in radians from
+# the x axis towards the y axis (clockwise as displayed), 0 for a horizontal box. A row whose class is UNLABELLED is
+# not used. `track` and `date` are whole numbers: who it is, and which of the T dates.
+BOX = ("class", "x", "y", "width", "height", "angle")
+TRACK = (*BOX, "track", "date")
 
 
 def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:

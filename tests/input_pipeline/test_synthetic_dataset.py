@@ -109,7 +109,8 @@ def test_labels_hold_for_every_sensor_and_follow_its_size(simulated):
 
 
 def test_boxes_follow_the_crop_of_complex_data(simulated):
-    fine, cropped = whole(simulated, ["rgb"])["labels"]["boxes"], whole(simulated, ["slc_quad"], 16)["labels"]["boxes"]
+    fine = whole(simulated, ["rgb"])["labels"]["oriented"]
+    cropped = whole(simulated, ["slc_quad"], 16)["labels"]["oriented"]
     shown = fine[..., 1:3] / 2 - 4  # the centred 16 of 24 samples of 5 m; boxes count 2.5 m
     inside = (fine[..., 0] != UNLABELLED) & (shown >= 0).all(-1) & (shown < 16).all(-1)
     assert inside.any()

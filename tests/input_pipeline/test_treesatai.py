@@ -190,12 +190,12 @@ def test_a_flat_folder_is_split_by_hash(tmp_path):
 
 
 def test_the_command_reads_the_layout(tree, tmp_path, capsys):
-    arguments = ["--source", str(tree), "--layout", "treesatai_ts", "--max-frames", "2", "--out", str(tmp_path / "out")]
+    arguments = ["--source", str(tree), "--dataset", "treesatai_ts", "--max-frames", "2", "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
     assert "s1_grd (2 x 6 x 6)" in capsys.readouterr().out
     s2 = first(tmp_path / "out")["sensors"]["s2_10"]
     assert s2["pixels"][0, 0, 0, 0, 0] == np.float32(1000) * np.float32(1e-4)
-    for wrong in (["--simulate", "1", "--layout", "treesatai_ts"], ["--source", "a", "--max-frames", "2"]):
+    for wrong in (["--simulate", "1", "--dataset", "treesatai_ts"], ["--source", "a", "--max-frames", "2"]):
         with pytest.raises(SystemExit):
             command.main([*wrong, "--out", "b"])
         assert "needs --" in capsys.readouterr().err

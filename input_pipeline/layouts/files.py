@@ -1,0 +1,91 @@
+"""Images found by their paths, with a class in the path, with masks, or with neither."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from input_pipeline.layouts import Opened, Request, templates
+from input_pipeline.layouts.rasters import Mask, Raster
+from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
+from input_pipeline.layouts.tiles import Scene
+from input_pipeline.schema import CLASSES, MAP, LabelInfo
+from ringmoe_jax.errors import DataError, nearest
+
+LABEL = "label"  # of classification data sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Images of one or several sensors, one file a date or a band.
+
+    The class of an image is the field `class` of the paths, where they have one. A mask lies on the grid of the first
+    sensor. A scene is named by the fields of its first path.
+
+    Attributes:
+        rasters: images by sensor; the first one sets the grid.
+        splits: who is in which split.
+        mask: one class a pixel, or None.
+    """
+
+    rasters: tuple[Raster, ...]
+    splits: Folders | Fractions | Lists | Named
+    mask: Mask | None = None
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Sensors that the files hold."""
+        return tuple(raster.sensor for raster in self.rasters)
+
+    @property
+    def rule(self) -> str:
+        """How splits are made."""
+        return self.splits.rule
+
+    def open(self, request: Request) -> Opened:
+        """Finds and splits the files, see `Opened`.
+
+        Raises:
+            DataError: files, lists or classes are not as described.
+        """
+        template = self.mask.path if self.mask else self.rasters[0].template
+        places, rule = self.splits.divide(request.source, template)
+        rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
+        return Opened(
+            {split: lambda found=found: self._scenes(request, found, rasters) for split, found in places.items()},
+            self._labels(request, template),
+            {raster.sensor: len(raster.paths) for raster in rasters},
+            {raster.sensor: raster.gsd for raster in rasters},
+            rule,
+        )
+
+    def _labels(self, request: Request, template: str) -> dict[str, LabelInfo]:
+        if self.mask:
+            return {self.mask.label: LabelInfo(MAP, request.classes, "mask of the data set", request.sensors[0])}
+        if "class" in templates.names(template):
+            return {LABEL: LabelInfo(CLASSES, request.classes, "class in the file's path")}
+        return {}
+
+    def _scenes(self, request: Request, places: Sequence[Mapping[str, str]], rasters) -> Iterator[Scene]:
+        naming = templates.names(self.rasters[0].template)
+        for fields in places:
+            read = {raster.sensor: raster.read(request.source, fields) for raster in rasters}
+            labels = {}
+            if self.mask:
+                labels[self.mask.label] = self.mask.read(request.source, fields, len(request.classes))
+            elif "class" in fields:
+                labels[LABEL] = index(fields["class"], request.classes, "/".join(fields.values()))
+            images = {name: image for name, (image, _) in read.items()}
+            place = next(iter(read.values()))[1]
+            yield Scene("/".join(fields[name] for name in naming), images, labels, place)
+
+
+def index(name: str, classes: Sequence[str], where: str) -> int:
+    """Index of a class by its name.
+
+    Raises:
+        DataError: there is no such class; names the nearest one.
+    """
+    if name not in classes:
+        raise DataError(f'{where}: unknown class "{name}": {nearest(name, classes)}')
+    return classes.index(name)

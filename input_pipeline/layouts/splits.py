@@ -1,0 +1,203 @@
+"""Who is in which split: folders, lists, names in the table, or a rule.
+
+Each kind has `rule`, how it divides, for a person to read, and `divide(source, template)`, which returns the
+fields of every place by split, and the rule that was followed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from input_pipeline.layouts import templates
+from ringmoe_jax.errors import DataError, nearest
+
+Places = dict[str, list[dict[str, str]]]  # fields of the places by split
+_WORD = r"[^,\s]+"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fractions:
+    """Shares by the order of CRC-32, which is the same everywhere and has nothing to do with names (our choice).
+
+    Attributes:
+        validation: share.
+        test: share; the rest is for training.
+        within: field whose values are divided one by one, for example the class.
+    """
+
+    validation: float
+    test: float = 0.0
+    within: str = ""
+
+    @property
+    def rule(self) -> str:
+        """How it divides."""
+        train = 1 - self.validation - self.test
+        shares = " / ".join(f"{share:.0%}" for share in (train, self.validation, self.test) if share)
+        return f"{shares} of {f'each {self.within}' if self.within else 'all'} by CRC-32: our choice"
+
+    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+        """See the module's text."""
+        groups: dict[str, list] = {}
+        for fields in _found(source, template):
+            groups.setdefault(fields.get(self.within, ""), []).append(fields)
+        places: Places = {"train": [], "validation": []} | ({"test": []} if self.test else {})
+        for group in groups.values():
+            mixed = sorted(group, key=lambda fields: mixing("/".join(fields.values())))
+            first = round(self.validation * len(group))
+            last = first + round(self.test * len(group))
+            places["validation"] += mixed[:first]
+            places["train"] += mixed[last:]
+            if self.test:
+                places["test"] += mixed[first:last]
+        return places, self.rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """One folder a split: the field `split` of the paths.
+
+    Attributes:
+        names: what the paths say, by split; several where a split comes in parts.
+    """
+
+    names: Mapping[str, str | tuple[str, ...]]
+
+    @property
+    def rule(self) -> str:
+        """How it divides."""
+        return f"as published, folders {', '.join(name for split in self.names for name in self._parts(split))}"
+
+    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+        """See the module's text."""
+        places = {
+            split: [fields for name in self._parts(split) for fields in _found(source, template, split=name)]
+            for split in self.names
+        }
+        return places, self.rule
+
+    def _parts(self, split: str) -> tuple[str, ...]:
+        names = self.names[split]
+        return (names,) if isinstance(names, str) else names
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Text or CSV files that list the places, one a line.
+
+    Attributes:
+        files: path by split; one path for all means sections that begin with a line "train:".
+        row: template of a line; other lines are an error. Its fields say which place is meant.
+        whose: who published the lists.
+        otherwise: rule where none of the files is there; an error by default.
+    """
+
+    files: Mapping[str, str]
+    row: str = "{id}"
+    whose: str = "as published"
+    otherwise: Fractions | None = None
+
+    @property
+    def rule(self) -> str:
+        """How it divides."""
+        without = f"; without the lists, {self.otherwise.rule}" if self.otherwise else ""
+        return f"{self.whose}, lists {', '.join(dict.fromkeys(self.files.values()))}{without}"
+
+    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+        """See the module's text."""
+        if self.otherwise and not any((source / path).exists() for path in self.files.values()):
+            return self.otherwise.divide(source, template)
+        listed = {split: self._listed(source / path, split) for split, path in self.files.items()}
+        return _chosen(source, template, listed), f"{self.whose}, lists {', '.join(self.files.values())}"
+
+    def _listed(self, path: Path, split: str) -> list[dict[str, str]]:
+        try:
+            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}): wanted the list of the split {split}") from error
+        if len(set(self.files.values())) < len(self.files):
+            lines = _section(lines, split, path)
+        fields = [templates.parse(self.row, line, _WORD) for line in lines]
+        for line, found in zip(lines, fields, strict=True):
+            if found is None:
+                raise DataError(f"{path}: line {line!r}: wanted {self.row}")
+        return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Places that the table names.
+
+    Attributes:
+        ids: values of the field `id`, by split.
+        whose: who divided so.
+    """
+
+    ids: Mapping[str, tuple[str, ...]]
+    whose: str
+
+    @property
+    def rule(self) -> str:
+        """How it divides."""
+        return self.whose
+
+    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+        """See the module's text."""
+        listed = {split: [{"id": name} for name in names] for split, names in self.ids.items()}
+        return _chosen(source, template, listed), self.rule
+
+
+def mixing(name: str) -> tuple[int, str]:
+    """Key that orders names at random, but always alike."""
+    return zlib.crc32(name.encode()), name
+
+
+def _found(source: Path, template: str, **known: str) -> list[dict[str, str]]:
+    found = templates.find(source, template, **known)
+    if not found:
+        raise DataError(f"{source} holds no file {template.format_map(_Shown(known))}: is it the unpacked data set?")
+    return found
+
+
+def _chosen(source: Path, template: str, listed: Places) -> Places:
+    """The places that lists mean: what they do not say of the paths is looked up among the files."""
+    first = next(iter(listed.values()))
+    said = set(first[0]) if first else set()
+    shared = tuple(name for name in templates.names(template) if name in said)
+    if not shared:
+        raise DataError(f"{source}: the lists say {', '.join(said) or 'nothing'}, the files are {template}")
+    if set(templates.names(template)) <= said:
+        return listed
+    files = {tuple(f[name] for name in shared): f for f in _found(source, template)}
+    places: Places = {}
+    for split, rows in listed.items():
+        keys = [tuple(row[name] for name in shared) for row in rows]
+        for key in keys:
+            if key not in files:
+                name, some = "/".join(key), ["/".join(k) for k in files][:100]
+                raise DataError(f'{source} has no file of "{name}", listed for {split}: {nearest(name, some)}')
+        places[split] = [files[key] | row for key, row in zip(keys, rows, strict=True)]
+    return places
+
+
+def _section(lines: Iterable[str], name: str, path: Path) -> list[str]:
+    """Lines between "name:" and the next line that ends with a colon."""
+    sections: dict[str, list[str]] = {}
+    for line in lines:
+        if line.endswith(":"):
+            sections[line[:-1]] = []
+        elif sections:
+            sections[next(reversed(sections))].append(line)
+    if name not in sections:
+        raise DataError(f'{path} has no section "{name}:": {nearest(name, sections)}')
+    return sections[name]
+
+
+class _Shown(dict):
+    """Shows fields without value as they are written."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
