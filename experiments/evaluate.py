@@ -49,21 +49,11 @@ from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
 from ringmoe_jax.training.checkpoint import versions
 
-PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
-TRAINED = "pre-trained"
-PLAIN = "fused without context"  # the same, less what was read for the place's coordinates
 BATCH = 32  # tiles
 SHOWN = 3  # tiles in a figure
 PLACES = 6  # tiles whose locations and frames are looked at
 FRAMES = 24  # in a matrix of similarities, but at least those of one tile
 MAX_TILES = 10_000  # of a split that are read
-TEXT = (
-    "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
-    "Features are z-scored on the training tiles. "
-    "knn5, knn20: L2 neighbours. linear: L-BFGS logistic regression, C of 1e-6..1e4 chosen on a fifth of the training "
-    "tiles, then refitted on all. Intervals: 95 % bootstrap over spatial blocks of the validation tiles, "
-    f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block."
-)
 
 
 def evaluate(
@@ -248,70 +238,6 @@ def _differ(used, own) -> bool:
     shift = np.abs(np.subtract(used.mean, own.mean)) / np.asarray(used.std)
     ratio = np.divide(own.std, used.std)
     return bool((shift > 0.5).any() or (ratio > 2).any() or (ratio < 0.5).any())
-
-
-# ---- Probes -------------------------------------------------------------------------------------------
-
-
-def _encoders(trained: Trained, random, inspect, seed: int) -> dict[str, features.Encoder]:
-    """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes."""
-    parts, data = trained.parts, trained.config.data
-    cells = data.image_size // data.mask_unit if data.mask_unit else 1
-
-    def pooled(params, batch):
-        found = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
-        if FUSED in found and BANK in params:
-            found = found | {PLAIN: found[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
-        return found
-
-    encoders = {TRAINED: lambda batch: pooled(trained.params, batch)}
-    if random is None:
-        return encoders
-    statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
-    return encoders | {
-        "random weights": lambda batch: pooled(random, batch),
-        "random convolutions": baselines.random_convolutions(statistics, seed=seed),
-        "image statistics": baselines.image_statistics(parts.sensors),
-    }
-
-
-def _ranks(dataset: Dataset, part: features.Features) -> list[dict]:
-    """How many directions the features of a split fill, by encoder and kind of features."""
-    return [
-        {"dataset": dataset.metadata.name, "features": name, "encoder": encoder, "width": x.shape[1], "rank": rankme(x)}
-        for encoder, of in part.values.items()
-        for name, x in of.items()
-    ]
-
-
-def _probe(reader: _Reader, encoders, splits: Sequence[features.Features], protocols: Sequence[str], seed: int):
-    """Every label, encoder and set of sensors of a data set, and what a fusion makes of them."""
-    dataset, sensors = reader.dataset, tuple(reader.dataset.sensors)
-    labels = {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
-    if not labels:
-        print(f"note        {dataset.metadata.name}: no class labels, nothing to probe")
-    sets = [(name,) for name in sensors] + ([sensors] if len(sensors) > 1 else []) + [(FUSED,), (PLAIN,)]
-    results = []
-    for label, info in labels.items():
-        for chosen in sets:
-            for encoder in (e for e in encoders if set(chosen) <= set(splits[0].values[e])):
-                train, test = (_split(part, encoder, chosen, label) for part in splits)
-                try:
-                    found = probes.probe(train, test, info.names, protocols, seed=seed)
-                except DataError as error:
-                    print(f"note        {dataset.metadata.name}/{label}: {error}")
-                    break
-                where = {"dataset": dataset.metadata.name, "label": label, "features": " + ".join(chosen)}
-                results += [where | {"encoder": encoder} | dataclasses.asdict(probe) for probe in found]
-    return results
-
-
-def _split(part: features.Features, encoder: str, sensors: Sequence[str], label: str) -> probes.Split:
-    if sensors in ((FUSED,), (PLAIN,)):
-        observed = np.any(list(part.observed.values()), axis=0)
-    else:
-        observed = np.all([part.observed[sensor] for sensor in sensors], axis=0)
-    return probes.Split(part.joined(encoder, sensors), part.labels[label], part.groups).where(observed)
 
 
 # ---- Locations ----------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Writes data sets: the default sample, your own files, a public archive, or simulated scenes whose truth is known.
+"""Writes data sets: the default sample, your own files, a published one, or simulated scenes whose truth is known.
 
 python -m experiments.prepare --sample --out data/sample
 python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1_grd --tile 128 --stride 64
-python -m experiments.prepare --source TreeSatAI --layout treesatai_ts --out data/treesatai --max-frames 48
-python -m experiments.prepare --source SSL4EO --layout ssl4eo_s12 --out data/ssl4eo --tile 132
+python -m experiments.prepare --list
+python -m experiments.prepare --source LEVIR-CD --dataset levir_cd --out data/levir --tile 256 --stride 256
+python -m experiments.prepare --source TreeSatAI --dataset treesatai_ts --out data/treesatai --max-frames 48
 python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
 """
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 from ringmoe_jax.config import import_modules
 from ringmoe_jax.errors import UserError
 
-LAYOUTS = ("files", "treesatai_ts", "ssl4eo_s12")
+OWN_TILE = 128  # pixels of your own files, where --tile does not say
 PREVIEWS = 3  # scenes in the picture beside a simulated data set
 
 
@@ -25,13 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.source is None and options.layout != "files":
-        parser.error(f"--layout {options.layout} needs --source, the folder that holds its files")
-    if options.max_frames is not None and options.layout == "files":
-        parser.error(f"--max-frames needs --layout {' or '.join(LAYOUTS[1:])}")
+    if options.dataset and options.source is None:
+        parser.error(f"--dataset {options.dataset} needs --source, the folder of its unpacked files")
+    if options.max_frames is not None and not options.dataset:
+        parser.error("--max-frames needs --dataset: your own files have one date each")
+    if options.out is None and not options.list:
+        parser.error("--out is missing: where to write")
     try:
         import_modules(options.modules)
-        write = _sample if options.sample else _simulated if options.simulate is not None else _folder
+        if options.list:
+            _list()
+            return 0
+        write = _sample if options.sample else _simulated if options.simulate is not None else _files
         _report(write(options), sample=options.sample)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,24 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sample", action="store_true", help="download and write the default sample data")
-    what.add_argument("--source", type=Path, help="folder of files to read, as --layout says")
+    what.add_argument("--source", type=Path, help="folder of files to read: your own, or those of --dataset")
+    what.add_argument("--list", action="store_true", help="print the published data sets that --dataset knows")
     what.add_argument("--simulate", type=int, metavar="N", help="draw and render N scenes, and N / 5 for validation")
-    parser.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="files",
-        help="of --source: your own files, one sub-folder a sensor, or TreeSatAI-Time-Series or SSL4EO-S12 as "
-        "distributed (%(default)s)",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="where to write; local")
+    parser.add_argument("--dataset", help="published data set that --source holds as distributed, see --list")
+    parser.add_argument("--out", type=Path, help="where to write; local")
     parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
     parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
     parser.add_argument("--sensors", nargs="+", help="sensors to read from --source, or to simulate")
     parser.add_argument("--modules", nargs="+", default=(), help="Python modules that register sensors of your own")
-    parser.add_argument("--tile", type=int, default=128, help="tile side in pixels of the first sensor (%(default)s)")
-    parser.add_argument("--stride", type=int, help="pixels from tile to tile; --tile by default")
-    parser.add_argument("--max-frames", type=int, metavar="T", help="thin longer time series evenly; all by default")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        help=f"tile side in pixels of the first sensor (the data set's, {OWN_TILE} of your files)",
+    )
+    parser.add_argument("--stride", type=int, help="pixels from tile to tile (the data set's, or --tile)")
+    parser.add_argument("--max-frames", type=int, metavar="T", help="longest series, or window of a video")
     parser.add_argument("--size", type=int, default=96, help="side of a simulated scene in pixels (%(default)s)")
     parser.add_argument("--gsd", type=float, default=2.5, help="metres a pixel of a simulated scene (%(default)s)")
     parser.add_argument("--dates", type=int, default=1, help="dates of a simulated scene (%(default)s)")
@@ -84,26 +90,46 @@ def _sample(options: argparse.Namespace) -> list[Path]:
     return folders
 
 
-def _folder(options: argparse.Namespace) -> list[Path]:
+def _files(options: argparse.Namespace) -> list[Path]:
     if not options.overwrite and (options.out / "dataset_info.json").exists():
         print(f"{options.out}: is there already (write it again with --overwrite)")
         return [options.out]
     print(f"{options.out}: reading {options.source}", flush=True)
+    from input_pipeline import catalog, folder
+    from input_pipeline.layouts.tiles import Report
+
+    report = Report()
     common = dict(sensors=options.sensors, shards=options.shards, overwrite=options.overwrite, progress=_Progress())
-    tiles = dict(tile=options.tile, stride=options.stride)
-    if options.layout == "treesatai_ts":
-        from input_pipeline import treesatai
-
-        treesatai.prepare(options.source, options.out, max_frames=options.max_frames, **common)
-    elif options.layout == "ssl4eo_s12":
-        from input_pipeline import ssl4eo
-
-        ssl4eo.prepare(options.source, options.out, max_frames=options.max_frames, **tiles, **common)
+    common |= dict(stride=options.stride, report=report)
+    if options.dataset:
+        cut = dict(tile=options.tile, max_frames=options.max_frames)
+        metadata = catalog.prepare(options.dataset, options.source, options.out, **cut, **common)
     else:
-        from input_pipeline import folder
-
-        folder.prepare(options.source, options.out, licence=options.licence, **tiles, **common)
+        cut = dict(tile=OWN_TILE if options.tile is None else options.tile)
+        metadata = folder.prepare(options.source, options.out, licence=options.licence, **cut, **common)
+    for line in report.lines(metadata.labels):
+        print(f"note: {line}")
     return [options.out]
+
+
+def _list() -> None:
+    """Prints the table of published data sets."""
+    from input_pipeline.catalog import CATALOG
+
+    for entry in CATALOG.values():
+        print(f"{entry.name:<18}{entry.task}: {entry.title}")
+        facts = {
+            "sensors": ", ".join(entry.layout.sensors),
+            "classes": f"{len(entry.classes)}: {', '.join(entry.classes)}" if entry.classes else "",
+            "splits": entry.layout.rule,
+            "licence": entry.licence,
+            "source": entry.source,
+            "note": entry.note,
+            "evidence": entry.evidence,
+        }
+        for name, fact in facts.items():
+            if fact:
+                print(textwrap.fill(f"{name:<9}{fact}", 120, initial_indent=" " * 4, subsequent_indent=" " * 13))
 
 
 def _simulated(options: argparse.Namespace) -> list[Path]:

@@ -15,12 +15,11 @@ import jax
 
 from experiments import common
 from experiments.common import ExperimentConfig, Parts
+from experiments.fitting import fit
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator, train_batches
 from ringmoe_jax.models import count
 from ringmoe_jax.training import loop, optimizer, step
-from ringmoe_jax.training.checkpoint import Checkpointer, check_same
-from ringmoe_jax.training.metrics import MetricsWriter
 from ringmoe_jax.training.state import TrainState, create
 
 VALIDATION_BATCHES = 4
@@ -52,49 +51,21 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     state = create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=mesh)
     describe(parts, state, data)
 
-    # ---- Resume -----------------------------------------------------------------------------------
-    record = {"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}}
-    checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
-    if checkpointer.latest is not None:
-        saved = checkpointer.record()
-        for section in ("model", "pretext", "objectives", "data", "optimizer"):
-            check_same({section: saved["config"].get(section)}, {section: values.get(section)}, "config")
-        check_same(saved["statistics"], record["statistics"], "statistics")
-        state = checkpointer.restore(state)
-        data.set_state(saved["data"])
-        print(f"resuming {workdir} at step {int(state.step)}")
-
     # ---- Train ------------------------------------------------------------------------------------
-    writer = MetricsWriter(workdir, resume_step=int(state.step))
-    train_step = step.make_train_step(
-        parts.pretext,
-        parts.objectives,
-        rule,
-        rate,
-        seed=config.train.seed,
-        accumulate=config.train.accumulate,
+    return fit(
+        workdir,
+        state,
+        data,
+        pretext=parts.pretext,
+        objectives=parts.objectives,
+        optimizer=rule,
+        learning_rate=rate,
+        train=config.train,
+        record={"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
+        sections=("model", "pretext", "objectives", "data", "optimizer"),
+        evaluate=validation(config, parts) if config.train.evaluate_every else None,
         mesh=mesh,
     )
-    evaluate = validation(config, parts) if config.train.evaluate_every else None
-    try:
-        state = loop.train(
-            state,
-            train_step,
-            data,
-            config.train,
-            checkpointer,
-            writer,
-            record=record,
-            evaluate=evaluate,
-            mesh=mesh,
-        )
-    finally:
-        writer.close()
-        data.close()
-    checkpointer.close()
-    if data.bad_records:
-        print(f"{data.bad_records} broken records were skipped, see the messages above")
-    return state
 
 
 def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState], dict[str, float]]:

@@ -1,6 +1,7 @@
-"""One page that shows a run: what was trained on what, losses, reconstructions, locations, probes, experts, speed.
+"""One page that shows a run: what was trained on what, how it went, what came out, beside what it has to beat.
 
     python -m experiments.report --workdir runs/micro
+    python -m experiments.report --workdir runs/seg     # fine-tuned runs, and folders of several seeds, too
 
 Writes `<workdir>/report.html`, which needs no other file and no network, and PNG files to `<workdir>/report`. A run
 whose newest checkpoint was not evaluated yet is evaluated first.
@@ -9,28 +10,23 @@ whose newest checkpoint was not evaluated yet is evaluated first.
 from __future__ import annotations
 
 import argparse
-import base64
-import datetime
 import json
 import os
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from experiments import common
+from experiments import common, page, task_report
 from experiments.evaluate import PLAIN, TRAINED, evaluate
 from experiments.evaluation_output import GRID
+from experiments.scoring import RESULT
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.evaluate import figures, reconstruction, routing
 from ringmoe_jax.training import metrics
 from ringmoe_jax.training.checkpoint import Checkpointer
 
-TEMPLATE = "report.html.j2"
-MINUS = "\u2212"
+EVALUATION = "evaluation.json"
 KINDS = (
     "losses",
     "collapse",
@@ -51,10 +47,10 @@ LOSSES = {
 
 
 def report(workdir: str) -> Path:
-    """Writes the report of a run.
+    """Writes the report of a pre-training run, of a fine-tuned run, or of several seeds.
 
     Args:
-        workdir: folder of a run with at least one checkpoint.
+        workdir: folder of a run with at least one checkpoint, or one that `experiments.finetune --seeds` filled.
 
     Returns:
         The page.
@@ -62,32 +58,21 @@ def report(workdir: str) -> Path:
     Raises:
         UserError: there is no checkpoint, or it cannot be evaluated.
     """
-    folder = Path(workdir) / "report"
-    checkpointer = Checkpointer.open(workdir)
-    record = checkpointer.record()
-    checkpointer.close()
-    found = _read(folder / "evaluation.json")
-    if found is None or found["step"] != record["step"]:
-        print(f"step {record['step']} of {workdir} was not evaluated yet: that comes first")
-        evaluate(workdir)
-        found = _read(folder / "evaluation.json")
-
-    records = metrics.read(workdir)
-    found["figures"]["losses"] = [figures.save(figures.losses(records), folder / "losses.png").name]
-    history = routing.history(records)
-    found["figures"]["routers"] = [
-        figures.save(figures.routers(group, series, found["modalities"]), folder / f"routers_{group}.png").name
-        for group, series in history.items()
-    ]
-    if terms := _distilled(record["config"], records):
-        found["figures"]["collapse"] = [figures.save(figures.collapse(records, terms), folder / "collapse.png").name]
-    page = Path(workdir) / "report.html"
-    page.write_text(render(Path(workdir), record, records, found))
-    return page
+    folder = Path(workdir)
+    if (folder / task_report.SEEDS).exists():
+        text = task_report.of_seeds(folder)
+    else:
+        checkpointer = Checkpointer.open(workdir)
+        record = checkpointer.record()
+        checkpointer.close()
+        text = task_report.of_run(folder, record) if "encoder" in record else _pretraining(folder, record)
+    written = folder / "report.html"
+    written.write_text(text)
+    return written
 
 
 def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluation: Mapping) -> str:
-    """The page as text.
+    """The page of a pre-training run as text.
 
     Args:
         workdir: folder of the run, with the figures in `report/`.
@@ -97,19 +82,11 @@ def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluatio
     """
     evaluation = {"ranks": [], "locations": [], "likelihood": []} | dict(evaluation)  # older ones lack some
     images = {
-        kind: [base64.b64encode((workdir / "report" / name).read_bytes()).decode() for name in names]
+        kind: [page.embedded(workdir / "report" / name) for name in names]
         for kind, names in (dict.fromkeys(KINDS, ()) | evaluation["figures"]).items()
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = _score
-    environment.filters["setting"] = _setting
-    return environment.get_template(TEMPLATE).render(
+    return page.render(
+        "pretraining.html.j2",
         workdir=str(workdir),
         record=record,
         config=record["config"],
@@ -120,40 +97,33 @@ def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluatio
         evaluation=evaluation,
         images=images,
         findings=_findings(evaluation),
-        speed=_speed(records),
+        speed=page.speed(records),
         probes=_probe_tables(evaluation["probes"]),
         ranks=_rank_table(evaluation["ranks"]),
         predictors=(reconstruction.MODEL, *reconstruction.TRIVIAL),
         meanings=reconstruction.TRIVIAL,
         trained=TRAINED,
-        date=f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC",
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _score(value: Mapping[str, float | None], signed: bool = False) -> str:
-    """For example "0.812 [0.774, 0.850]"; a dash where it is not defined."""
-    number = lambda x: "–" if x is None else f"{x:+.3f}".replace("-", MINUS) if signed else f"{x:.3f}"  # noqa: E731, RUF001
-    return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
-
-
-def _setting(value: Any) -> str:
-    """A value of the configuration as text."""
-    if isinstance(value, Mapping):
-        return f"({', '.join(f'{k} {_setting(v)}' for k, v in value.items())})"
-    return ", ".join(map(_setting, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _speed(records: Sequence[Mapping]) -> dict[str, float] | None:
-    """Medians over the logged intervals, which leave compilation out."""
-    timed = [record for record in records if "perf/images_per_second" in record]
-    if not timed:
-        return None
-    names = ("images_per_second", "input_wait", "step_seconds")
-    return {name: statistics.median(record[f"perf/{name}"] for record in timed) for name in names}
+def _pretraining(workdir: Path, record: Mapping) -> str:
+    """Evaluates a pre-training run where that is due, draws its curves and renders its page."""
+    folder = workdir / "report"
+    found = task_report.read(folder / EVALUATION)
+    if found is None or found["step"] != record["step"]:
+        print(f"step {record['step']} of {workdir} was not evaluated yet: that comes first")
+        evaluate(str(workdir))
+        found = task_report.read(folder / EVALUATION)
+    records = metrics.read(workdir)
+    found["figures"]["losses"] = [figures.save(figures.losses(records), folder / "losses.png").name]
+    history = routing.history(records)
+    found["figures"]["routers"] = [
+        figures.save(figures.routers(group, series, found["modalities"]), folder / f"routers_{group}.png").name
+        for group, series in history.items()
+    ]
+    if terms := _distilled(record["config"], records):
+        found["figures"]["collapse"] = [figures.save(figures.collapse(records, terms), folder / "collapse.png").name]
+    return render(workdir, record, records, found)
 
 
 def _findings(evaluation: Mapping) -> list[str]:
@@ -164,9 +134,9 @@ def _findings(evaluation: Mapping) -> list[str]:
         better = [r["objective"] for r in compared if r["difference"]["high"] < 0]
         worse = [r["objective"] for r in compared if r["difference"]["low"] > 0]
         others = [r["objective"] for r in compared if r["objective"] not in better + worse]
-        parts = [f"better for {_list(better)}"] if better else []
-        parts += [f"worse for {_list(worse)}"] if worse else []
-        parts += [f"not to be told apart for {_list(others)}"] if others else []
+        parts = [f"better for {page.listed(better)}"] if better else []
+        parts += [f"worse for {page.listed(worse)}"] if worse else []
+        parts += [f"not to be told apart for {page.listed(others)}"] if others else []
         sentences.append(f"Masked reconstruction, against the best trivial predictor: {'; '.join(parts)}.")
     for found in evaluation.get("locations", ()):
         every = found["agreement"][0]
@@ -174,7 +144,7 @@ def _findings(evaluation: Mapping) -> list[str]:
             sentences.append(
                 f"{found['dataset']}: frames that the model sees one at a time have a mean centred cosine of "
                 f"{every['within']:.2f} where they show one place and of {every['between']:.2f} where they show "
-                f"different ones ({len(found['tiles'])} places).".replace("-", MINUS)
+                f"different ones ({len(found['tiles'])} places).".replace("-", page.MINUS)
             )
     for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in evaluation["probes"]):
         rows = [r for r in evaluation["probes"] if (r["dataset"], r["label"]) == (dataset, label)]
@@ -185,8 +155,8 @@ def _findings(evaluation: Mapping) -> list[str]:
         base = next(r for r in rows if r["encoder"] != TRAINED)
         sentences.append(
             f"{dataset}, {label}: the best probe of the pre-trained encoder reaches {main} "
-            f"{_score(ours['scores'][main])} ({ours['features']}, {ours['protocol']}), the best baseline "
-            f"{_score(base['scores'][main])} ({base['encoder']}, {base['features']}, {base['protocol']})."
+            f"{page.score(ours['scores'][main])} ({ours['features']}, {ours['protocol']}), the best baseline "
+            f"{page.score(base['scores'][main])} ({base['encoder']}, {base['features']}, {base['protocol']})."
         )
     return sentences
 
@@ -216,10 +186,6 @@ def _rank_table(results: Sequence[Mapping]) -> dict[str, Any]:
     return {"encoders": list(dict.fromkeys(r["encoder"] for r in results)), "rows": rows}
 
 
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def _probe_tables(results: Sequence[Mapping]) -> list[dict[str, Any]]:
     """One table a label: rows are (sensors, encoder), columns are protocols; the best of a column is marked."""
     tables = []
@@ -244,17 +210,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of a run")
     workdir = Path(parser.parse_args(arguments).workdir)
-    page = report(str(workdir))
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
+    if (workdir / task_report.SEEDS).exists():
+        print(f"numbers      {workdir / task_report.SEEDS}, and the runs in sub-folders")
+        return 0
+    tuned = (workdir / "report" / RESULT).exists()
     print(
-        f"\nreport       {page}  (open it in a browser)\n"
-        f"pictures     {workdir / 'report'}/*.png, numbers in evaluation.json\n"
+        f"pictures     {workdir / 'report'}/*.png, numbers in {RESULT if tuned else EVALUATION}\n"
         f"checkpoints  {workdir / 'checkpoints'}\n"
-        f"metrics      {workdir / 'metrics.jsonl'} and {workdir / 'tensorboard'}\n"
-        f"\nnext: train longer, or swap a loss or a sensor in a copy of the run's configuration as README.md shows\n"
-        f"    {python} -m experiments.pretrain --config configs/<file>.py --workdir runs/long "
-        f"--config.train.steps=5000"
+        f"metrics      {workdir / 'metrics.jsonl'} and {workdir / 'tensorboard'}"
     )
+    if not tuned:
+        python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+        print(
+            f"\nnext: train longer, or swap a loss or a sensor in a copy of the run's configuration as README.md shows\n"
+            f"    {python} -m experiments.pretrain --config configs/<file>.py --workdir runs/long "
+            f"--config.train.steps=5000"
+        )
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["sensors", "batch", "parallel", "moe", "models", "pretext", "objectives", "training", "evaluate"]
+ORDER = ["sensors", "batch", "parallel", "moe", "models", "pretext", "objectives", "training", "evaluate", "tasks"]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))
 
 

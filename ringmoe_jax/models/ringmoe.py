@@ -50,6 +50,7 @@ class RingMoEConfig:
         dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
             softmax and losses stay float32.
         remat: "none", "dots" or "full": what the backward pass computes again.
+        adapter: width of convolutional bypasses in every block, see `ringmoe_jax.models.adapters`; 0 is none.
     """
 
     sensors: tuple[str, ...]
@@ -66,6 +67,7 @@ class RingMoEConfig:
     moe: MoEConfig = MoEConfig()
     dtype: str = "float32"
     remat: str = "none"
+    adapter: int = 0
 
     def __post_init__(self):
         if not self.sensors:
@@ -97,6 +99,7 @@ class RingMoEConfig:
             self.cosine_attention,
             drop_path=self.drop_path,
             remat=self.remat,
+            adapter=self.adapter,
         )
 
     @property

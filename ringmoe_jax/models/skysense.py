@@ -62,6 +62,8 @@ class SkySenseConfig:
         geo_context: prototypes of regions beside the fused features; None leaves them out.
         dtype: "float32" or "bfloat16" for activations.
         remat: "none", "dots" or "full", of the high-resolution encoder; `frame` and `fusion` have their own.
+        adapter: width of convolutional bypasses in the high-resolution encoder's blocks, see
+            `ringmoe_jax.models.adapters`; 0 is none.
     """
 
     sensors: tuple[str, ...] = ("rgb", "s2_10", "s1_grd")
@@ -84,6 +86,7 @@ class SkySenseConfig:
     geo_context: GeoContextConfig | None = None
     dtype: str = "float32"
     remat: str = "none"
+    adapter: int = 0
 
     def __post_init__(self):
         if not self.sensors:
@@ -146,6 +149,7 @@ class SkySenseConfig:
             self.norm_every,
             self.drop_path,
             self.remat,
+            self.adapter,
         )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ringmoe_jax.models.adapters import Convpass
 from ringmoe_jax.models.attention import WindowAttention
 from ringmoe_jax.models.layers import PatchMerging, drop_path, layer_norm
 from ringmoe_jax.models.stack import scan, stack
@@ -25,23 +26,44 @@ class SwinBlock(nnx.Module):
         window: side of an attention window, in tokens.
         make_ffn: builds the feed-forward module from `rngs`; it is called as
             `ffn(x [B, S, n, D], slots, train=, mesh=) -> (x, {group: Statistics})`.
+        adapter: width of a `Convpass` beside each of the two branches, added to what they add; 0 is none.
     """
 
-    def __init__(self, width: int, heads: int, window: int, make_ffn: Callable, rngs: nnx.Rngs, *, cosine: bool, dtype):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int,
+        make_ffn: Callable,
+        rngs: nnx.Rngs,
+        *,
+        cosine: bool,
+        dtype,
+        adapter: int = 0,
+    ):
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
         self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
         self.ffn = make_ffn(rngs)
         self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
+        self.adapter = adapter
+        if adapter:
+            self.convpass = nnx.Dict({b: Convpass(width, adapter, rngs, dtype=dtype) for b in ("attention", "ffn")})
 
     def __call__(self, x: jax.Array, shifted, slots, *, rate, key, train: bool, mesh):
         """[B, S, h, w, D] -> the same shape, and the feed-forward layer's statistics."""
         batch, slot_count, height, width, depth = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
-        y = self.attention(x.reshape(-1, height, width, depth), shifted)
-        x = x + drop_path(self.attention_norm(y), rate, keys[0]).reshape(x.shape)
+        images = x.reshape(-1, height, width, depth)
+        y = self._beside("attention", images, self.attention_norm(self.attention(images, shifted)))
+        x = x + drop_path(y, rate, keys[0]).reshape(x.shape)
         y, collected = self.ffn(x.reshape(batch, slot_count, height * width, depth), slots, train=train, mesh=mesh)
-        y = self.ffn_norm(y).reshape(-1, height, width, depth)
+        images = x.reshape(-1, height, width, depth)
+        y = self._beside("ffn", images, self.ffn_norm(y).reshape(images.shape))
         return x + drop_path(y, rate, keys[1]).reshape(x.shape), collected
+
+    def _beside(self, branch: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        """What a branch y of x adds, with its bypass where there is one."""
+        return y + self.convpass[branch](x) if self.adapter else y
 
 
 class SwinStage(nnx.Module):
@@ -113,6 +135,7 @@ class SwinConfig:
         norm_every: see `SwinStage`.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
+        adapter: see `SwinBlock`.
     """
 
     width: int
@@ -124,6 +147,7 @@ class SwinConfig:
     norm_every: int = 0
     drop_path: float = 0.0
     remat: str = "none"
+    adapter: int = 0
 
     def stage_window(self, stage: int) -> int:
         """Window of a stage, clamped to its grid (released code)."""
@@ -157,6 +181,7 @@ class SwinPyramid(nnx.Module):
             rngs,
             cosine=config.cosine,
             dtype=dtype,
+            adapter=config.adapter,
         )
         return SwinStage(width, config.depths[i], window, make_block, rngs, norm_every=config.norm_every, dtype=dtype)
 

@@ -12,28 +12,41 @@ from ringmoe_jax.objectives.base import (
     collect_projections,
     register,
 )
+from ringmoe_jax.objectives.binary import BinaryCrossEntropy
+from ringmoe_jax.objectives.cross_entropy import CrossEntropy
 from ringmoe_jax.objectives.distillation import SelfDistillation
+from ringmoe_jax.objectives.fcos import FCOS
+from ringmoe_jax.objectives.height import BinChamfer, HeightRegression
 from ringmoe_jax.objectives.independence import PartIndependence
 from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
 from ringmoe_jax.objectives.multilooked import Multilooked
+from ringmoe_jax.objectives.overlap import Dice, Lovasz
 from ringmoe_jax.objectives.polarimetric import PowerConservation, Reciprocity
 from ringmoe_jax.objectives.spatial import FourierL1, GradientL1, NativeResolution
 from ringmoe_jax.objectives.speckle import ComplexGaussian, Speckle
 from ringmoe_jax.objectives.spectral import BrightnessTemperature, ReflectanceBounds, SpectralAngle, SpectralIndices
+from ringmoe_jax.objectives.supervised import check_labels
 from ringmoe_jax.objectives.texture import TexturedSpeckle
 from ringmoe_jax.objectives.total_power import LogTotalPower, TotalPower
 from ringmoe_jax.objectives.wishart import Wishart
 
 __all__ = [
+    "FCOS",
     "Alignment",
     "Balance",
+    "BinChamfer",
+    "BinaryCrossEntropy",
     "BrightnessTemperature",
     "ComplexGaussian",
     "Constraint",
+    "CrossEntropy",
+    "Dice",
     "FourierL1",
     "GradientL1",
+    "HeightRegression",
     "Likelihood",
     "LogTotalPower",
+    "Lovasz",
     "MaskedL1",
     "MaskedL2",
     "Multilooked",
@@ -53,6 +66,7 @@ __all__ = [
     "TotalPower",
     "Wishart",
     "build",
+    "check_labels",
     "collect_heads",
     "collect_projections",
     "register",

@@ -1,4 +1,4 @@
-"""AdamW with the paper's exclusions, cosine schedule with warm-up, clipping by global norm."""
+"""AdamW with the paper's exclusions, cosine schedule with warm-up, clipping by global norm, layer-wise rates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import jax
 import optax
 
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models import depth
+from ringmoe_jax.models.downstream import DECODER
 from ringmoe_jax.parallel.sharding import path_name
 
 
@@ -29,6 +31,9 @@ class OptimizerConfig:
             learned scales and prototypes.
         clip_norm: largest global norm of the gradients; 0 does not clip.
         momentum_dtype: "float32" or "bfloat16" for AdamW's first moment.
+        layer_decay: for fine-tuning: the learning rate of a block over that of the one above it; the head has
+            `learning_rate`, the encoder's last block layer_decay times it (BEiT; released RingMo: 0.65, SkySense:
+            0.9). 1 is the same for all.
     """
 
     learning_rate: float = 2.5e-4
@@ -42,6 +47,11 @@ class OptimizerConfig:
     no_decay: str = r"(bias|scale|token|positions|dates|prototypes|visits|/b[io])$"
     clip_norm: float = 5.0
     momentum_dtype: str = "float32"
+    layer_decay: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optimizer.layer_decay = {self.layer_decay}: wanted above 0 and at most 1")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -77,4 +87,29 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         mask=lambda params: decays(params, config.no_decay),
         mu_dtype=config.momentum_dtype,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    layers = [_by_layer(config.layer_decay)] if config.layer_decay < 1 else []
+    return optax.chain(*clip, adamw, *layers) if clip or layers else adamw
+
+
+def layer_rates(params, layer_decay: float):
+    """Factor of the learning rate for every parameter of `pretext.supervised`, a tree of numbers or [L, 1, ...].
+
+    decay ^ (1 + blocks above) in the encoder and its low-rank changes, 1 in the head.
+    """
+    return {
+        name: jax.tree.map(lambda _: 1.0, part)
+        if name == DECODER
+        else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part))
+        for name, part in params.items()
+    }
+
+
+def _by_layer(layer_decay: float) -> optax.GradientTransformation:
+    """Scales updates, decoupled weight decay among them, as a lower learning rate would."""
+
+    def scale(updates, params):
+        del params
+        return jax.tree.map(lambda u, rate: (u * rate).astype(u.dtype), updates, layer_rates(updates, layer_decay))
+
+    return optax.stateless(scale)

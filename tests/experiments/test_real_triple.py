@@ -39,7 +39,7 @@ def values(data: Path) -> dict:
 
 
 def test_a_triple_trains_and_its_checkpoint_sees_every_part(tmp_path):
-    source = ["--source", str(PLACE), "--layout", "treesatai_ts", "--out", str(tmp_path / "data")]
+    source = ["--source", str(PLACE), "--dataset", "treesatai_ts", "--out", str(tmp_path / "data")]
     assert prepare.main(source) == 0
     config = values(tmp_path / "data")
     state = pretrain.pretrain(config, str(tmp_path / "run"))

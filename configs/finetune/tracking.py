@@ -1,0 +1,12 @@
+"""Tracking by detection: FCOS on every date, then association over a Kalman filter."""
+
+from configs.finetune import detection
+
+
+def get_config():
+    """Vehicles and ships of simulated scenes over five dates."""
+    config = detection.get_config()
+    config.task.update(name="tracking", target="tracks", rotated=True)
+    config.data.streams.data.directory = "data/simulated_tracks"
+    config.data.batch_size = 4
+    return config

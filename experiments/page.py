@@ -1,0 +1,67 @@
+"""HTML pages in one style, from the templates in `experiments/pages`; they need no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+MINUS = "\u2212"
+TEMPLATES = Path(__file__).parent / "pages"
+
+
+def render(template: str, **values: Any) -> str:
+    """A page as text.
+
+    Args:
+        template: file name.
+        values: what the template names, all of it; `date` is given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "setting": setting}
+    date = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
+    return environment.get_template(template).render(**values, date=date)
+
+
+def embedded(image: Path) -> str:
+    """A PNG file as text, for `src="data:image/png;base64,..."`."""
+    return base64.b64encode(image.read_bytes()).decode()
+
+
+def score(value: Mapping[str, float | None], signed: bool = False, digits: int = 3) -> str:
+    """For example "0.812 [0.774, 0.850]"; a dash where it is not defined."""
+    shape = f"{'+' if signed else ''},.{digits}f"
+    number = lambda x: "–" if x is None else f"{x:{shape}}".replace("-", MINUS)  # noqa: E731, RUF001
+    return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+
+
+def setting(value: Any) -> str:
+    """A value of the configuration as text."""
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{k} {setting(v)}' for k, v in value.items())})"
+    return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """For example "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def speed(records: Sequence[Mapping]) -> dict[str, float] | None:
+    """Medians over the logged intervals of a run, which leave compilation out."""
+    timed = [record for record in records if "perf/images_per_second" in record]
+    if not timed:
+        return None
+    names = ("images_per_second", "input_wait", "step_seconds")
+    return {name: statistics.median(record[f"perf/{name}"] for record in timed) for name in names}

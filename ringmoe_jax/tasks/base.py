@@ -1,0 +1,147 @@
+"""What a downstream task is: what it asks of a head, how predictions become an answer, how answers are scored."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from ringmoe_jax import config as configuration
+from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.evaluate.metrics.base import Metric
+from ringmoe_jax.models.downstream import Purpose
+
+REGISTRY: dict[str, type[Task]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a task learns to say, as the data set describes it.
+
+    Attributes:
+        name: of the label, or of the sensor whose pixels are the truth.
+        kind: of the label, see `ringmoe_jax.batch`; `SENSOR` where the truth is one.
+        names: classes.
+        sensor: whose grid maps and boxes lie on; "" where there is none.
+        dates: T of that sensor.
+    """
+
+    name: str
+    kind: str
+    names: tuple[str, ...]
+    sensor: str = ""
+    dates: int = 1
+
+
+SENSOR = "sensor"  # kind of a target that is a sensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One scored sample, to be looked at.
+
+    Attributes:
+        index: position in the split.
+        images: [T] of [H, W, 3] float in 0..1, dates of the sensor that predictions lie on.
+        answer: of `Task.answer`, without the batch axis.
+        truth: of `Task.truth`, without the batch axis.
+    """
+
+    index: int
+    images: Sequence[np.ndarray]
+    answer: Mapping[str, np.ndarray]
+    truth: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """A task on one target. Everything but `answer` runs on the host.
+
+    Attributes:
+        target: name of the label, or of the sensor, that is the truth.
+    """
+
+    target: str
+    kinds: ClassVar[tuple[str, ...]]  # of targets that the task can learn
+
+    def check(self, target: Target) -> None:
+        """Raises a `ConfigError` unless the task can learn the target."""
+        if target.kind not in self.kinds:
+            raise ConfigError(
+                f'task.target = "{target.name}" is of the kind "{target.kind}", this task learns '
+                f"{' or '.join(self.kinds)}: name another label"
+            )
+
+    @abc.abstractmethod
+    def purpose(self, target: Target) -> Purpose:
+        """What the head has to give."""
+
+    @abc.abstractmethod
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        """Terms of the loss where a config names none, {label: config}."""
+
+    @abc.abstractmethod
+    def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
+        """What the host needs of a batch's predictions, under `jit`: small arrays [B, ...]."""
+
+    def truth(self, batch: Mapping) -> Any:
+        """The truth of a batch on the host, arrays [B, ...]."""
+        return np.asarray(batch["labels"][self.target])
+
+    def check_truth(self, truth: Any, target: Target) -> None:
+        """Raises a `DataError` where the truth of a batch cannot be right, for example a class that does not exist."""
+        check_classes(truth, target)
+
+    @abc.abstractmethod
+    def metric(self, target: Target) -> Metric:
+        """An empty metric."""
+
+    @abc.abstractmethod
+    def add(self, metric: Metric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+        """Adds one sample: `answer` and `truth` without the batch axis."""
+
+    @abc.abstractmethod
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """The best answer that looks at no image, from the truths of training samples; what a model has to beat."""
+
+    @abc.abstractmethod
+    def figures(self, title: str, metric: Metric, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        """Pictures by name."""
+
+
+def register(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator: lets a config say `name`."""
+
+    def add(cls: type[Task]) -> type[Task]:
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def build(values: Mapping[str, Any]) -> Task:
+    """Builds the task that `values["name"]` names from the other keys.
+
+    Raises:
+        ConfigError: no such task or key; names the nearest.
+    """
+    values = dict(values)
+    name = values.pop("name", None)
+    if name not in REGISTRY:
+        raise ConfigError(f'config.task.name = "{name}" does not exist: {nearest(str(name), REGISTRY)}')
+    return configuration.build(REGISTRY[name], values, "config.task")
+
+
+def check_classes(classes: np.ndarray, target: Target) -> None:
+    """Raises unless all class indices are -1 (unknown) or one of the target's."""
+    bad = classes[(classes < -1) | (classes >= len(target.names))]
+    if bad.size:
+        raise DataError(
+            f'the label "{target.name}" holds the class {bad.flat[0]:g}, wanted 0 to {len(target.names) - 1} '
+            f"({', '.join(target.names[:3])}, ...) or -1 where unknown: write the data set again with all its classes"
+        )

@@ -1,0 +1,167 @@
+"""Tasks with an answer for every pixel: segmentation, change, height."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from ringmoe_jax.batch import MAP
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.evaluate import task_figures
+from ringmoe_jax.evaluate.metrics.base import Metric
+from ringmoe_jax.evaluate.metrics.height import FLOOR
+from ringmoe_jax.evaluate.metrics.height import Height as Errors
+from ringmoe_jax.evaluate.metrics.segmentation import Change as Changed
+from ringmoe_jax.evaluate.metrics.segmentation import Segmentation as Overlap
+from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.heads.neck import MEAN, PAIR
+from ringmoe_jax.tasks.base import SENSOR, Example, Target, Task, register
+
+AUXILIARY = 0.4  # weight of the auxiliary head's loss (released SkySense; common practice)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Map(Task):
+    """One class a pixel."""
+
+    kinds: ClassVar = (MAP,)
+    heads: ClassVar[tuple[str, ...]]
+    dates: ClassVar[str]
+
+    def purpose(self, target: Target) -> Purpose:
+        return Purpose(self.heads, len(target.names), self.dates, target.sensor)
+
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        return {"cross_entropy": dict(name="cross_entropy", label=self.target)}
+
+    def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
+        return {"classes": jnp.argmax(predictions["logits"], axis=-1).astype(jnp.int16)}
+
+    def add(self, metric: Metric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+        metric.add(truth, answer["classes"])
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """The most frequent class everywhere."""
+        counts = sum(np.bincount(truth[truth >= 0], minlength=len(target.names)) for truth in truths)
+        return {"classes": np.full(truths[0].shape, np.argmax(counts), np.int16)}
+
+
+@register("segmentation")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(_Map):
+    """Land cover and the like; void is -1. Scores: mean IoU, overall accuracy, mean F1; IoU of every class."""
+
+    heads: ClassVar = ("upernet", "fcn")
+    dates: ClassVar = MEAN
+
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        terms = super().objectives(target, head)
+        if head == "upernet":
+            terms["auxiliary"] = terms["cross_entropy"] | dict(output="auxiliary", scale=AUXILIARY)
+        return terms
+
+    def metric(self, target: Target) -> Overlap:
+        return Overlap(target.names)
+
+    def figures(self, title: str, metric: Overlap, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        rows = [(e.images[0], e.truth, e.answer["classes"]) for e in examples]
+        return {
+            "masks": task_figures.masks(title, rows, target.names),
+            "confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names),
+        }
+
+
+@register("change")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change(_Map):
+    """What changed from the first date to the last. Scores of two classes: F1, IoU, precision and recall of the
+    second; of more: as segmentation."""
+
+    heads: ClassVar = ("change_difference", "change_transformer")
+    dates: ClassVar = PAIR
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        if target.dates < 2:
+            raise ConfigError(
+                f'task.target = "{target.name}": "{target.sensor}" has one date, change needs two: write the data set '
+                "with two images a sample, or raise data.frames"
+            )
+
+    def metric(self, target: Target) -> Metric:
+        return Changed() if len(target.names) == 2 else Overlap(target.names)
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """Change everywhere, for "nothing changed" has an F1 of 0; of several classes the most frequent one."""
+        if len(target.names) == 2:
+            return {"classes": np.ones(truths[0].shape, np.int16)}
+        return super().constant(truths, target)
+
+    def figures(self, title: str, metric: Metric, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        rows = [(e.images[0], e.images[-1], e.truth, e.answer["classes"]) for e in examples]
+        drawn = {"changes": task_figures.changes(title, rows)}
+        if len(target.names) > 2:
+            drawn["confusion"] = task_figures.confusion_matrix(title, metric.confusion(), target.names)
+        return drawn
+
+
+@register("height")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Height(Task):
+    """Heights in metres; the truth is the last date of a sensor such as "ndsm", where it is valid.
+
+    Scores: RMSE, also as a share of the range, mean absolute and relative error, delta < 1.25^k.
+
+    Attributes:
+        floor: metres; relative errors are those of pixels above it.
+    """
+
+    floor: float = FLOOR
+    kinds: ClassVar = (SENSOR,)
+
+    def purpose(self, target: Target) -> Purpose:
+        return Purpose(("height",), 1, MEAN, target.sensor)
+
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        return {
+            "height": dict(name="height_regression", sensor=self.target),
+            "bins": dict(name="bin_chamfer", sensor=self.target, scale=0.1),
+        }
+
+    def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
+        return {"height": predictions["height"]}
+
+    def truth(self, batch: Mapping) -> tuple[np.ndarray, np.ndarray]:
+        """Heights [B, H, W] and where they are known, bool."""
+        entry = batch["sensors"][self.target]
+        return np.asarray(entry["pixels"][:, -1, ..., 0]), np.asarray(entry["valid"][:, -1])
+
+    def check_truth(self, truth: Any, target: Target) -> None:
+        """Any height may be."""
+
+    def metric(self, target: Target) -> Errors:
+        return Errors(self.floor)
+
+    def add(self, metric: Errors, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+        height, valid = truth
+        metric.add(height, answer["height"], valid)
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """The mean height."""
+        total = sum(height[valid].sum(dtype=np.float64) for height, valid in truths)
+        mean = total / max(1, sum(valid.sum() for _, valid in truths))
+        return {"height": np.full(truths[0][0].shape, mean, np.float32)}
+
+    def figures(self, title: str, metric: Errors, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        rows = [(e.images[0], *e.truth, e.answer["height"]) for e in examples]
+        truth, valid, answer = (np.concatenate([row[i].ravel() for row in rows]) for i in (1, 2, 3))
+        return {
+            "heights": task_figures.heights(title, rows),
+            "errors": task_figures.height_errors(f"{title}, pixels of these samples", truth, valid, answer),
+        }

@@ -1,0 +1,93 @@
+"""Scene classification: one class an image, or several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from ringmoe_jax.batch import CLASSES, MULTILABEL
+from ringmoe_jax.errors import DataError
+from ringmoe_jax.evaluate import task_figures
+from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
+from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
+from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.heads.neck import MEAN
+from ringmoe_jax.tasks.base import Example, Target, Task, register
+
+HEADS = ("linear", "mlp")
+
+
+@register("classification")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """One class an image. Scores: overall accuracy, mean recall; a confusion matrix.
+
+    Attributes:
+        smoothing: of the labels, where the config names no objectives (released RingMo: 0.1).
+    """
+
+    smoothing: float = 0.0
+    kinds: ClassVar = (CLASSES,)
+
+    def purpose(self, target: Target) -> Purpose:
+        return Purpose(HEADS, len(target.names), MEAN)
+
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        return {"cross_entropy": dict(name="cross_entropy", label=self.target, smoothing=self.smoothing)}
+
+    def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
+        return {"logits": predictions["logits"]}
+
+    def metric(self, target: Target) -> Accuracy:
+        return Accuracy(target.names)
+
+    def add(self, metric: Accuracy, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+        metric.add(answer["logits"], truth)
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """The most frequent class."""
+        labels = np.asarray(truths)
+        return {"logits": np.bincount(labels[labels >= 0], minlength=len(target.names)).astype(np.float64)}
+
+    def figures(self, title: str, metric: Accuracy, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        return {"confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names)}
+
+
+@register("multilabel")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabel(Task):
+    """Any number of classes an image. Scores: mean average precision, micro and macro; macro F1."""
+
+    kinds: ClassVar = (MULTILABEL,)
+
+    def purpose(self, target: Target) -> Purpose:
+        return Purpose(HEADS, len(target.names), MEAN)
+
+    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+        return {"binary_cross_entropy": dict(name="binary_cross_entropy", label=self.target)}
+
+    def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
+        return {"probability": jax.nn.sigmoid(predictions["logits"])}
+
+    def check_truth(self, truth: Any, target: Target) -> None:
+        if not np.isin(truth, (0, 1)).all():
+            bad = truth[~np.isin(truth, (0, 1))].flat[0]
+            raise DataError(f'the label "{target.name}" holds {bad:g}, wanted 0 or 1 for every class')
+
+    def metric(self, target: Target) -> Precision:
+        return Precision(target.names)
+
+    def add(self, metric: Precision, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+        metric.add(answer["probability"], truth)
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """Every class by how often it is there."""
+        return {"probability": np.mean(truths, axis=0)}
+
+    def figures(self, title: str, metric: Precision, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+        return {"classes": task_figures.class_scores(title, target.names, "AP", metric.table()["AP"])}
