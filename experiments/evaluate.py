@@ -2,9 +2,14 @@
 
     python -m experiments.evaluate --checkpoint runs/micro
     python -m experiments.evaluate --checkpoint runs/micro --dataset data/mine --protocol linear
+    python -m experiments.evaluate --checkpoint runs/micro --fractions 0.01 0.1 1     # few labels
+    python -m experiments.evaluate --checkpoint runs/seg --split validation --without s1_grd     # a fine-tuned run
 
 Writes `evaluation.json` and PNG files to `<checkpoint>/report`. Models see whole tiles, see
-`input_pipeline.evaluation`; nothing is fitted on the split that is scored.
+`input_pipeline.evaluation`. The split "test" is scored where a data set has one: probes are fitted on "train", choose
+their penalty on "validation" and are refitted on both. Else "validation" is scored, and the penalty is chosen on a part
+of "train". Nothing is fitted on the split that is scored. A fine-tuned run is scored by its task, which writes
+`task.json`.
 """
 
 from __future__ import annotations
@@ -23,10 +28,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import common, evaluation_output
+from experiments import common, evaluation_output, probing, scoring
 from experiments.common import Trained
+from experiments.probing import PLAIN as PLAIN
+from experiments.probing import TRAIN, Protocol
+from experiments.probing import TRAINED as TRAINED
 from experiments.tables import plain
-from input_pipeline import schema
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
@@ -38,16 +45,13 @@ from ringmoe_jax.evaluate import (
     features,
     likelihood,
     locations,
-    probes,
     quicklook,
     reconstruction,
     routing,
 )
-from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import count
-from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
-from ringmoe_jax.training.checkpoint import versions
+from ringmoe_jax.training.checkpoint import Checkpointer, versions
 
 BATCH = 32  # tiles
 SHOWN = 3  # tiles in a figure
@@ -61,51 +65,62 @@ def evaluate(
     datasets: Sequence[str] = (),
     *,
     protocol: str = "all",
+    fractions: Sequence[float] = (1.0,),
+    draws: int = probing.DRAWS,
+    split: str = "",
+    without: Sequence[str] = (),
     seed: int = 0,
     out: str | None = None,
     max_tiles: int = MAX_TILES,
     brief: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run.
+    """Evaluates the newest checkpoint of a pre-training run.
 
     Args:
         checkpoint: folder of the run.
-        datasets: folders; default those that the run was trained on. Read: training and validation splits of the
-            sensors that the model knows.
+        datasets: folders; default those that the run was trained on, with the sensors that the model knows.
         protocol: "knn", "linear" or "all".
-        seed: of random baselines, inner splits and the bootstrap.
+        fractions: shares of the labels that probes are fitted on, above 0, at most 1.
+        draws: how many draws of each share below 1; see `ringmoe_jax.evaluate.probes.Probe`.
+        split: the one to score; default "test" where a data set has one, else "validation".
+        without: sensors that the model is not shown in that split: their pixels are taken for not observed.
+        seed: of random baselines, inner splits, draws and the bootstrap.
         out: default `<checkpoint>/report`.
         max_tiles: the first so many tiles of a split are read.
         brief: only the model, without baselines beside its probes and without pictures.
 
     Returns:
-        What `evaluation.json` holds.
+        What `evaluation.json` holds; "probes" are those of the largest fraction, "few_labels" the others.
 
     Raises:
-        UserError: no checkpoint, no such protocol, or data that the model cannot read.
+        UserError: no checkpoint, no such protocol, split or sensor, or data that the model cannot read.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f'--protocol "{protocol}" does not exist: {nearest(protocol, PROTOCOLS)}')
+    rules = Protocol(protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed)
     started = time.perf_counter()
     trained = common.load(checkpoint)
+    for name in without:
+        if name not in trained.parts.sensors:
+            raise ConfigError(f'--without "{name}": {nearest(name, trained.parts.sensors)}')
     folder = Path(out) if out else Path(checkpoint) / "report"
     print(f"checkpoint  {checkpoint} at step {trained.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(trained.parts.model, reconstruction.reconstructions(trained.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(trained.parts.model, seed), jax.devices()[0])
-    result = {"checkpoint": str(checkpoint), "step": trained.step, "protocol": TEXT, "seed": seed, "datasets": []}
-    result |= {"probes": [], "ranks": [], "reconstruction": [], "likelihood": [], "locations": [], "routing": {}}
+    result = {"checkpoint": str(checkpoint), "step": trained.step, "protocol": rules.text, "seed": seed}
+    result |= {"without": list(without), "datasets": [], "probes": [], "few_labels": [], "ranks": []}
+    result |= {"reconstruction": [], "likelihood": [], "locations": [], "routing": {}}
     tokens: list[Mapping[str, RoutingStatistics]] = []
     strips: dict[tuple[str, str], list[quicklook.Strip]] = {}
     maps: dict[str, list[locations.Row]] = {}
 
     for dataset in _open(trained, datasets):
-        reader = _Reader(trained, dataset, max_tiles)
+        reader = _Reader(trained, dataset, rules, max_tiles)
         result["datasets"].append(_describe(trained, reader))
-        means = reconstruction.training_means(trained.parts.model, reader.objectives, trained.params, reader("train"))
-        encoders = _encoders(trained, random, partial(inspect, means=means), seed)
-        splits = [features.collect(reader(split), encoders, max_tiles) for split in ("train", "validation")]
-        result["probes"] += _probe(reader, encoders, splits, PROTOCOLS[protocol], seed)
-        result["ranks"] += _ranks(dataset, splits[1])
+        means = reconstruction.training_means(trained.parts.model, reader.objectives, trained.params, reader(TRAIN))
+        encoders = probing.encoders(trained, random, partial(inspect, means=means), seed)
+        parts = {name: features.collect(reader(name), encoders, max_tiles) for name in reader.splits}
+        for found in probing.probe(dataset, parts, rules):
+            result["probes" if found["fraction"] == rules.fractions[-1] else "few_labels"].append(found)
+        result["ranks"] += probing.ranks(dataset, parts[reader.scored], rules)
         masked = _Masked(trained, reader, partial(inspect, trained.params, means=means), seed)
         result["reconstruction"] += masked.comparisons
         result["likelihood"] += masked.likelihoods
@@ -158,25 +173,36 @@ def _open(trained: Trained, directories: Sequence[str]) -> Iterable[Dataset]:
 
 
 class _Reader:
-    """Batches of one data set's splits as the model wants them, at most `max_tiles` tiles of each."""
+    """Batches of one data set's splits as the model wants them, at most `max_tiles` tiles of each.
 
-    def __init__(self, trained: Trained, dataset: Dataset, max_tiles: int):
-        self.trained, self.dataset, self.max_tiles = trained, dataset, max_tiles
+    Attributes:
+        splits: that are read, the one that is scored last.
+        scored: that one; what the protocol hides is hidden there.
+        objectives: reconstructions of the sensors that are shown there.
+    """
+
+    def __init__(self, trained: Trained, dataset: Dataset, protocol: Protocol, max_tiles: int):
+        self.trained, self.dataset, self.protocol, self.max_tiles = trained, dataset, protocol, max_tiles
+        self.splits, self.scored = protocol.splits(dataset), protocol.scored(dataset)
         objectives = reconstruction.reconstructions(trained.parts.objectives)
-        self.objectives = {k: o for k, o in objectives.items() if o.sensor in dataset.sensors}
+        self.objectives = {k: o for k, o in objectives.items() if o.sensor in protocol.shown(dataset)}
 
     def tiles(self, split: str) -> int:
         """Number of tiles that are read."""
         return min(self.dataset.size(split), self.max_tiles)
 
+    def spread(self, count: int) -> set[int]:
+        """Positions of some tiles to look at, spread over the split that is scored."""
+        return set(np.linspace(0, self.tiles(self.scored) - 1, count).astype(int).tolist())
+
     def located(self) -> bool:
-        """Whether the validation tiles come with coordinates."""
-        batch = next(iter(self("validation")))
+        """Whether the tiles that are scored come with coordinates."""
+        batch = next(iter(self(self.scored)))
         return bool(np.isfinite(next(iter(batch["sensors"].values()))["location"]).any())
 
     def __call__(self, split: str, *, masked: bool = False) -> Iterable[Mapping]:
         data = self.trained.config.data
-        size = min(BATCH, self.tiles("train"), self.tiles("validation"))
+        size = min(BATCH, *map(self.tiles, self.splits))
         batches = EvalBatches(
             self.dataset.directory,
             tuple(self.dataset.sensors),
@@ -192,14 +218,16 @@ class _Reader:
             seed=data.shuffle_seed,
             max_bad_records=data.max_bad_records,
         )
-        return (batch for batch, _ in zip(batches, range(-(-self.tiles(split) // size)), strict=False))
+        hidden = self.protocol.without if split == self.scored else ()
+        read = zip(batches, range(-(-self.tiles(split) // size)), strict=False)
+        return (probing.hide(batch, hidden) for batch, _ in read)
 
 
 def _describe(trained: Trained, reader: _Reader) -> dict[str, Any]:
     dataset = reader.dataset
     metadata = dataset.metadata
     notes = []
-    for split in ("train", "validation"):
+    for split in reader.splits:
         if reader.tiles(split) < dataset.size(split):
             notes.append(f"only the first {reader.tiles(split)} of {dataset.size(split)} tiles of {split} were read")
     for name in dataset.sensors:
@@ -208,6 +236,8 @@ def _describe(trained: Trained, reader: _Reader) -> dict[str, Any]:
             notes.append(f'the pixels of "{name}" are distributed differently than those the model was normalised with')
     if not reader.located():
         notes.append("tiles have no coordinates: overlapping ones count as independent, so intervals are too narrow")
+    sentence = reader.protocol.sentence(dataset)
+    print(f"data        {metadata.name}: {sentence}")
     for note in notes:
         print(f"note        {metadata.name}: {note}")
     return {
@@ -218,6 +248,8 @@ def _describe(trained: Trained, reader: _Reader) -> dict[str, Any]:
         "source": metadata.source,
         "citation": metadata.citation,
         "tiles": {split: dataset.size(split) for split in dataset.counts},
+        "split": reader.scored,
+        "protocol": sentence,
         "sensors": {
             name: {
                 "bands": list(sensor.band_names),
@@ -244,9 +276,8 @@ def _differ(used, own) -> bool:
 
 
 def _places(trained: Trained, reader: _Reader) -> list[locations.Place]:
-    """Tiles spread over the validation split; none for a model without a fusion."""
-    shown = set(np.linspace(0, reader.tiles("validation") - 1, PLACES).astype(int).tolist())
-    return locations.collect(trained.parts.model, trained.params, reader("validation"), shown)
+    """Tiles spread over the split that is scored; none for a model without a fusion."""
+    return locations.collect(trained.parts.model, trained.params, reader(reader.scored), reader.spread(PLACES))
 
 
 def _locations(reader: _Reader, places: Sequence[locations.Place]) -> tuple[list[locations.Row], dict]:
@@ -297,8 +328,8 @@ class _Masked:
         if not trained.config.data.mask_unit:
             self._route()
             return
-        found, groups = self._run("validation")
-        train, _ = self._run("train") if any("nats" in sums for sums in found.values()) else (None, None)
+        found, groups = self._run(reader.scored)
+        train, _ = self._run(TRAIN) if any("nats" in sums for sums in found.values()) else (None, None)
         for label, objective in self.objectives.items():
             where = {"dataset": reader.dataset.metadata.name, "objective": label, "sensor": objective.sensor}
             comparison = reconstruction.compare(found[label], groups, seed=seed)
@@ -311,12 +342,12 @@ class _Masked:
     def _run(self, split: str) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
         """{label: what `reconstruction.inspector` sums of every tile}, and the block of every tile."""
         reader, rows, location = self.reader, [], []
-        shown = set(np.linspace(0, reader.tiles(split) - 1, SHOWN).astype(int).tolist()) if split != "train" else ()
+        shown = reader.spread(SHOWN)
         for batch in reader(split, masked=True):
             seen = self.inspect({"sensors": batch["sensors"]})
             rows.append(jax.tree.map(lambda x, real=batch["real"]: np.asarray(x)[real], seen["sums"]))
             location.append(next(iter(batch["sensors"].values()))["location"][batch["real"]])
-            if split == "train":
+            if split == TRAIN:
                 continue
             if batch["real"].all() or not self.routing:  # tokens of filled-up tiles would count as well
                 self.routing.append(jax.device_get(seen["routing"]))
@@ -327,7 +358,7 @@ class _Masked:
         return joined, bootstrap.blocks(np.concatenate(location))
 
     def _route(self) -> None:
-        for batch in self.reader("validation"):
+        for batch in self.reader(self.reader.scored):
             routing = self.inspect(reconstruction.unmasked(batch, 1))["routing"]
             if not routing:
                 return
@@ -354,32 +385,67 @@ class _Masked:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__.split("\n")[0])
+    """Reads the command line; an option that is not given is absent."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--checkpoint", required=True, help="folder of a run")
-    parser.add_argument("--dataset", nargs="+", default=[], help="folders of data sets; default: those of the run")
-    parser.add_argument("--protocol", default="all", help="knn, linear or all")
-    parser.add_argument("--seed", type=int, default=0, help="of baselines, inner splits and intervals")
+    parser.add_argument(
+        "--dataset",
+        dest="datasets",
+        metavar="FOLDER",
+        nargs="+",
+        help="folders of data sets; default: those of the run",
+    )
+    parser.add_argument("--protocol", help="of probes: knn, linear or all (default)")
+    parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels to fit probes on; default: 1")
+    parser.add_argument("--draws", type=int, help=f"of each share below 1; default: {probing.DRAWS}")
+    parser.add_argument("--split", help='the one to score; default: "test" where there is one, else "validation"')
+    parser.add_argument("--without", nargs="+", help="sensors that are hidden in the split that is scored")
+    parser.add_argument("--seed", type=int, help="of baselines, inner splits, draws and intervals; default: 0")
     parser.add_argument("--out", help="folder for the results; default: <checkpoint>/report")
-    parser.add_argument("--max_tiles", type=int, default=MAX_TILES, help="tiles of a split that are read")
+    parser.add_argument("--max_tiles", type=int, help=f"tiles of a split that are read; default: {MAX_TILES}")
     return parser.parse_args(arguments)
+
+
+def score_task(checkpoint: str, datasets: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    """Scores a fine-tuned run by its task and prints the result.
+
+    Args:
+        checkpoint: folder of the run.
+        datasets: one folder at most; default the data set that the run was trained on.
+        options: keywords of `experiments.scoring.score`.
+
+    Raises:
+        UserError: an option that only probes have, several data sets, or what `score` raises.
+    """
+    known = ("split", "without", "seed", "out")
+    if foreign := [name for name in options if name not in known]:
+        raise ConfigError(
+            f"--{foreign[0]} is about probes, but {checkpoint} is a fine-tuned run, which its task scores: leave it out"
+        )
+    if len(datasets) > 1:
+        raise ConfigError(f"--dataset {' '.join(datasets)}: a fine-tuned run is scored on one data set at a time")
+    result = scoring.score(scoring.Adapted.load(checkpoint), checkpoint, directory="".join(datasets), **options)
+    scoring.show(result)
+    return result
 
 
 @common.entry_point
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    given = parse(arguments)
+    options = vars(parse(arguments))
     jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
-    evaluate(
-        given.checkpoint,
-        given.dataset,
-        protocol=given.protocol,
-        seed=given.seed,
-        out=given.out,
-        max_tiles=given.max_tiles,
-    )
-    folder = given.out or f"{given.checkpoint}/report"
-    print(f"\nnumbers and pictures are in {folder}; next: python -m experiments.report --workdir {given.checkpoint}")
+    checkpointer = Checkpointer.open(options["checkpoint"])
+    fine_tuned = "encoder" in checkpointer.record()
+    checkpointer.close()
+    (score_task if fine_tuned else evaluate)(**options)
+    folder = options.get("out") or f"{options['checkpoint']}/report"
+    print(f"\nnumbers and pictures are in {folder}", end="; next: python -m experiments.report --workdir ")
+    print(options["checkpoint"])
     return 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common import Trained
+from experiments.probing import FEW
 from experiments.tables import table, with_interval
-from ringmoe_jax.evaluate import figures, quicklook, reconstruction
+from ringmoe_jax.evaluate import comparison_figures, figures, quicklook, reconstruction
 from ringmoe_jax.sensors import Sensor
 
 GRID = 0.1  # share of variance from which a grid is mentioned (our choice)
@@ -17,7 +18,7 @@ GRID = 0.1  # share of variance from which a grid is mentioned (our choice)
 
 def draw(folder: Path, trained: Trained, result: dict, summary, strips, maps) -> None:
     """Writes every figure and lists the files in `result["figures"]`: {kind: [file name]}."""
-    kinds = ("reconstruction", "comparison", "locations", "similarity", "probes", "experts")
+    kinds = ("reconstruction", "comparison", "locations", "similarity", "probes", "labels", "experts")
     drawn: dict[str, list[str]] = {kind: [] for kind in kinds}
 
     def add(kind: str, name: str, figure) -> None:
@@ -44,6 +45,10 @@ def draw(folder: Path, trained: Trained, result: dict, summary, strips, maps) ->
     for dataset, label in dict.fromkeys((r["dataset"], r["label"]) for r in result["probes"]):
         chosen = [r for r in result["probes"] if (r["dataset"], r["label"]) == (dataset, label)]
         add("probes", f"probes_{dataset}_{label}", figures.probes(f"{dataset}: {label}", chosen))
+        if curves := _curves(result, dataset, label):
+            metric = next(iter(chosen[0]["scores"]))
+            figure = comparison_figures.labels(f"{dataset}: {label}, {metric}", curves)
+            add("labels", f"labels_{dataset}_{label}", figure)
     for group, values in summary.items():
         add("experts", f"experts_{group}", figures.experts(group, values, result["modalities"]))
     result["figures"] = drawn
@@ -56,10 +61,23 @@ def _caption(result: Mapping, dataset: str, sensor: Sensor) -> str:
     return quicklook.view(sensor, np.zeros((1, 1, sensor.channels)))[1] + " (SIMULATED)" * simulated
 
 
+def _curves(result: Mapping, dataset: str, label: str) -> list[dict]:
+    """Scores of one label by encoder and share of the labels, one for each set of sensors and protocol."""
+    curves: dict[tuple[str, float], dict] = {}
+    if result["few_labels"]:
+        for r in (*result["few_labels"], *result["probes"]):
+            if (r["dataset"], r["label"]) == (dataset, label):
+                scores = curves.setdefault((r["encoder"], r["fraction"]), {})
+                scores[f"{r['features']}, {r['protocol']}"] = next(iter(r["scores"].values()))
+    return [{"arm": arm, "fraction": fraction, "scores": s} for (arm, fraction), s in curves.items()]
+
+
 def show(result: Mapping) -> None:
     """Prints the tables."""
     if result["probes"]:
         _show_probes(result["probes"])
+    if result["few_labels"]:
+        _show_few_labels([*result["few_labels"], *result["probes"]])
     if result["ranks"]:
         _show_ranks(result["ranks"])
     if result["reconstruction"]:
@@ -73,7 +91,9 @@ def show(result: Mapping) -> None:
 
 
 def _show_probes(probes: Sequence[Mapping]) -> None:
-    print("\nFrozen-feature probes, main metric with 95 % interval")
+    fraction, draws = probes[0]["fraction"], probes[0]["draws"]
+    few = f" of {100 * fraction:g} % of the labels, means over {draws} draws" if fraction < 1 else ""
+    print(f"\nFrozen-feature probes{few}, main metric with 95 % interval")
     protocols = list(dict.fromkeys(r["protocol"] for r in probes))
     rows: dict[tuple, dict[str, str]] = {}
     for r in probes:
@@ -84,8 +104,27 @@ def _show_probes(probes: Sequence[Mapping]) -> None:
     print(table(head, [(*key, *(cells.get(p, "") for p in protocols)) for key, cells in rows.items()]))
 
 
+def _show_few_labels(probes: Sequence[Mapping]) -> None:
+    print("\n" + FEW.format(draws=probes[0]["draws"]))
+    fractions = sorted({r["fraction"] for r in probes})
+    rows: dict[tuple, dict[float, str]] = {}
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(_place, probes)))}
+    for r in sorted(probes, key=lambda r: order[_place(r)]):  # encoders under each other
+        metric, score = next(iter(r["scores"].items()))
+        key = (f"{r['dataset']}/{r['label']}", metric, r["features"], r["protocol"], r["encoder"])
+        rows.setdefault(key, {})[r["fraction"]] = f"{with_interval(score)} of {r['train']}"
+    shares = (f"{100 * fraction:g} %, of tiles" for fraction in fractions)
+    head = ("data set/label", "metric", "sensors", "probe", "encoder", *shares)
+    print(table(head, [(*key, *(cells.get(f, "") for f in fractions)) for key, cells in rows.items()]))
+
+
+def _place(result: Mapping) -> tuple[str, ...]:
+    """What encoders are compared on."""
+    return tuple(result[key] for key in ("dataset", "label", "features", "protocol"))
+
+
 def _show_ranks(ranks: Sequence[Mapping]) -> None:
-    print("\nEffective rank of the validation features (RankMe); near 1 is a collapse")
+    print("\nEffective rank of the features of the scored tiles (RankMe); near 1 is a collapse")
     encoders = list(dict.fromkeys(r["encoder"] for r in ranks))
     rows: dict[tuple, dict[str, str]] = {}
     for r in ranks:
@@ -141,7 +180,7 @@ def _show_locations(found: Sequence[Mapping]) -> None:
 
 
 def _show_routing(routing: Mapping[str, Mapping], modalities: Sequence[str]) -> None:
-    print("\nRouting on validation tiles")
+    print("\nRouting on the scored tiles")
     rows = [
         (
             name,

@@ -69,7 +69,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     describe(config, encoder, parts, state, data)
 
     # ---- Train and score --------------------------------------------------------------------------
-    state = fit(
+    fit(
         workdir,
         state,
         scoring.Checked(data, parts),
@@ -86,7 +86,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         sections=SECTIONS,
         mesh=mesh,
     )
-    return scoring.score(scoring.Adapted.of(config, encoder, parts, state), workdir)
+    return scoring.score(scoring.Adapted.load(workdir), workdir)
 
 
 def several(values: Mapping[str, Any], workdir: str, runs: Sequence[int]) -> dict[str, Any]:

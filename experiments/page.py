@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "setting": setting}
+    environment.filters |= {"score": score, "setting": setting, "short": short}
     date = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
     return environment.get_template(template).render(**values, date=date)
 
@@ -53,6 +54,11 @@ def setting(value: Any) -> str:
     return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def short(count: int) -> str:
+    """For example "2.6 M" or "29.8 k"."""
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
+
+
 def listed(names: Sequence[str]) -> str:
     """For example "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
@@ -65,3 +71,9 @@ def speed(records: Sequence[Mapping]) -> dict[str, float] | None:
         return None
     names = ("images_per_second", "input_wait", "step_seconds")
     return {name: statistics.median(record[f"perf/{name}"] for record in timed) for name in names}
+
+
+def current(path: Path, step: int) -> dict[str, Any] | None:
+    """What an evaluation wrote; None where there is none, or it is of another step."""
+    found = json.loads(path.read_text()) if path.exists() else None
+    return found if found and found["step"] == step else None

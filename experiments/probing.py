@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from input_pipeline.dataset import Dataset
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate import baselines, bootstrap, features, probes, reconstruction
+from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import Params
 from ringmoe_jax.models.geo_context import BANK
 
@@ -26,12 +26,15 @@ DRAWS = 5  # of shares of the labels
 TEXT = (
     "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
     "Features are z-scored on the tiles that are fitted. "
-    "knn5, knn20: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. Where the "
-    "data set has a test split it is scored, with C chosen on the validation tiles and then refitted on training and "
-    "validation tiles; else the validation tiles are scored, with C chosen on a fifth of the training tiles and then "
+    "knn5, knn20: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. "
+    "Where a data set has a test split it is scored, with C chosen on the validation tiles and refitted on training "
+    "and validation tiles; else the validation tiles are scored, with C chosen on a fifth of the training tiles and "
     "refitted on all. Intervals: 95 % bootstrap over spatial blocks of the tiles that are scored, "
-    f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block. With a share of the "
-    "labels, of every class at least one tile: means over draws, and intervals of the resamples of all draws together."
+    f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block."
+)
+FEW = (
+    "Few labels: a share of the tiles of every class, but one at least, or of all tiles where they have several "
+    "labels. Means over {draws} draws; intervals of the bootstrap resamples of all draws together."
 )
 
 
@@ -45,7 +48,7 @@ class Protocol:
         draws: how many draws of each share below 1.
         split: the one to score; "" for "test" where the data set has one, else "validation".
         without: sensors that are hidden in the split that is scored.
-        seed: of baselines, inner splits, draws and intervals.
+        seed: of inner splits, draws and intervals.
 
     Raises:
         ConfigError: no such protocol, a number out of its range, or the training split is to be scored.
@@ -67,6 +70,11 @@ class Protocol:
             raise ConfigError(f"--draws {self.draws}: wanted 1 or more")
         if self.split == TRAIN:
             raise ConfigError(f"--split {TRAIN}: probes are fitted on it, give one that is not")
+
+    @property
+    def text(self) -> str:
+        """What is done, for a reader."""
+        return f"{TEXT} {FEW.format(draws=self.draws)}" if min(self.fractions) < 1 else TEXT
 
     def shown(self, dataset: Dataset) -> tuple[str, ...]:
         """The sensors of a data set that are not hidden.
@@ -131,6 +139,12 @@ def encoders(trained: Trained, random: Params | None, inspect: Callable, seed: i
     }
 
 
+def hide(batch: Mapping, sensors: Collection[str]) -> Mapping:
+    """A batch without the pixels of some sensors, as if they had not been observed."""
+    blank = lambda entry: entry | {key: np.zeros_like(entry[key]) for key in ("pixels", "valid")}  # noqa: E731
+    return {**batch, "sensors": {k: blank(e) if k in sensors else e for k, e in batch["sensors"].items()}}
+
+
 def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[dict[str, Any]]:
     """Probes every label, encoder and set of sensors of a data set, and what a fusion makes of them.
 
@@ -162,12 +176,34 @@ def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Pr
     return results
 
 
+def ranks(dataset: Dataset, part: features.Features, protocol: Protocol) -> list[dict[str, Any]]:
+    """How many directions the features of a split fill, by encoder and kind of features."""
+    name = dataset.metadata.name
+    return [
+        {"dataset": name, "features": kind, "encoder": encoder, "width": x.shape[1], "rank": rankme(x)}
+        for encoder, of in part.values.items()
+        for kind, x in of.items()
+        if kind not in protocol.without
+    ]
+
+
 def _probes(splits: Sequence[probes.Split], names: Sequence[str], protocol: Protocol) -> list[probes.Probe]:
     """Every method with every share of the labels."""
     train, *validation, scored = splits
-    run = partial(probes.probe, train, scored, names, PROTOCOLS[protocol.name], seed=protocol.seed)
-    several = {"validation": validation[0] if validation else None, "draws": protocol.draws}
-    return [probe for fraction in protocol.fractions for probe in run(fraction=fraction, **several)]
+    return [
+        found
+        for fraction in protocol.fractions
+        for found in probes.probe(
+            train,
+            scored,
+            names,
+            PROTOCOLS[protocol.name],
+            validation=validation[0] if validation else None,
+            fraction=fraction,
+            draws=protocol.draws,
+            seed=protocol.seed,
+        )
+    ]
 
 
 def _split(part: features.Features, encoder: str, sensors: Sequence[str], label: str) -> probes.Split:

@@ -24,7 +24,6 @@ from experiments.scoring import RESULT
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.evaluate import figures, reconstruction, routing
 from ringmoe_jax.training import metrics
-from ringmoe_jax.training.checkpoint import Checkpointer
 
 EVALUATION = "evaluation.json"
 KINDS = (
@@ -62,9 +61,7 @@ def report(workdir: str) -> Path:
     if (folder / task_report.SEEDS).exists():
         text = task_report.of_seeds(folder)
     else:
-        checkpointer = Checkpointer.open(workdir)
-        record = checkpointer.record()
-        checkpointer.close()
+        record = task_report.newest(folder)
         text = task_report.of_run(folder, record) if "encoder" in record else _pretraining(folder, record)
     written = folder / "report.html"
     written.write_text(text)
@@ -109,11 +106,11 @@ def render(workdir: Path, record: Mapping, records: Sequence[Mapping], evaluatio
 def _pretraining(workdir: Path, record: Mapping) -> str:
     """Evaluates a pre-training run where that is due, draws its curves and renders its page."""
     folder = workdir / "report"
-    found = task_report.read(folder / EVALUATION)
-    if found is None or found["step"] != record["step"]:
+    found = page.current(folder / EVALUATION, record["step"])
+    if found is None:
         print(f"step {record['step']} of {workdir} was not evaluated yet: that comes first")
         evaluate(str(workdir))
-        found = task_report.read(folder / EVALUATION)
+        found = json.loads((folder / EVALUATION).read_text())
     records = metrics.read(workdir)
     found["figures"]["losses"] = [figures.save(figures.losses(records), folder / "losses.png").name]
     history = routing.history(records)
@@ -223,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
     if not tuned:
         python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
         print(
-            f"\nnext: train longer, or swap a loss or a sensor in a copy of the run's configuration as README.md shows\n"
+            "\nnext: train longer, or swap a loss or a sensor in a copy of the run's configuration as README.md shows\n"
             f"    {python} -m experiments.pretrain --config configs/<file>.py --workdir runs/long "
             f"--config.train.steps=5000"
         )

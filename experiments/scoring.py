@@ -27,7 +27,6 @@ from ringmoe_jax.models import Params, count
 from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.tasks import SENSOR, Example
 from ringmoe_jax.training.checkpoint import Checkpointer, versions
-from ringmoe_jax.training.state import TrainState
 
 BATCH = 16
 SHOWN = 4  # samples in a picture
@@ -56,12 +55,6 @@ class Adapted:
     params: Params
     step: int
     trained: int
-
-    @staticmethod
-    def of(config: DownstreamConfig, encoder: Encoder, parts: Parts, state: TrainState) -> Adapted:
-        """After training, from its state."""
-        params = parts.pretext.export(state.params, state.pretext)
-        return Adapted(config, encoder, parts, params, int(state.step), count(state.params))
 
     @staticmethod
     def load(workdir: str) -> Adapted:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+
+from input_pipeline.layouts import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Entry:
     name: str
     title: str
     task: str
-    layout: Any
+    layout: Layout | Own
     classes: tuple[str, ...]
     tile: int
     licence: str

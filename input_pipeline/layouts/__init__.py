@@ -6,14 +6,14 @@
     cubes        arrays: So2Sat in HDF5, PASTIS in NPY (`So2Sat`, `Pastis`)
     prepared     what TFDS has prepared (`Tfds`)
 
-A layout is a frozen dataclass with `sensors`, the names of all sensors that it holds, `splits`, which say how they are
-made (`rule`), and `open(request)`, which finds files and labels without reading images. `input_pipeline.catalog` names
-one for every data set; `tiles` cuts what they give.
+Every layout is a frozen dataclass that follows `Layout`. `input_pipeline.catalog` names one for every data set;
+`tiles` cuts what they give.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from input_pipeline.layouts.tiles import Report, Scene
 from input_pipeline.schema import LabelInfo
@@ -48,7 +48,7 @@ class Opened:
 
     Attributes:
         scenes: by split, a function that reads its scenes one by one.
-        labels: by label name; a `count` of 0 never stays for boxes that exist.
+        labels: by label name; `count` of boxes and tracks is that of the fullest tile.
         frames: T of every sensor.
         gsd: metres a pixel of every sensor.
         rule: how the splits were made, a sentence without its full stop.
@@ -59,3 +59,22 @@ class Opened:
     frames: Mapping[str, int]
     gsd: Mapping[str, float]
     rule: str
+
+
+class Layout(Protocol):
+    """What all readers have in common."""
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Names of all sensors that the data set holds; the first one sets the grid."""
+
+    @property
+    def rule(self) -> str:
+        """How splits are made, for a person to read."""
+
+    def open(self, request: Request) -> Opened:
+        """Finds files and reads labels, but no images.
+
+        Raises:
+            DataError: a file is missing or not as the layout says.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -66,7 +67,7 @@ class BigEarthNet:
         places = {split: [row for row in rows if row["split"] == split] for split in self.splits}
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
         return Opened(
-            {split: lambda found=found: _scenes(request, found, rasters) for split, found in places.items()},
+            {split: functools.partial(_scenes, request, found, rasters) for split, found in places.items()},
             {LABEL: LabelInfo(MULTILABEL, request.classes, "CORINE Land Cover 2018 in 19 classes, present or not")},
             {raster.sensor: 1 for raster in rasters},
             {raster.sensor: raster.gsd for raster in rasters},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class So2Sat:
             if not (request.source / name).exists():
                 raise DataError(f"{request.source / name} does not exist: wanted the file as published")
         return Opened(
-            {split: lambda split=split: self._scenes(request, split) for split in self.files},
+            {split: functools.partial(self._scenes, request, split) for split in self.files},
             {LABEL: LabelInfo(CLASSES, request.classes, "local climate zone")},
             dict.fromkeys(request.sensors, 1),
             dict.fromkeys(request.sensors, 10.0),
@@ -118,7 +119,7 @@ class Pastis:
             raise DataError(f"{path} has the folds {sorted(folds)}, wanted {self.folds[empty[0]]} for {empty[0]}")
         longest = {name: max(len(_dates(patch, name, path)) for patch in patches) for name in request.sensors}
         return Opened(
-            {split: lambda found=found: self._scenes(request, found, crs) for split, found in splits.items()},
+            {split: functools.partial(self._scenes, request, found, crs) for split, found in splits.items()},
             {"map": LabelInfo(MAP, request.classes, "crop of the parcel", request.sensors[0])},
             {name: min(count, request.max_frames or count) for name, count in longest.items()},
             dict.fromkeys(request.sensors, 10.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from input_pipeline.layouts import Opened, Request, templates
@@ -52,7 +53,7 @@ class Files:
         places, rule = self.splits.divide(request.source, template)
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
         return Opened(
-            {split: lambda found=found: self._scenes(request, found, rasters) for split, found in places.items()},
+            {split: functools.partial(self._scenes, request, found, rasters) for split, found in places.items()},
             self._labels(request, template),
             {raster.sensor: len(raster.paths) for raster in rasters},
             {raster.sensor: raster.gsd for raster in rasters},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -131,7 +132,7 @@ class Tracks:
                 count = max(count, tiles.most(rows, size, (request.tile, request.tile), request.stride))
         info = LabelInfo(TRACKS, request.classes, "tracks of the data set", self.raster.sensor, max(count, 1))
         return Opened(
-            {split: lambda found=found: self._scenes(request, found) for split, found in parts.items()},
+            {split: functools.partial(self._scenes, request, found) for split, found in parts.items()},
             {"tracks": info},
             {self.raster.sensor: window},
             {self.raster.sensor: self.raster.gsd},
@@ -185,7 +186,7 @@ def _boxes(
 
     info = LabelInfo(BOXES, request.classes, "objects of the data set", raster.sensor, max(count, 1))
     return Opened(
-        {split: lambda split=split: scenes(split) for split in places},
+        {split: functools.partial(scenes, split) for split in places},
         {"boxes": info},
         {raster.sensor: 1},
         {raster.sensor: raster.gsd},

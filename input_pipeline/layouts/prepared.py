@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -56,11 +57,8 @@ class Tfds:
         """
         import tensorflow_datasets as tfds
 
-        try:
-            builder = tfds.builder(self.builder, data_dir=str(request.source))
-            found = builder.info.splits
-        except (tfds.core.load.DatasetNotFoundError, FileNotFoundError) as error:
-            raise DataError(f"{request.source}: TFDS does not know {self.builder} ({error})") from error
+        builder = tfds.builder(self.builder, data_dir=str(request.source))
+        found = builder.info.splits
         wanted = set((self.parts or {"train": "train"}).values())
         if not wanted <= set(found):
             raise DataError(
@@ -76,7 +74,7 @@ class Tfds:
         kind = MULTILABEL if several else CLASSES
         info = LabelInfo(kind, request.classes, f'feature "{self.label}" of TFDS')
         return Opened(
-            {split: lambda split=split: self._scenes(builder, request, split, order) for split in self._splits()},
+            {split: functools.partial(self._scenes, builder, request, split, order) for split in self._splits()},
             {"labels" if several else LABEL: info},
             dict.fromkeys(request.sensors, 1),
             dict.fromkeys(request.sensors, self.gsd),

@@ -44,7 +44,7 @@ class FCOS(Objective):
     box_weight: float = 1.0
     centreness_weight: float = 1.0
     radius: float = 1.5
-    span: float = 8.0
+    span: float = 16.0
     alpha: float = 0.25
     gamma: float = 2.0
 
@@ -90,8 +90,8 @@ def assign(kinds: jax.Array, truth: jax.Array, points: jax.Array, *, radius: flo
     than a cell are found (our choice). A point that could answer for several objects answers for one that it is
     the nearest point of, and among those, or where there is none, for the smallest.
 
-    FCOS assigns by the largest distance of a point to a side, up to 8 strides, so objects of up to 16. The default
-    span is half of that: at an aspect ratio of 5, of ships and lorries, 16 strides are but 3.2 across (our choice).
+    FCOS assigns by the largest distance from a point to a side, up to 8 strides, so objects of up to 16: the default
+    span. Thin ones need as much: with an aspect ratio of 5, those of 8 to 16 strides are 1.6 to 3.2 across.
 
     Args:
         kinds: [n] class of each object; below 0 it is not used.

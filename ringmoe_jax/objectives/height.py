@@ -135,9 +135,12 @@ class BinChamfer(Heights):
         centres = predicted(outputs, "bins", type(self).__name__)
         truth, valid = (self._grid(x) for x in self.truth(batch))
         apart = jnp.square(truth[:, :, None] - centres[:, None, :])  # [N, P, K]
+        # Chosen by index: the gradient of a minimum that is split over devices can be NaN (XLA on CPU, jax 0.10.2).
+        bins = jnp.take_along_axis(centres, apart.argmin(axis=2), axis=1)
+        heights = jnp.take_along_axis(truth, jnp.where(valid[..., None], apart, jnp.inf).argmin(axis=1), axis=1)
         pixels = jnp.sum(valid, axis=1)
-        to_bins = jnp.sum(jnp.where(valid, apart.min(axis=2), 0), axis=1) / jnp.maximum(pixels, 1)
-        to_heights = jnp.min(jnp.where(valid[..., None], apart, jnp.inf), axis=1).mean(axis=1)
+        to_bins = jnp.sum(jnp.where(valid, jnp.square(truth - bins), 0), axis=1) / jnp.maximum(pixels, 1)
+        to_heights = jnp.square(heights - centres).mean(axis=1)
         value = jnp.sum(jnp.where(pixels > 0, to_bins + to_heights, 0))
         return value, jnp.sum(pixels > 0, dtype=jnp.float32), {}
 

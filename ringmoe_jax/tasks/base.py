@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ringmoe_jax import config as configuration
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.objectives.supervised import check_labels
 
 REGISTRY: dict[str, type[Task]] = {}
 
@@ -95,7 +96,7 @@ class Task(abc.ABC):
 
     def check_truth(self, truth: Any, target: Target) -> None:
         """Raises a `DataError` where the truth of a batch cannot be right, for example a class that does not exist."""
-        check_classes(truth, target)
+        check_labels({target.name: truth}, {target.name: len(target.names)})
 
     @abc.abstractmethod
     def metric(self, target: Target) -> Metric:
@@ -135,13 +136,3 @@ def build(values: Mapping[str, Any]) -> Task:
     if name not in REGISTRY:
         raise ConfigError(f'config.task.name = "{name}" does not exist: {nearest(str(name), REGISTRY)}')
     return configuration.build(REGISTRY[name], values, "config.task")
-
-
-def check_classes(classes: np.ndarray, target: Target) -> None:
-    """Raises unless all class indices are -1 (unknown) or one of the target's."""
-    bad = classes[(classes < -1) | (classes >= len(target.names))]
-    if bad.size:
-        raise DataError(
-            f'the label "{target.name}" holds the class {bad.flat[0]:g}, wanted 0 to {len(target.names) - 1} '
-            f"({', '.join(target.names[:3])}, ...) or -1 where unknown: write the data set again with all its classes"
-        )

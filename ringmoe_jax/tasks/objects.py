@@ -19,7 +19,7 @@ from ringmoe_jax.evaluate.metrics.tracking import Tracking as Identities
 from ringmoe_jax.models.downstream import Purpose
 from ringmoe_jax.models.heads.detection import decode
 from ringmoe_jax.models.heads.neck import EACH, MEAN
-from ringmoe_jax.tasks.base import Example, Target, Task, check_classes, register
+from ringmoe_jax.tasks.base import Example, Target, Task, register
 from ringmoe_jax.tasks.tracker import TrackerConfig, track
 
 SURE = 0.3  # least score of a box in a picture
@@ -53,7 +53,7 @@ class _Objects(Task):
         return {"boxes": boxes, "scores": scores, "classes": classes}
 
     def check_truth(self, truth: Any, target: Target) -> None:
-        check_classes(truth[..., 0], target)
+        super().check_truth(truth[..., 0].astype(np.int64), target)
         bad = (truth[..., 0] >= 0) & ((truth[..., 3] <= 0) | (truth[..., 4] <= 0))
         if bad.any():
             raise DataError(f'{bad.sum()} boxes of the label "{target.name}" have no area: write the data set again')

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ringmoe_jax.batch import CLASSES, MULTILABEL
-from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
 from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
@@ -73,11 +72,6 @@ class MultiLabel(Task):
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         return {"probability": jax.nn.sigmoid(predictions["logits"])}
-
-    def check_truth(self, truth: Any, target: Target) -> None:
-        if not np.isin(truth, (0, 1)).all():
-            bad = truth[~np.isin(truth, (0, 1))].flat[0]
-            raise DataError(f'the label "{target.name}" holds {bad:g}, wanted 0 or 1 for every class')
 
     def metric(self, target: Target) -> Precision:
         return Precision(target.names)

@@ -1,10 +1,16 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from ringmoe_jax.errors import DataError
+from input_pipeline import schema
+from input_pipeline import subset as subsets
+from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import probes
-from ringmoe_jax.evaluate.metrics import Score
+from ringmoe_jax.evaluate.metrics import Classification, Metric, Score, score
 from ringmoe_jax.evaluate.probes import Split
 
 
@@ -115,6 +121,166 @@ def test_penalty_never_splits_a_block():
     inner, outer = seen[0]
     assert len(outer) == 24
     assert not {tuple(row) for row in inner.features} & {tuple(row) for row in outer}
+
+
+def test_penalty_is_the_one_that_validation_tiles_like_best():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 100))
+    noisy = split(features, (features[:, 0] + 3 * generator.normal(size=200) > 0).astype(int))
+    fresh = generator.normal(size=(400, 100))
+    honest = split(fresh, (fresh[:, 0] > 0).astype(int))
+    assert probes.choose_penalty(noisy, 2, 0, validation=noisy) >= 1  # learning by heart pays
+    assert probes.choose_penalty(noisy, 2, 0, validation=honest) <= 0.1
+    assert probes.choose_penalty(noisy, 2, 0, validation=split(np.zeros((4, 100)), [0, 0, 0, 0])) == 1  # cannot tell
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Every fit so far: features and labels of its tiles, and C."""
+    fits = []
+
+    def record(name):
+        original = getattr(probes, name)
+
+        def run(train, features, *rest):
+            fits.append((name, train.features.tolist(), train.labels.tolist(), *rest))
+            return original(train, features, *rest)
+
+        monkeypatch.setattr(probes, name, run)
+
+    record("logistic")
+    record("neighbours")
+    return fits
+
+
+def test_nothing_of_the_test_tiles_is_used_for_fitting_or_choosing(fitted):
+    train, validation, test = clouds(0), clouds(1, tiles=30), clouds(2, tiles=50)
+    generator = np.random.default_rng(0)
+    other = split(generator.normal(size=(50, 4)), generator.permutation(test.labels))
+    results = []
+    for scored in (test, other):
+        results.append(probes.probe(train, scored, "abc", validation=validation, resamples=5))
+        once = list(fitted)
+        fitted.clear()
+        if scored is test:
+            first = once
+    assert first == once
+    assert [r.penalty for r in results[0]] == [r.penalty for r in results[1]]
+    assert results[0][2].scores["accuracy"].value == 1 > results[1][2].scores["accuracy"].value
+
+
+def test_neighbours_are_training_tiles_and_the_linear_probe_is_refitted_on_validation_tiles_too(fitted):
+    train, validation = clouds(0), clouds(1, tiles=30)
+    results = probes.probe(train, clouds(2), "abc", validation=validation, resamples=5)
+    assert [r.train for r in results] == [60, 60, 90]
+    assert [(name, len(labels)) for name, _, labels, *_ in fitted] == [
+        *[("neighbours", 60)] * 2,
+        *[("logistic", 60)] * len(probes.PENALTIES),
+        ("logistic", 90),
+    ]
+    assert fitted[-1][2] == [*train.labels, *validation.labels]
+    np.testing.assert_allclose(np.mean(fitted[-1][1], axis=0), 0, atol=1e-9)  # z-scored on what is fitted
+
+
+def test_a_class_that_only_test_tiles_hold_is_not_learnt():
+    train, validation, test = (s.where(s.labels < 2) for s in (clouds(0), clouds(1), clouds(2)))
+    test.labels[:10] = 2
+    for result in probes.probe(train, test, "abc", validation=validation, resamples=5):
+        assert result.scores["accuracy"].value == pytest.approx(1 - 10 / len(test.labels))
+
+
+CLASSES = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
+
+
+@given(CLASSES, st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 9))
+def test_shares_are_stratified_and_nested_and_lose_no_class(labels, some, more, seed):
+    some, more = sorted((some, more))
+    small, large = (probes.draw(labels, fraction, seed) for fraction in (some, more))
+    assert (np.diff(small) > 0).all()
+    assert set(small) <= set(large)
+    for c in np.unique(labels):
+        assert np.sum(labels[small] == c) == max(1, round(some * np.sum(labels == c)))
+
+
+def test_shares_of_several_labels_are_plain_draws():
+    labels = np.eye(40, 2)
+    drawn = [probes.draw(labels, fraction, 3).tolist() for fraction in (0.01, 0.25, 1)]
+    assert [len(d) for d in drawn] == [1, 10, 40]
+    assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
+    assert drawn[1] != probes.draw(labels, 0.25, 4).tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 1])
+def test_shares_are_those_that_training_on_few_labels_uses(monkeypatch, fraction):
+    classes = np.random.default_rng(0).integers(3, size=50)
+    label = schema.LabelInfo(schema.CLASSES, ("a", "b", "c"), "made up")
+    dataset = SimpleNamespace(size=lambda _: 50, labels={"kind": label}, directory="made up")
+    monkeypatch.setattr(subsets, "read_classes", lambda *_: classes)
+    for seed in range(3):
+        theirs = subsets.subset(dataset, "train", fraction, "kind", seed)
+        assert probes.draw(classes, fraction, seed).tolist() == theirs.tolist()
+        plain = subsets.subset(dataset, "train", fraction, "", seed)
+        assert probes.draw(np.zeros((50, 2)), fraction, seed).tolist() == plain.tolist()
+
+
+def test_a_share_is_one_of_training_and_of_validation_tiles_in_every_draw(fitted):
+    train, validation, test = clouds(0), clouds(1, tiles=30), clouds(2)
+    results = probes.probe(train, test, "abc", validation=validation, fraction=0.1, draws=4, resamples=20)
+    of = [sum(max(1, round(0.1 * n)) for n in np.bincount(s.labels)) for s in (train, validation)]
+    assert [(r.fraction, r.draws, r.train) for r in results] == [
+        (0.1, 4, of[0]),
+        (0.1, 4, of[0]),
+        (0.1, 4, sum(of)),
+    ]
+    drawn = [labels for name, _, labels, *_ in fitted if name == "neighbours"]
+    assert len(drawn) == 8
+    assert all(set(labels) == {0, 1, 2} for labels in drawn)
+    features = {str(x) for name, x, *_ in fitted if name == "neighbours"}
+    assert len(features) == 4  # other tiles in every draw, the same for both numbers of neighbours
+
+
+def test_the_score_of_several_draws_is_their_mean():
+    generator = np.random.default_rng(0)
+    train, test = (split(generator.normal(size=(n, 3)), generator.integers(2, size=n)) for n in (80, 60))
+    (joined,) = probes.probe(train, test, "ab", ("knn5",), fraction=0.2, draws=3, resamples=50)
+    single = [probes.probe(train, test, "ab", ("knn5",), fraction=0.2, seed=s, resamples=50)[0] for s in range(3)]
+    values = [r.scores["accuracy"].value for r in single]
+    assert len(set(values)) > 1
+    assert joined.scores["accuracy"].value == pytest.approx(np.mean(values))
+    assert (joined.draws, single[0].draws) == (3, 1)
+
+
+class Constant(Metric):
+    """The same value whatever is drawn."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __len__(self):
+        return 4
+
+    def values(self, weights):
+        return {"m": np.full(len(weights), self.value)}
+
+
+def test_intervals_cover_draws_and_tiles():
+    groups = np.arange(4)
+    assert probes._pooled([Constant(0.2), Constant(0.6)], groups, 0, 100) == {"m": Score(0.4, 0.2, 0.6)}
+    metric = Classification(["a", "b"])
+    metric.add(np.eye(2)[[0, 1, 0, 1]], np.array([0, 1, 1, 0]))
+    assert probes._pooled([metric], groups, 3, 100) == score(metric, groups, 3, 100)  # one draw: as everywhere
+
+
+def test_all_labels_are_drawn_once():
+    results = [probes.probe(clouds(0), clouds(1), "abc", draws=draws, resamples=5) for draws in (1, 5)]
+    assert results[0] == results[1]
+    assert results[0][0].draws == 1
+
+
+@pytest.mark.parametrize(("fraction", "draws"), [(0, 1), (1.5, 1), (0.5, 0)])
+def test_shares_and_draws_have_ranges(fraction, draws):
+    with pytest.raises(ConfigError, match=f"fraction = {fraction}, draws = {draws}"):
+        probes.probe(clouds(0), clouds(1), "abc", fraction=fraction, draws=draws)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import create
+from ringmoe_jax.training.state import TrainState, create
 
 SIZE = 16
 DAY = 18_779  # 2021-06-01
@@ -36,10 +36,8 @@ def samples(split, count):
         yield Sample(f"{split}/{i}", images, 47.0 + 0.2 * i, 8.05, labels)
 
 
-@pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
-    """Folder and metadata of a data set."""
-    folder = tmp_path_factory.mktemp("data")
+def made(folder, **counts):
+    """Folder and metadata of a data set with so many samples a split."""
     metadata = Metadata(
         name="made_up",
         sensors={name: SensorInfo.of(sensors.get(name), (1, SIZE, SIZE), 10.0) for name in ("s1_grd", "dem")},
@@ -51,8 +49,13 @@ def made_up(tmp_path_factory):
             "cover": LabelInfo(MULTILABEL, ("dark", "bright", "never"), "the same"),
         },
     )
-    splits = {"train": samples("train", TRAIN), "validation": samples("validation", VALIDATION)}
+    splits = {split: samples(split, count) for split, count in counts.items()}
     return folder / "made_up", write_dataset(folder / "made_up", splits, metadata, shards=2)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("data"), train=TRAIN, validation=VALIDATION)
 
 
 def finish(folder, metadata, values, logged, change=lambda state: state):
@@ -144,6 +147,96 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(workdir, tmp_path, capsys)
         evaluate_script.main(["--checkpoint", str(tmp_path)])
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith("error: no checkpoint in")
+
+
+def run(*arguments):
+    """Exit status of `experiments.evaluate`."""
+    with pytest.raises(SystemExit) as stop:
+        evaluate_script.main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def test_a_test_split_is_scored_with_few_labels_and_without_a_sensor(workdir, tmp_path, capsys):
+    directory, _ = made(tmp_path, train=TRAIN, validation=10, test=VALIDATION)
+    options = ["--fractions", 0.1, 1, "--draws", 2, "--without", "dem", "--out", tmp_path / "out"]
+    assert run("--checkpoint", workdir, "--dataset", directory, *options) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    (where,) = found["datasets"]
+    assert where["split"] == "test"
+    assert where["protocol"] in printed
+    assert where["protocol"].endswith(
+        "fitted on train, with C chosen on validation and refitted on both, and scored on test without dem"
+    )
+    keys = {(r["label"], r["encoder"], r["protocol"]): r for r in found["probes"]}
+    few = {(r["label"], r["encoder"], r["protocol"]): r for r in found["few_labels"]}
+    assert set(keys) == set(few)
+    assert len(keys) == len(found["probes"]) == len(found["few_labels"]) == 2 * 4 * 3
+    assert {r["features"] for r in found["probes"]} == {"s1_grd"}
+    for (_, _, protocol), r in keys.items():
+        assert (r["fraction"], r["draws"], r["test"]) == (1, 1, VALIDATION)
+        assert r["train"] == TRAIN + (10 if protocol == "linear" else 0)
+    for (_, _, protocol), r in few.items():
+        assert (r["fraction"], r["draws"]) == (0.1, 2)
+        assert r["train"] == 2 + (protocol == "linear") * (2 if r["label"] == "class" else 1)  # of every class one
+    assert found["figures"]["labels"] == ["labels_made_up_class.png", "labels_made_up_cover.png"]
+    assert re.search(r"10 %, of tiles +100 %, of tiles", printed)
+    (row,) = found["reconstruction"]
+    assert row["tiles"] == VALIDATION
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "tset"], 'has no split "tset"'),
+        (["--split", "train"], "--split train: probes are fitted on it"),
+        (["--without", "dme"], '--without "dme": did you mean "dem"'),
+        (["--without", "dem", "s1_grd"], "--without dem s1_grd leaves no sensor"),
+        (["--fractions", "0"], "--fractions 0.0: wanted shares above 0"),
+        (["--draws", "0"], "--draws 0: wanted 1 or more"),
+    ],
+)
+def test_a_bad_option_is_one_line(workdir, options, message, capsys):
+    assert run("--checkpoint", workdir, *options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.fixture
+def fine_tuned(tmp_path, monkeypatch):
+    """A run whose record has an encoder, and the calls of a scoring that computes nothing."""
+    state = TrainState(np.int32(10), *({part: np.zeros(2, np.float32)} for part in ("params", "optimizer", "pretext")))
+    checkpointer = Checkpointer(tmp_path / "seg")
+    checkpointer.save(10, state, {"config": {}, "statistics": {}, "encoder": {}})
+    checkpointer.wait()
+    checkpointer.close()
+    calls = []
+    monkeypatch.setattr(evaluate_script.scoring.Adapted, "load", staticmethod(lambda folder: f"run in {folder}"))
+    monkeypatch.setattr(evaluate_script.scoring, "score", lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(evaluate_script.scoring, "show", lambda result: print("a table"))
+    return tmp_path / "seg", calls
+
+
+def test_a_fine_tuned_run_is_scored_by_its_task(fine_tuned, capsys):
+    folder, calls = fine_tuned
+    assert run("--checkpoint", folder) == 0
+    assert "a table" in capsys.readouterr().out
+    options = ["--dataset", "d", "--split", "test", "--without", "dem", "--seed", 3, "--out", "o"]
+    assert run("--checkpoint", folder, *options) == 0
+    given = (f"run in {folder}", str(folder))
+    asked = {"directory": "d", "split": "test", "without": ["dem"], "seed": 3, "out": "o"}
+    assert calls == [(given, {"directory": ""}), (given, asked)]
+
+
+@pytest.mark.parametrize(
+    "options", [["--protocol", "knn"], ["--fractions", "0.1"], ["--max_tiles", "5"], ["--dataset", "a", "b"]]
+)
+def test_options_of_probes_make_no_sense_for_a_task(fine_tuned, options, capsys):
+    folder, calls = fine_tuned
+    assert run("--checkpoint", folder, *options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert options[0] in line
+    assert not calls
 
 
 def test_findings_need_intervals_that_leave_out_zero():

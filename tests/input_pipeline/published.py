@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -18,11 +19,18 @@ import pyarrow
 import pyarrow.parquet
 import rasterio
 
-from input_pipeline.catalog import get, images, pixels
+from input_pipeline.catalog import get
 from ringmoe_jax import sensors
 
 SIDE = 16  # pixels of most images
 TREES: dict[str, Callable[[Path], Expected]] = {}
+EUROSAT_BANDS = tuple("B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A".split())
+ISPRS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
+ISAID = [
+    *((0, 0, 0), (0, 0, 63), (0, 63, 63), (0, 63, 0), (0, 63, 127), (0, 63, 191), (0, 63, 255), (0, 127, 63)),
+    *((0, 127, 127), (0, 0, 127), (0, 0, 191), (0, 0, 255), (0, 191, 127), (0, 127, 191), (0, 127, 255)),
+    (0, 100, 155),
+]
 DRIVERS = {".tif": "GTiff", ".png": "PNG", ".jpg": "JPEG", ".bmp": "BMP"}
 
 
@@ -68,8 +76,10 @@ def write(path: Path, values: np.ndarray, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = values.shape
     profile = dict(driver=DRIVERS[path.suffix], count=count, height=height, width=width, dtype=values.dtype.name)
-    with rasterio.open(path, "w", **profile | options) as file:
-        file.write(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **profile | options) as file:
+            file.write(values)
 
 
 def image(path: Path, sensor: str, bands=None, side=SIDE, dtype=None) -> None:
@@ -101,7 +111,7 @@ def classes_by_row(count, void=True, side=SIDE) -> np.ndarray:
 
 @tree("eurosat_rgb", "eurosat", "resisc45", "aid", "uc_merced")
 def class_folders(root, name):
-    bands = images.EUROSAT_BANDS if name == "eurosat" else None
+    bands = EUROSAT_BANDS if name == "eurosat" else None
     sensor = get(name).layout.sensors[0]
     ending = {"eurosat": "tif", "uc_merced": "tif"}.get(name, "jpg")
     chosen = get(name).classes[-2:]
@@ -217,7 +227,7 @@ def tfds_pixels(name, sensor, features):
         return {"sentinel1": sen1[0].astype(np.float32), "sentinel2": sen2[0].astype(np.float32)}
     if name == "tfds_bigearthnet":
         return {b: np.full(features[b].shape, planted(sensor, b), np.float32) for b in table.band_names}
-    bands = images.EUROSAT_BANDS if name == "tfds_eurosat" else table.band_names
+    bands = EUROSAT_BANDS if name == "tfds_eurosat" else table.band_names
     side = 64 if "eurosat" in name else 256
     cube = np.stack([np.full((side, side), planted(sensor, band)) for band in bands], -1)
     return {"sentinel2": cube.astype(np.float32)} if name == "tfds_eurosat" else {"image": cube.astype(np.uint8)}
@@ -231,7 +241,7 @@ def isaid(root, _):
     for split, names in (("train", ("P0000", "P0001")), ("val", ("P0003",))):
         for stem in names:
             image(root / split / "images" / f"{stem}.png", "rgb")
-            mask = codes(list(pixels.ISAID.values()))
+            mask = codes(ISAID)
             write(root / split / "images" / f"{stem}_instance_color_RGB.png", mask)
             write(root / split / "images" / f"{stem}_instance_id_RGB.png", np.zeros((3, SIDE, SIDE), np.uint8))
     return Expected({"train": 2, "validation": 1}, "map", classes_by_row(16, void=False))
@@ -242,7 +252,7 @@ def isprs(root, name):
     layout = get(name).layout
     for stem in (stem for stems in layout.splits.ids.values() for stem in stems):
         image(root / layout.rasters[0].paths[0].format(id=stem), layout.sensors[0])
-        write(root / layout.mask.path.format(id=stem), codes(list(pixels.ISPRS.values())))
+        write(root / layout.mask.path.format(id=stem), codes(ISPRS))
     counts = {"potsdam": {"train": 24, "test": 14}, "vaihingen": {"train": 16, "test": 17}}[name]
     return Expected(counts, "map", classes_by_row(6, void=False))
 

@@ -250,7 +250,9 @@ def test_real_chips_by_folder(tmp_path, monkeypatch):
 def test_real_tree_crowns(tmp_path, monkeypatch):
     source = real("detection/neon_trees")
     layout = Boxes(Raster("rgb", ("{id}.png",), 0.1), "{id}.xml", annotations.voc, Fractions(0.5))
-    entry = dataclasses.replace(CATALOG["dior"], name="crowns", layout=layout, classes=("Tree", "Alive", "Dead"), tile=400, stride=None)
+    entry = dataclasses.replace(
+        CATALOG["dior"], name="crowns", layout=layout, classes=("Tree", "Alive", "Dead"), tile=400, stride=None
+    )
     monkeypatch.setitem(CATALOG, "crowns", entry)
     report = Report()
     meta = catalog.prepare("crowns", source, tmp_path / "out", report=report)

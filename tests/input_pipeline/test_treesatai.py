@@ -190,7 +190,16 @@ def test_a_flat_folder_is_split_by_hash(tmp_path):
 
 
 def test_the_command_reads_the_layout(tree, tmp_path, capsys):
-    arguments = ["--source", str(tree), "--dataset", "treesatai_ts", "--max-frames", "2", "--out", str(tmp_path / "out")]
+    arguments = [
+        "--source",
+        str(tree),
+        "--dataset",
+        "treesatai_ts",
+        "--max-frames",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert command.main(arguments) == 0
     assert "s1_grd (2 x 6 x 6)" in capsys.readouterr().out
     s2 = first(tmp_path / "out")["sensors"]["s2_10"]

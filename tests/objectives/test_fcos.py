@@ -27,7 +27,7 @@ LEVELS = np.concatenate([GRID, grid(2, 8)])
 ASSIGN = jax.jit(fcos.assign)
 
 
-def assigned(rows, points=GRID, radius=1.5, span=8.0):
+def assigned(rows, points=GRID, radius=1.5, span=16.0):
     rows = np.array(rows, np.float32)
     return np.asarray(ASSIGN(rows[:, 0], rows[:, 1:], points, radius=radius, span=span))
 
@@ -281,5 +281,5 @@ def test_weights_scale_the_terms():
 def test_errors():
     with pytest.raises(DataError, match='holds no label "boxes": did you mean "box"'):
         term()({"predictions": {}}, {"labels": {"box": 0}})
-    with pytest.raises(ConfigError, match=r"radius = 0.0, span = 8.0.*wanted radius and span > 0"):
+    with pytest.raises(ConfigError, match=r"radius = 0.0, span = 16.0.*wanted radius and span > 0"):
         term(radius=0.0)

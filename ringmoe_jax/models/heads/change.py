@@ -24,7 +24,7 @@ class ChangeDifference(nnx.Module):
         DataError: when called with levels that have not two dates.
     """
 
-    def __init__(self, config: DenseConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype: jnp.dtype):
+    def __init__(self, config: DenseConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
         self.head = DenseHead(config, widths, outputs, rngs, dtype=dtype)
 
     def __call__(self, levels: tuple[jax.Array, ...], size: tuple[int, int], *, key, train: bool) -> dict:
@@ -80,7 +80,7 @@ class ChangeTransformer(nnx.Module):
         outputs: int,
         rngs: nnx.Rngs,
         *,
-        dtype: jnp.dtype,
+        dtype,
     ):
         channels, heads = config.channels, config.heads
         make_block = lambda rngs: AttentionBlock(channels, heads, rngs, dtype=dtype)  # noqa: E731
@@ -116,7 +116,7 @@ class AttentionBlock(nnx.Module):
     Call: [N, P, D] and [N, L, D] -> [N, P, D].
     """
 
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, *, dtype: jnp.dtype):
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, *, dtype):
         self.heads = heads
         self.attention_norm, self.mlp_norm = (layer_norm(width, rngs, dtype=dtype) for _ in range(2))
         self.query, self.key, self.value, self.out = (linear(width, width, rngs, dtype=dtype) for _ in range(4))

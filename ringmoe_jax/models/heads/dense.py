@@ -80,7 +80,7 @@ class DenseHead(nnx.Module):
         outputs: int,
         rngs: nnx.Rngs,
         *,
-        dtype: jnp.dtype,
+        dtype,
     ):
         if config.channels < 1 or not 0 <= config.dropout < 1:
             raise ConfigError(
@@ -107,9 +107,7 @@ class UPerNet(DenseHead):
     Call: levels and size -> {"logits": [N, H, W, C] float32, "auxiliary": the same}.
     """
 
-    def __init__(
-        self, config: UPerNetConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype: jnp.dtype
-    ):
+    def __init__(self, config: UPerNetConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
         super().__init__(config, widths, outputs, rngs, dtype=dtype)
         small = FcnConfig(config.auxiliary, config.dropout)
         deep = widths[: DEEP + 1][-1:]
@@ -130,7 +128,7 @@ class FcnDecoder(nnx.Module):
     Call: levels [N, h_i, w_i, D_i], finest first -> [N, h_0, w_0, channels].
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], rngs: nnx.Rngs, *, dtype: jnp.dtype):
+    def __init__(self, channels: int, widths: Sequence[int], rngs: nnx.Rngs, *, dtype):
         self.first = ConvBlock(sum(widths), channels, 3, rngs, dtype=dtype)
         self.second = ConvBlock(channels, channels, 3, rngs, dtype=dtype)
 
@@ -145,7 +143,7 @@ class UPerNetDecoder(nnx.Module):
     Call: levels [N, h_i, w_i, D_i], finest first -> [N, h_0, w_0, channels].
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], rngs: nnx.Rngs, *, dtype: jnp.dtype):
+    def __init__(self, channels: int, widths: Sequence[int], rngs: nnx.Rngs, *, dtype):
         *finer, last = widths
 
         def blocks(inputs, side):
@@ -177,7 +175,7 @@ class ConvBlock(nnx.Module):
     Call: [N, h, w, D] -> [N, h, w, C].
     """
 
-    def __init__(self, inputs: int, outputs: int, side: int, rngs: nnx.Rngs, *, dtype: jnp.dtype):
+    def __init__(self, inputs: int, outputs: int, side: int, rngs: nnx.Rngs, *, dtype):
         self.convolve = nnx.Conv(
             inputs,
             outputs,

@@ -49,9 +49,7 @@ class HeightHead(nnx.Module):
         ConfigError: `outputs` is not 1.
     """
 
-    def __init__(
-        self, config: HeightConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype: jnp.dtype
-    ):
+    def __init__(self, config: HeightConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
         if outputs != 1:
             raise ConfigError(f"the height head has one output, got outputs = {outputs}")
         self.config = config

@@ -54,9 +54,7 @@ class MlpConfig(LinearConfig):
 class PooledHead(nnx.Module):
     """Call: levels and size -> {"logits": [N, C] float32}, of the last level alone; see `ringmoe_jax.models.heads`."""
 
-    def __init__(
-        self, config: LinearConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype: jnp.dtype
-    ):
+    def __init__(self, config: LinearConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
         width = widths[-1]
         self.pool = AttentionPool(width) if config.pool == "attention" else None
         self.hidden = linear(width, config.hidden, rngs, dtype=dtype) if config.hidden else None
