@@ -244,7 +244,7 @@ def build(config: DownstreamConfig, encoder: Encoder, dataset: Dataset, statisti
         dtype=encoder.model.get("dtype", "float32"),
         train_encoder=trains,
     )
-    named = config.objectives or task.objectives(target, config.head.get("name", purpose.heads[0]))
+    named = config.objectives or task.objectives(target, config.head)
     shown = {name: sensor for name, sensor in dataset.sensors.items() if name in encoder.sensors}
     return Parts(
         task,
@@ -300,7 +300,7 @@ def _sized(model: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:
     sizes = {data.size(name) for name in models.image_sizes(model) if name in stream.sensors}
     if len(sizes) > 1:
         raise ConfigError(f"data shows images of {sorted(sizes)} px to an encoder that takes one size: set data.sizes")
-    return dict(model) | {"image_size": size for size in sizes}
+    return dict(model) | ({"image_size": sizes.pop()} if sizes else {})
 
 
 def _example(config: DownstreamConfig, encoder: Encoder, dataset: Dataset) -> dict:

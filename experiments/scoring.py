@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import downstream
+from experiments import downstream, probing
 from experiments.downstream import DownstreamConfig, Encoder, Parts
 from experiments.tables import plain, table, with_interval
 from input_pipeline.dataset import Dataset, open_dataset
@@ -188,7 +188,7 @@ class _Run:
         shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
         for batch in self._batches(split):
             _check(batch, parts)
-            truth, hidden = task.truth(batch), self._hide(batch)
+            truth, hidden = task.truth(batch), probing.hide(batch, self.without)
             answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
             for row in np.flatnonzero(batch["real"]):
                 own = {name: x[row] for name, x in answers.items()}
@@ -228,16 +228,6 @@ class _Run:
             seed=data.shuffle_seed,
             max_bad_records=data.max_bad_records,
         )
-
-    def _hide(self, batch: Mapping) -> dict:
-        """The batch without the pixels of the sensors in `without`."""
-        sensors = {
-            name: entry | {"pixels": np.zeros_like(entry["pixels"]), "valid": np.zeros_like(entry["valid"])}
-            if name in self.without
-            else entry
-            for name, entry in batch["sensors"].items()
-        }
-        return {**batch, "sensors": sensors}
 
     def _images(self, batch: Mapping, row: int) -> list[np.ndarray]:
         """What to look at: the dates of the sensor that predictions lie on, or of the first one."""

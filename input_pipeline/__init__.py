@@ -5,10 +5,13 @@ schema.py     what a stored sample and its metadata are
 builder.py    writes a data set, streaming and atomically
 sample.py     the default sample data, from two packages on PyPI
 synthetic/    simulated scenes with known truth
-folder.py     a user's own GeoTIFF, PNG and NPY files
+catalog/      public data sets as distributed: one table, an entry each
+layouts/      readers of the layouts that the entries name: class folders, masks, boxes, tracks, cubes
+folder.py     a user's own GeoTIFF, PNG and NPY files, with labels (folder_images.py, folder_labels.py)
 treesatai.py  TreeSatAI-Time-Series, as distributed: aerial image, Sentinel-2 and Sentinel-1 series
 ssl4eo.py     SSL4EO-S12, as distributed: Sentinel-1 and Sentinel-2 series
 records.py    random access to records: index, checksums, broken records
+subset.py     a fixed share of a split, for training with few labels
 order.py      which record comes when: epochs, hosts, mixing
 augment.py    crops, flips and resizing that respect physics
 views.py      which ground, dates and disturbance an image shows: one view or two

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from input_pipeline.catalog.entry import Entry
-from input_pipeline.catalog.sensors import SAR_8BIT
 from input_pipeline.layouts import annotations
 from input_pipeline.layouts.objects import Boxes, Coco, Tracks
 from input_pipeline.layouts.rasters import Raster
@@ -76,7 +75,7 @@ TABLE = (
         title="HRSID: 5,604 SAR images (Sentinel-1, TerraSAR-X, TanDEM-X), horizontal boxes of ships",
         task="detection",
         layout=Coco(
-            Raster(SAR_8BIT.name, ("JPEGImages/{id}.jpg",), 3.0),
+            Raster("sar_8bit", ("JPEGImages/{id}.jpg",), 3.0),
             {"train": "annotations/train2017.json", "test": "annotations/test2017.json"},
         ),
         classes=("ship",),

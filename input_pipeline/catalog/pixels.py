@@ -7,7 +7,6 @@ from pathlib import Path
 
 from input_pipeline import geo
 from input_pipeline.catalog.entry import Entry
-from input_pipeline.catalog.sensors import IRRG, SAR_8BIT
 from input_pipeline.layouts.cubes import Pastis
 from input_pipeline.layouts.files import Files
 from input_pipeline.layouts.rasters import Colours, Layers, Mask, Raster, Values
@@ -116,7 +115,7 @@ _SEGMENTATION = (
         title="ISPRS Vaihingen 2D semantic labelling: true orthophotos, 9 cm",
         task="segmentation",
         layout=Files(
-            (Raster(IRRG.name, ("top/{id}.tif",), 0.09),),
+            (Raster("irrg", ("top/{id}.tif",), 0.09),),
             Named(
                 _areas(
                     "top_mosaic_09cm_area",
@@ -184,7 +183,7 @@ _SEGMENTATION = (
         title="WHU-OPT-SAR: land use of Hubei from GaoFen-1 (RGB and near infrared) and GaoFen-3 (SAR), 5 m",
         task="segmentation",
         layout=Files(
-            (Raster("rgbn", ("optical/{id}.tif",), 5.0), Raster(SAR_8BIT.name, ("sar/{id}.tif",), 5.0)),
+            (Raster("rgbn", ("optical/{id}.tif",), 5.0), Raster("sar_8bit", ("sar/{id}.tif",), 5.0)),
             Lists(
                 dict.fromkeys(("train", "test"), "The division of the dataset.txt"),
                 "{id}.tif",

@@ -83,8 +83,8 @@ class Task(abc.ABC):
         """What the head has to give."""
 
     @abc.abstractmethod
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
-        """Terms of the loss where a config names none, {label: config}."""
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Terms of the loss where a config names none, {label: config}, given the config of the head."""
 
     @abc.abstractmethod
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:

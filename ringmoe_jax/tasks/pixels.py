@@ -37,7 +37,7 @@ class _Map(Task):
     def purpose(self, target: Target) -> Purpose:
         return Purpose(self.heads, len(target.names), self.dates, target.sensor)
 
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target)}
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
@@ -60,9 +60,9 @@ class Segmentation(_Map):
     heads: ClassVar = ("upernet", "fcn")
     dates: ClassVar = MEAN
 
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         terms = super().objectives(target, head)
-        if head == "upernet":
+        if head.get("name", "upernet") == "upernet" and head.get("auxiliary", 1):
             terms["auxiliary"] = terms["cross_entropy"] | dict(output="auxiliary", scale=AUXILIARY)
         return terms
 
@@ -128,7 +128,7 @@ class Height(Task):
     def purpose(self, target: Target) -> Purpose:
         return Purpose(("height",), 1, MEAN, target.sensor)
 
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {
             "height": dict(name="height_regression", sensor=self.target),
             "bins": dict(name="bin_chamfer", sensor=self.target, scale=0.1),

@@ -36,7 +36,7 @@ class Classification(Task):
     def purpose(self, target: Target) -> Purpose:
         return Purpose(HEADS, len(target.names), MEAN)
 
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target, smoothing=self.smoothing)}
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
@@ -67,7 +67,7 @@ class MultiLabel(Task):
     def purpose(self, target: Target) -> Purpose:
         return Purpose(HEADS, len(target.names), MEAN)
 
-    def objectives(self, target: Target, head: str) -> dict[str, dict[str, Any]]:
+    def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"binary_cross_entropy": dict(name="binary_cross_entropy", label=self.target)}
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:

@@ -42,7 +42,15 @@ CASES = [
     ("reflectance_bounds", "s2_12", {}),
     ("brightness_temperature", "tirs", {}),
 ]
-ELSEWHERE = {"balance", "alignment", "self_distillation"}  # about tokens and routers, not one sensor's pixels
+ELSEWHERE = {"balance", "alignment", "self_distillation"} | {  # about tokens and routers, or about labels
+    "cross_entropy",
+    "binary_cross_entropy",
+    "dice",
+    "lovasz",
+    "height_regression",
+    "bin_chamfer",
+    "fcos",
+}
 SHAPE = (2, 1, 7, 8)  # 7 is no multiple of the 2 or 6 pixels of a coarse band, nor of a window
 every_objective = pytest.mark.parametrize(
     ("name", "sensor", "fields"), CASES, ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else x

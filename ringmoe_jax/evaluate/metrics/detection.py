@@ -56,6 +56,7 @@ class Detection(Metric):
         truth, classes, scores = np.asarray(truth, np.float64), np.asarray(classes), np.asarray(scores, np.float64)
         if truth.ndim != 2 or truth.shape[1] != 6:
             raise DataError(f"true boxes have shape {truth.shape}, wanted [m, 6]: class, x, y, width, height, angle")
+        truth = truth[truth[:, 0] != -1]
         boxes = geometry.check(boxes, scores)
         true_boxes = geometry.check(truth[:, 1:], np.ones(len(truth)))
         if classes.shape != scores.shape:
