@@ -11,12 +11,10 @@ resumes after an interruption and takes in new arms and seeds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,10 @@ from typing import Any
 import jax
 
 from experiments import common, tables
-from experiments.evaluate import TRAINED, evaluate
+from experiments.evaluate import evaluate
+from experiments.fitting import once
 from experiments.pretrain import pretrain
+from experiments.probing import TRAINED
 from ringmoe_jax import config as configuration
 from ringmoe_jax.errors import ConfigError, TrainingError, nearest
 from ringmoe_jax.evaluate import figures, seeds
@@ -127,25 +127,14 @@ def _choose(studies: Mapping[str, Study], names: Sequence[str]) -> dict[str, Stu
 
 def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
     """Trains and evaluates one run, unless that was done, and reads its scores."""
-    record = workdir / "ablation_run.json"
-    plain = json.loads(json.dumps(values))
-    done = json.loads(record.read_text()) if record.exists() else None
-    if done and done["config"] != plain:
-        raise ConfigError(f"{workdir} holds a run of another configuration: choose another --out, or delete it")
-    if not done:
-        workdir.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        print(f"{workdir}  ...", end="", flush=True)
-        with (workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-            state = pretrain(values, str(workdir))
-            if int(state.step) < common.ExperimentConfig.of(values).train.steps:
-                raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
-            evaluate(str(workdir), brief=True)
-        done = {"config": plain, "seconds": time.perf_counter() - started}
-        draft = record.with_suffix(".draft")
-        draft.write_text(json.dumps(done, indent=1) + "\n")
-        draft.replace(record)  # a record is whole, or it is not there
-        print(f" {done['seconds']:.0f} s", flush=True)
+
+    def run() -> None:
+        state = pretrain(values, str(workdir))
+        if int(state.step) < common.ExperimentConfig.of(values).train.steps:
+            raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
+        evaluate(str(workdir), brief=True)
+
+    once(values, workdir, "ablation_run.json", run)
     return scores_of(json.loads((workdir / "report" / "evaluation.json").read_text()), values["objectives"])
 
 

@@ -30,9 +30,7 @@ import numpy as np
 
 from experiments import common, evaluation_output, probing, scoring
 from experiments.common import Trained
-from experiments.probing import PLAIN as PLAIN
 from experiments.probing import TRAIN, Protocol
-from experiments.probing import TRAINED as TRAINED
 from experiments.tables import plain
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches

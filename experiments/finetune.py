@@ -22,6 +22,7 @@ from experiments.downstream import CHECKPOINT, DownstreamConfig, Encoder, Parts
 from experiments.fitting import fit
 from experiments.tables import plain
 from input_pipeline.reader import BatchIterator, train_batches
+from ringmoe_jax.errors import TrainingError
 from ringmoe_jax.evaluate import seeds
 from ringmoe_jax.models import count
 from ringmoe_jax.models.downstream import DECODER, ENCODER
@@ -69,7 +70,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     describe(config, encoder, parts, state, data)
 
     # ---- Train and score --------------------------------------------------------------------------
-    fit(
+    state = fit(
         workdir,
         state,
         scoring.Checked(data, parts),
@@ -86,6 +87,8 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         sections=SECTIONS,
         mesh=mesh,
     )
+    if int(state.step) < config.train.steps:
+        raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there, and scores it")
     return scoring.score(scoring.Adapted.load(workdir), workdir)
 
 
@@ -105,7 +108,7 @@ def several(values: Mapping[str, Any], workdir: str, runs: Sequence[int]) -> dic
     values_of = {name: [r["scores"][name]["value"] for r in results] for name in names}
     summary = {name: dataclasses.asdict(seeds.mean(of)) for name, of in values_of.items()}
     joined = {"seeds": list(runs), "task": results[0]["task"], "scores": summary, "runs": results}
-    (Path(workdir) / "seeds.json").write_text(json.dumps(plain(joined), indent=1) + "\n")
+    (Path(workdir) / scoring.SEEDS).write_text(json.dumps(plain(joined), indent=1) + "\n")
     return joined
 
 

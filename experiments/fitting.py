@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optax
 
 from input_pipeline.reader import BatchIterator
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import Objective
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.training import loop, step
@@ -87,3 +92,34 @@ def fit(
     if data.bad_records:
         print(f"{data.bad_records} broken records were skipped, see the messages above")
     return state
+
+
+def once(values: Mapping[str, Any], workdir: Path, name: str, run: Callable[[], Any]) -> None:
+    """Does one run of a grid of them, unless its record says that it was done; what it prints goes to `log.txt`.
+
+    Args:
+        values: configuration of the run.
+        workdir: its folder.
+        name: of the record, a file in it.
+        run: does it.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
+    record = workdir / name
+    plain = json.loads(json.dumps(values))
+    done = json.loads(record.read_text()) if record.exists() else None
+    if done and done["config"] != plain:
+        raise ConfigError(f"{workdir} holds a run of another configuration: choose another folder, or delete it")
+    if done:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    print(f"{workdir}  ...", end="", flush=True)
+    with (workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+        run()
+    seconds = time.perf_counter() - started
+    draft = record.with_suffix(".draft")
+    draft.write_text(json.dumps({"config": plain, "seconds": seconds}, indent=1) + "\n")
+    draft.replace(record)  # a record is whole, or it is not there
+    print(f" {seconds:.0f} s", flush=True)

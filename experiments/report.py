@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import common, page, task_report
-from experiments.evaluate import PLAIN, TRAINED, evaluate
+from experiments import common, page, scoring, task_report
+from experiments.evaluate import evaluate
 from experiments.evaluation_output import GRID
-from experiments.scoring import RESULT
+from experiments.probing import PLAIN, TRAINED
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.evaluate import figures, reconstruction, routing
 from ringmoe_jax.training import metrics
@@ -34,6 +34,7 @@ KINDS = (
     "locations",
     "similarity",
     "probes",
+    "labels",
     "routers",
     "experts",
 )
@@ -58,7 +59,7 @@ def report(workdir: str) -> Path:
         UserError: there is no checkpoint, or it cannot be evaluated.
     """
     folder = Path(workdir)
-    if (folder / task_report.SEEDS).exists():
+    if (folder / scoring.SEEDS).exists():
         text = task_report.of_seeds(folder)
     else:
         record = task_report.newest(folder)
@@ -208,12 +209,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="folder of a run")
     workdir = Path(parser.parse_args(arguments).workdir)
     print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
-    if (workdir / task_report.SEEDS).exists():
-        print(f"numbers      {workdir / task_report.SEEDS}, and the runs in sub-folders")
+    if (workdir / scoring.SEEDS).exists():
+        print(f"numbers      {workdir / scoring.SEEDS}, and the runs in sub-folders")
         return 0
-    tuned = (workdir / "report" / RESULT).exists()
+    tuned = (workdir / "report" / scoring.RESULT).exists()
     print(
-        f"pictures     {workdir / 'report'}/*.png, numbers in {RESULT if tuned else EVALUATION}\n"
+        f"pictures     {workdir / 'report'}/*.png, numbers in {scoring.RESULT if tuned else EVALUATION}\n"
         f"checkpoints  {workdir / 'checkpoints'}\n"
         f"metrics      {workdir / 'metrics.jsonl'} and {workdir / 'tensorboard'}"
     )

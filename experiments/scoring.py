@@ -33,7 +33,8 @@ SHOWN = 4  # samples in a picture
 LOOKED_AT = 500  # training samples that the constant answer is taken from
 MODEL, CONSTANT = "model", "constant"
 SPLITS = ("test", "validation")  # which one is scored: the first that the data set has
-RESULT = "task.json"
+RESULT = "task.json"  # of one run
+SEEDS = "seeds.json"  # of `experiments.finetune --seeds`
 
 
 @dataclasses.dataclass(frozen=True)

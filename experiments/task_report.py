@@ -20,7 +20,6 @@ from ringmoe_jax.tasks import Target, Task
 from ringmoe_jax.training import metrics
 from ringmoe_jax.training.checkpoint import Checkpointer
 
-SEEDS = "seeds.json"  # written by experiments.finetune --seeds
 FEW = 10  # blocks below which a bootstrap interval says little (our choice)
 BETTER, WORSE, OPEN = "better", "worse", "open"
 VERDICTS = {BETTER: "better", WORSE: "worse", OPEN: "not to be told apart", "": "\N{EN DASH}"}
@@ -215,17 +214,17 @@ def of_seeds(workdir: Path) -> str:
     """The page of several seeds as text.
 
     Args:
-        workdir: folder with `SEEDS` and a run for each.
+        workdir: folder with `scoring.SEEDS` and a run for each.
 
     Raises:
         DataError: a run is missing, or went on after the scores were joined.
     """
-    joined = json.loads((workdir / SEEDS).read_text())
+    joined = json.loads((workdir / scoring.SEEDS).read_text())
     runs = {seed: Run.load(workdir / f"seed{seed}") for seed in joined["seeds"]}
     for (seed, run), before in zip(runs.items(), joined["runs"], strict=True):
         if run.record["step"] != before["step"]:
             raise DataError(
-                f"{workdir / SEEDS} is of step {before['step']}, but seed {seed} is at {run.record['step']}: "
+                f"{workdir / scoring.SEEDS} is of step {before['step']}, but seed {seed} is at {run.record['step']}: "
                 f"run experiments.finetune --seeds {' '.join(map(str, runs))} again"
             )
     first = next(iter(runs.values()))

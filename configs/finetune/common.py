@@ -5,11 +5,32 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 
-def base(task: dict, *, directory: str = "data/simulated", sensors: tuple[str, ...] = ("rgb",), size: int = 96):
+def encoder(sensors: tuple[str, ...], size: int) -> dict:
+    """RingMoE's backbone with one dense expert a block, small enough for a laptop: 2.3 M parameters."""
+    return dict(
+        name="ringmoe",
+        sensors=sensors,
+        width=32,
+        depths=(2, 2, 2, 2),
+        image_size=size,
+        patch=4,
+        window=6,
+        head_width=16,
+        cosine_attention=True,
+        drop_path=0.0,
+        dtype="float32",
+        remat="none",
+        moe=dict(specialised=0, collaborative=0, shared=True),
+    )
+
+
+def base(
+    task: dict, *, directory: str = "data/simulated_1m", sensors: tuple[str, ...] = ("rgb",), size: int = 96
+) -> ConfigDict:
     """A task on one data set; everything about the encoder, its adaptation and the training is a default.
 
-    Set `config.init_from` to a pre-training run to start from it; as it stands, a small RingMoE with one dense expert
-    a block is trained from scratch, which a laptop can.
+    Set `config.init_from` to a pre-training run to start from it; as it stands, the small encoder of
+    `configs/dense_simulated.py` is trained from scratch, which a laptop can.
 
     Args:
         task: `name`, `target` and further fields.
@@ -26,24 +47,9 @@ def base(task: dict, *, directory: str = "data/simulated", sensors: tuple[str, .
             init_from="",
             weights="checkpoint",
             statistics="checkpoint",
-            model=dict(
-                name="ringmoe",
-                sensors=shown,
-                width=32,
-                depths=(2, 2, 2, 2),
-                image_size=size,
-                patch=4,
-                window=6,
-                head_width=16,
-                drop_path=0.0,
-                dtype="float32",
-                remat="none",
-                moe=dict(specialised=0, collaborative=0, shared=True),
-            ),
+            model=encoder(shown, size),
             override=dict(moe=dict(engine="dropless")),  # what is said of an image hangs on no other image
-            adaptation=dict(
-                method="full", rank=8, alpha=16.0, targets=r"(query|value)/kernel$", hidden=8, also=""
-            ),
+            adaptation=dict(method="full", rank=8, alpha=16.0, targets=r"(query|value)/kernel$", hidden=8, also=""),
             objectives=dict(),
             modules=(),
             data=dict(
@@ -63,7 +69,7 @@ def base(task: dict, *, directory: str = "data/simulated", sensors: tuple[str, .
                 image_size=size,
                 sizes=dict(),
                 frames=dict(),
-                batch_size=16,
+                batch_size=8,
                 mask_unit=0,
                 flip=True,
                 rotate=True,
@@ -73,16 +79,22 @@ def base(task: dict, *, directory: str = "data/simulated", sensors: tuple[str, .
                 prefetch=2,
             ),
             optimizer=dict(
-                learning_rate=1e-3,
+                learning_rate=2e-3,
                 min_learning_rate=1e-6,
                 warmup_learning_rate=1e-6,
-                warmup_steps=50,
+                warmup_steps=100,
                 weight_decay=0.05,
-                clip_norm=1.0,
+                clip_norm=5.0,
                 layer_decay=1.0,
             ),
             train=dict(
-                steps=1000, accumulate=1, log_every=50, checkpoint_every=250, keep_checkpoints=1, evaluate_every=0, seed=0
+                steps=600,
+                accumulate=1,
+                log_every=20,
+                checkpoint_every=200,
+                keep_checkpoints=1,
+                evaluate_every=0,
+                seed=0,
             ),
             mesh=dict(data=-1, fsdp=1, expert=1),
         )

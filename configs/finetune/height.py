@@ -1,4 +1,4 @@
-"""Heights above ground by adaptive bins; the truth is a sensor, "ndsm", so that no-data and crops are the pipeline's."""
+"""Heights above ground by adaptive bins; the truth is a sensor, "ndsm", whose no-data and crops the pipeline knows."""
 
 from configs.finetune import common
 

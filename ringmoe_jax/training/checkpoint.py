@@ -52,7 +52,7 @@ class Checkpointer:
             DataError: the folder holds no checkpoint.
         """
         if not (Path(workdir) / "checkpoints").is_dir():
-            raise DataError(f"no checkpoint in {workdir}: run experiments.pretrain with this --workdir first")
+            raise DataError(f"no checkpoint in {workdir}: give the folder of a run, or train one there first")
         return cls(workdir, keep=0)
 
     @property
@@ -95,7 +95,7 @@ class Checkpointer:
         """
         step = self.latest if step is None else step
         if step is None:
-            raise DataError(f"no checkpoint in {self.directory}: run experiments.pretrain with this workdir first")
+            raise DataError(f"no checkpoint in {self.directory}: give the folder of a run, or train one there first")
         record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record.get("schema") != SCHEMA:
             raise DataError(f"checkpoint {step} in {self.directory} has schema {record.get('schema')}, wanted {SCHEMA}")

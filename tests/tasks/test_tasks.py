@@ -1,0 +1,124 @@
+"""Tasks: constant answers worked by hand, what they ask of heads, and which targets they refuse."""
+
+import numpy as np
+import pytest
+
+from ringmoe_jax import tasks
+from ringmoe_jax.batch import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.tasks import SENSOR, Target
+
+ABC = ("a", "b", "c")
+
+
+def scores(task, target, answers, truths):
+    metric = task.metric(target)
+    for answer, truth in zip(answers, truths, strict=True):
+        task.add(metric, answer, truth)
+    return {name: value[0] for name, value in metric.values(np.ones((1, len(truths)))).items()}
+
+
+def test_the_most_frequent_class_is_right_that_often():
+    task, target = tasks.Classification(target="kind"), Target("kind", CLASSES, ABC)
+    constant = task.constant([0, 2, 2, 1, 2, -1], target)
+    assert scores(task, target, [constant] * 4, [2, 2, 0, 1])["accuracy"] == 0.5
+
+
+def test_frequencies_order_the_labels_of_an_image():
+    task, target = tasks.MultiLabel(target="kinds"), Target("kinds", MULTILABEL, ABC)
+    constant = task.constant([[1, 0, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1]], target)
+    np.testing.assert_allclose(constant["probability"], [0.75, 0.25, 0.5])
+
+
+def test_the_most_frequent_pixel_class_and_void():
+    task, target = tasks.Segmentation(target="map"), Target("map", MAP, ABC, "rgb")
+    truth = np.array([[0, 1], [1, -1]])
+    constant = task.constant([truth], target)
+    assert (constant["classes"] == 1).all()
+    found = scores(task, target, [constant], [truth])
+    assert found["OA"] == pytest.approx(2 / 3)
+    assert found["mIoU"] == pytest.approx((0 + 2 / 3) / 2)  # c is nowhere: it is left out
+
+
+def test_change_everywhere_has_the_f1_of_its_share():
+    task, target = tasks.Change(target="change"), Target("change", MAP, ("same", "changed"), "rgb", dates=2)
+    truth = np.array([[0, 0, 0, 1]])
+    found = scores(task, target, [task.constant([truth], target)], [truth])
+    assert found["F1"] == pytest.approx(2 * 0.25 / 1.25)
+
+
+def test_the_mean_of_valid_heights():
+    task, target = tasks.Height(target="ndsm"), Target("ndsm", SENSOR, (), "ndsm")
+    truth = (np.array([[0.0, 10.0], [5.0, 99.0]]), np.array([[True, True], [True, False]]))
+    constant = task.constant([truth], target)
+    np.testing.assert_allclose(constant["height"], 5.0)
+    assert scores(task, target, [constant], [truth])["RMSE"] == pytest.approx(np.sqrt(50 / 3))
+
+
+def test_boxes_are_scored_after_suppression():
+    task, target = tasks.Detection(target="boxes"), Target("boxes", BOXES, ABC, "rgb")
+    truth = np.array([[1, 10, 10, 4, 4, 0], [-1, -1, -1, -1, -1, -1]], np.float32)
+    answer = {
+        "boxes": np.array([[10, 10, 4, 4, 0], [10.2, 10, 4, 4, 0], [30, 30, 4, 4, 0]], np.float32),
+        "scores": np.array([0.9, 0.8, 0.1], np.float32),
+        "classes": np.array([1, 1, -1]),
+    }
+    assert len(task.kept(answer["boxes"], answer["scores"], answer["classes"])[0]) == 1
+    assert scores(task, target, [answer], [truth])["AP50"] == pytest.approx(1.0)
+    nothing = task.constant([truth], target)
+    assert scores(task, target, [nothing], [truth])["AP50"] == 0
+
+
+def test_detections_of_two_dates_become_a_track():
+    task = tasks.Tracking(target="tracks", tracker=tasks.objects.TrackerConfig(hits=1))
+    target = Target("tracks", TRACKS, ABC, "rgb", dates=2)
+    truth = np.array([[0, 10 + t, 10, 6, 4, 0, 7, t] for t in range(2)], np.float32)
+    answer = {
+        "boxes": truth[:, None, 1:6],
+        "scores": np.full((2, 1), 0.9, np.float32),
+        "classes": np.zeros((2, 1), np.int32),
+    }
+    found = scores(task, target, [answer], [truth])
+    assert found["MOTA"] == pytest.approx(1.0)
+    assert found["IDF1"] == pytest.approx(1.0)
+    assert scores(task, target, [task.constant([truth], target)], [truth])["MOTA"] == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "message"),
+    [
+        (tasks.Classification(target="x"), Target("x", MAP, ABC), "learns classes"),
+        (tasks.Height(target="x"), Target("x", CLASSES, ABC), "learns sensor"),
+        (tasks.Change(target="x"), Target("x", MAP, ABC, "rgb", dates=1), "change needs two"),
+    ],
+)
+def test_targets_that_a_task_cannot_learn(task, target, message):
+    with pytest.raises(ConfigError, match=message):
+        task.check(target)
+
+
+@pytest.mark.parametrize(
+    ("task", "truth", "message"),
+    [
+        (tasks.Classification(target="x"), np.array([0, 3]), "holds 3 in row 1"),
+        (tasks.Segmentation(target="x"), np.array([[[0, -2]]]), "holds -2"),
+        (tasks.MultiLabel(target="x"), np.array([[0.0, 1.0, 2.0]]), "holds 2"),
+        (tasks.Detection(target="x"), np.array([[[0, 5, 5, 0, 3, 0]]]), "have no area"),
+        (tasks.Detection(target="x"), np.array([[[4, 5, 5, 2, 3, 0]]]), "holds 4"),
+    ],
+)
+def test_truth_that_cannot_be_right_is_named(task, truth, message):
+    with pytest.raises(DataError, match=message):
+        task.check_truth(truth, Target("x", task.kinds[0], ABC))
+
+
+def test_an_upernet_without_its_auxiliary_head_has_no_loss_for_it():
+    task, target = tasks.Segmentation(target="map"), Target("map", MAP, ABC, "rgb")
+    assert set(task.objectives(target, {})) == {"cross_entropy", "auxiliary"}
+    assert set(task.objectives(target, dict(name="upernet", auxiliary=0))) == {"cross_entropy"}
+    assert set(task.objectives(target, dict(name="fcn"))) == {"cross_entropy"}
+
+
+def test_unknown_tasks_name_the_nearest():
+    with pytest.raises(ConfigError, match="segmentation"):
+        tasks.build(dict(name="segmentaton", target="x"))
