@@ -4,5 +4,5 @@ from configs.finetune import common
 
 
 def get_config():
-    """The class that covers most of a simulated scene."""
-    return common.base(dict(name="classification", target="dominant", smoothing=0.1))
+    """Whether a simulated scene shows a town, a coast, both or neither."""
+    return common.base(dict(name="classification", target="setting", smoothing=0.1))

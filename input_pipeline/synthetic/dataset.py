@@ -25,7 +25,7 @@ from input_pipeline.schema import (
     SensorInfo,
 )
 from input_pipeline.synthetic import grid, radar, spectra
-from input_pipeline.synthetic.scene import LAND, OBJECTS, Scene, draw
+from input_pipeline.synthetic.scene import LAND, NOTABLE, OBJECTS, SETTINGS, Scene, draw
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
 
@@ -128,6 +128,7 @@ def metadata(sensors: Sequence[str], size: int, gsd: float, dates: int) -> Metad
     labels = {
         "land_cover": LabelInfo(MAP, LAND, "land cover at the first date; objects are not in it", finest),
         "dominant": LabelInfo(CLASSES, LAND, "the class that covers most of the scene at the first date"),
+        "setting": LabelInfo(CLASSES, SETTINGS, f"buildings, water: at least {NOTABLE:.1%} of the scene, first date"),
         "present": LabelInfo(MULTILABEL, LAND, "classes that cover at least a pixel of the scene at the first date"),
         "height": LabelInfo(VALUE, ("mean", "max"), f"{_HEIGHT_UNIT}, over the scene at the first date"),
         "boxes": LabelInfo(BOXES, OBJECTS, f"horizontal, first date: {kinds}", finest, VEHICLES + SHIPS),
@@ -162,6 +163,7 @@ def labels_of(scene: Scene, info: Metadata) -> dict:
     labels = {
         "land_cover": grid.majority(scene.classes[0], k),
         "dominant": scene.dominant,
+        "setting": scene.setting,
         "present": scene.present,
         "height": [scene.heights[0].mean(), scene.heights[0].max()],
     }

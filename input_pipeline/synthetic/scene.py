@@ -24,6 +24,9 @@ OBJECTS = ("vehicle", "ship")
 VEHICLE, SHIP = range(2)
 MATERIALS = LAND + OBJECTS  # what a pixel shows: land cover, or an object on top of it
 
+SETTINGS = ("open country", "town", "coast", "coastal town")  # buildings or not, water or not
+NOTABLE = 0.005  # share of a scene from which buildings and water count; few scenes are near it
+
 FIELD = 60.0  # metres: mean distance of the fields' centres
 BEACH = 7.0  # metres of sand along water
 STREET, MAIN_ROAD = 6.0, 9.0  # metres of width; at least a pixel is drawn
@@ -107,6 +110,12 @@ class Scene:
     def dominant(self) -> int:
         """The class that covers most of the scene at the first date."""
         return int(self._shares().argmax())
+
+    @property
+    def setting(self) -> int:
+        """What kind of scene it is at the first date, an index into `SETTINGS`."""
+        shares = self._shares()
+        return int(shares[BUILDING] >= NOTABLE) + 2 * int(shares[WATER] >= NOTABLE)
 
     def _shares(self) -> np.ndarray:
         return np.bincount(self.classes[0].ravel(), minlength=len(LAND)) / self.classes[0].size

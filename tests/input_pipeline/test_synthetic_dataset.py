@@ -17,6 +17,7 @@ from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, LabelInfo, Metadata, Sample, SensorInfo
 from input_pipeline.synthetic.dataset import SENSORS, SHIPS, VEHICLES
+from input_pipeline.synthetic.scene import BUILDING, SETTINGS, WATER
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
 
@@ -74,6 +75,13 @@ def test_labels_are_the_truth(simulated, scenes):
         counts = np.bincount(labels["land_cover"][row].ravel(), minlength=8)
         assert labels["dominant"][row] == counts.argmax()
         np.testing.assert_array_equal(labels["present"][row], counts > 0)
+        building, water = counts[BUILDING] >= 0.005 * counts.sum(), counts[WATER] >= 0.005 * counts.sum()
+        assert SETTINGS[labels["setting"][row]] == {
+            (False, False): "open country",
+            (True, False): "town",
+            (False, True): "coast",
+            (True, True): "coastal town",
+        }[building, water]
         np.testing.assert_array_equal(batch["sensors"]["rgb"]["time"][row], scene.time)
         np.testing.assert_allclose(used(labels["boxes"][row]), scene.boxes(0))
         np.testing.assert_allclose(used(labels["oriented"][row]), scene.boxes(0, oriented=True))
@@ -127,7 +135,7 @@ def test_training_crops_keep_maps_and_leave_boxes_out(simulated):
     batch = next(batches)
     batches.close()
     assert batch["labels"]["land_cover"].shape == (2, 24, 24)
-    assert set(batch["labels"]) == {"land_cover", "change", "dominant", "present", "height"}
+    assert set(batch["labels"]) == {"land_cover", "change", "dominant", "setting", "present", "height"}
 
 
 def test_filled_up_samples_have_no_boxes(simulated):
@@ -151,7 +159,7 @@ def test_a_seed_is_a_data_set(simulated, tmp_path):
 def test_one_date_has_neither_changes_nor_tracks(tmp_path):
     synthetic.prepare(tmp_path / "d", scenes=1, size=16, sensors=["s2_13"], gsd=10)
     (batch,) = EvalBatches(tmp_path / "d", ["s2_13"], image_size=16, batch_size=1)
-    assert set(batch["labels"]) == {"land_cover", "dominant", "present", "height", "boxes", "oriented"}
+    assert set(batch["labels"]) == {"land_cover", "dominant", "setting", "present", "height", "boxes", "oriented"}
     assert batch["sensors"]["s2_13"]["pixels"].shape == (1, 1, 16, 16, 13)
 
 
