@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import functools
@@ -222,6 +223,23 @@ def load(workdir: str, step: int | None = None) -> Trained:
     params, state = checkpointer.restore_model(record["step"])
     checkpointer.close()
     return Trained(config, parts, parts.pretext.export(params, state), record["step"])
+
+
+def read_run(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Adds what every script that trains takes, reads the command line and the configuration, and sets up the cache.
+
+    Args:
+        parser: with the script's own arguments.
+
+    Returns:
+        The arguments, and the nested dict of the configuration with its `--config.a.b=value` in it.
+    """
+    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
+    parser.add_argument("--compilation-cache", default=".cache/jax", help='keeps compiled programs; "" for none')
+    arguments, overrides = parser.parse_known_args()
+    if arguments.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(arguments.compilation_cache).absolute()))
+    return arguments, read_config(arguments.config, overrides)
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:

@@ -194,65 +194,84 @@ def with_bands(data: DataConfig, encoder: Encoder) -> DataConfig:
     return dataclasses.replace(data, bands=data.bands | {n: b for n, b in encoder.bands.items() if n in shown})
 
 
-def target_of(task: Task, dataset: Dataset) -> Target:
-    """The target that a task names, as the data set describes it.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a model is built for, as the data set describes it; a checkpoint's record keeps it.
 
-    Raises:
-        ConfigError: the data set has no such label or sensor, or the task cannot learn it.
+    Attributes:
+        target: what the task learns to say.
+        dates: T of every sensor that is read, in the stream's order.
     """
-    name = task.target
-    if name in dataset.labels:
-        info = dataset.labels[name]
-        shown = info.sensor or next(iter(dataset.sensors))
-        if shown not in dataset.sensors:
-            raise ConfigError(f'the label "{name}" lies on "{shown}", which data.streams does not show: add it')
-        target = Target(name, info.kind, info.names, info.sensor, dataset.shape(shown)[0])
-    elif name in dataset.sensors:
-        target = Target(name, SENSOR, (), name, dataset.shape(name)[0])
-    else:
-        known = [*dataset.labels, *dataset.metadata.sensors]
-        raise ConfigError(f'{dataset.directory} has no label or shown sensor "{name}": {nearest(name, known)}')
-    task.check(target)
-    return target
+
+    target: Target
+    dates: dict[str, int]
+
+    @staticmethod
+    def of(config: DownstreamConfig, dataset: Dataset) -> Subject:
+        """The target that the config's task names in a data set.
+
+        Raises:
+            ConfigError: the data set has no such label or sensor, or the task cannot learn it.
+        """
+        task = tasks.build(config.task)
+        name, labels = task.target, dataset.labels
+        dates = {sensor: config.data.frames.get(sensor, dataset.shape(sensor)[0]) for sensor in dataset.sensors}
+        if name in labels:
+            shown = labels[name].sensor or next(iter(dataset.sensors))
+            if shown not in dataset.sensors:
+                raise ConfigError(f'the label "{name}" lies on "{shown}", which data.streams does not show: add it')
+            target = Target(name, labels[name].kind, labels[name].names, labels[name].sensor, dates[shown])
+        elif name in dataset.sensors:
+            target = Target(name, SENSOR, (), name, dates[name])
+        else:
+            known = [*labels, *dataset.metadata.sensors]
+            raise ConfigError(f'{dataset.directory} has no label or shown sensor "{name}": {nearest(name, known)}')
+        task.check(target)
+        return Subject(target, dates)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types for a checkpoint's record, from which `from_json` makes the same."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Subject:
+        """Inverse of `to_json`."""
+        target = values["target"]
+        return Subject(Target(**target | {"names": tuple(target["names"])}), dict(values["dates"]))
 
 
-def build(config: DownstreamConfig, encoder: Encoder, dataset: Dataset, statistics, mesh=None) -> Parts:
+def build(config: DownstreamConfig, encoder: Encoder, subject: Subject, statistics, mesh=None) -> Parts:
     """Builds encoder, head, task, objectives and forward passes.
 
     Args:
         config: checked configuration.
         encoder: of `Encoder.of`, or of a checkpoint's record.
-        dataset: opened.
+        subject: of `Subject.of`, or of a checkpoint's record.
         statistics: normalisation by sensor.
         mesh: see `common.make_mesh`.
     """
-    task = tasks.build(config.task)
-    target = target_of(task, dataset)
+    task, target = tasks.build(config.task), subject.target
+    shown = {name: encoder.sensors[name] for name in subject.dates if name in encoder.sensors}
     purpose = task.purpose(target)
-    if not purpose.sensor:
-        first = next(name for name in dataset.sensors if name in encoder.sensors)
-        purpose = dataclasses.replace(purpose, sensor=first)
+    purpose = purpose if purpose.sensor else dataclasses.replace(purpose, sensor=next(iter(shown)))
     known = {name: s for name, s in statistics.items() if name in encoder.sensors}
     model = models.build(encoder.model, sensors=encoder.sensors, statistics=known, mesh=mesh)
-    trains = config.adaptation.method != "frozen" or bool(config.adaptation.also)
     attached = attach(
         model,
         config.head,
         config.neck,
         purpose,
-        _example(config, encoder, dataset),
+        {"sensors": {name: _entry(config, sensor, subject.dates[name]) for name, sensor in shown.items()}},
         dtype=encoder.model.get("dtype", "float32"),
-        train_encoder=trains,
+        train_encoder=config.adaptation.method != "frozen" or bool(config.adaptation.also),
     )
-    named = config.objectives or task.objectives(target, config.head)
-    shown = {name: sensor for name, sensor in dataset.sensors.items() if name in encoder.sensors}
     return Parts(
         task,
         target,
         shown,
         {name: known.get(name, sensor.statistics) for name, sensor in encoder.sensors.items()},
         attached,
-        objectives.build(named),
+        objectives.build(config.objectives or task.objectives(target, config.head)),
         supervised(attached, config.adaptation),
         mesh,
     )
@@ -303,17 +322,12 @@ def _sized(model: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:
     return dict(model) | ({"image_size": sizes.pop()} if sizes else {})
 
 
-def _example(config: DownstreamConfig, encoder: Encoder, dataset: Dataset) -> dict:
-    """Shapes of a batch of two samples."""
-
-    def entry(name: str, sensor: Sensor) -> dict:
-        dates = config.data.frames.get(name, dataset.shape(name)[0])
-        shape = (2, dates, *[config.data.size(name)] * 2)
-        return {
-            "pixels": jax.ShapeDtypeStruct((*shape, sensor.channels), np.float32),
-            "valid": jax.ShapeDtypeStruct(shape, np.bool_),
-            "time": jax.ShapeDtypeStruct(shape[:2], np.int32),
-            "location": jax.ShapeDtypeStruct((2, 2), np.float32),
-        }
-
-    return {"sensors": {n: entry(n, s) for n, s in dataset.sensors.items() if n in encoder.sensors}}
+def _entry(config: DownstreamConfig, sensor: Sensor, dates: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one sensor in a batch of two samples."""
+    shape = (2, dates, *[config.data.size(sensor.name)] * 2)
+    return {
+        "pixels": jax.ShapeDtypeStruct((*shape, sensor.channels), np.float32),
+        "valid": jax.ShapeDtypeStruct(shape, np.bool_),
+        "time": jax.ShapeDtypeStruct(shape[:2], np.int32),
+        "location": jax.ShapeDtypeStruct((2, 2), np.float32),
+    }

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import common, downstream, scoring
 from experiments.downstream import RANDOM, DownstreamConfig
 from experiments.finetune import finetune
@@ -133,13 +131,10 @@ def _cell(score: Mapping[str, float | None]) -> str:
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="fine-tuning configuration; --config.<key>=<value> changes it")
     parser.add_argument("--out", required=True, help="folder of all runs, the table and the figure")
     parser.add_argument("--fractions", nargs="+", type=float, default=(0.01, 0.1, 1.0), help="shares of the labels")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="2 or more give intervals")
-    arguments, overrides = parser.parse_known_args()
-    jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
-    values = common.read_config(arguments.config, overrides)
+    arguments, values = common.read_run(parser)
     print(markdown(study(values, arguments.out, arguments.fractions, arguments.seeds)))
     print(f"runs, table and figure are in {arguments.out}")
     return 0

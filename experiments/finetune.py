@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from experiments import common, downstream, scoring
-from experiments.downstream import CHECKPOINT, DownstreamConfig, Encoder, Parts
+from experiments.downstream import CHECKPOINT, DownstreamConfig, Encoder, Parts, Subject
 from experiments.fitting import fit
 from experiments.tables import plain
 from input_pipeline.reader import BatchIterator, train_batches
@@ -61,7 +61,8 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
 
     # ---- Model, objectives, optimiser -------------------------------------------------------------
     statistics = downstream.statistics_of(config, encoder, data.statistics)
-    parts = downstream.build(config, encoder, dataset, statistics, mesh)
+    subject = Subject.of(config, dataset)
+    parts = downstream.build(config, encoder, subject, statistics, mesh)
     rule = optimizer.build(config.optimizer, config.train.steps)
     rate = optimizer.schedule(config.optimizer, config.train.steps)
     state = create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=mesh)
@@ -83,6 +84,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
             "config": values,
             "statistics": {name: s.to_json() for name, s in parts.statistics.items()},
             "encoder": encoder.to_json(),
+            "subject": subject.to_json(),
         },
         sections=SECTIONS,
         mesh=mesh,
@@ -137,14 +139,9 @@ def describe(config: DownstreamConfig, encoder: Encoder, parts: Parts, state: Tr
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
     parser.add_argument("--seeds", nargs="+", type=int, help="one run a seed, in sub-folders; mean and interval")
-    parser.add_argument("--compilation-cache", default=".cache/jax", help='keeps compiled programs; "" for none')
-    arguments, overrides = parser.parse_known_args()
-    if arguments.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(arguments.compilation_cache).absolute()))
-    values = common.read_config(arguments.config, overrides)
+    arguments, values = common.read_run(parser)
     if arguments.seeds:
         scoring.show_seeds(several(values, arguments.workdir, arguments.seeds))
     else:

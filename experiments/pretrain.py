@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 
@@ -136,13 +135,9 @@ def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
-    parser.add_argument("--compilation-cache", default=".cache/jax", help='keeps compiled programs; "" for none')
-    arguments, overrides = parser.parse_known_args()
-    if arguments.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(arguments.compilation_cache).absolute()))
-    pretrain(common.read_config(arguments.config, overrides), arguments.workdir)
+    arguments, values = common.read_run(parser)
+    pretrain(values, arguments.workdir)
     print(f"\ncheckpoints and metrics are in {arguments.workdir}; next:")
     print(f"    python -m experiments.evaluate --checkpoint {arguments.workdir}")
     return 0

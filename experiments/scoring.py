@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments import downstream, probing
-from experiments.downstream import DownstreamConfig, Encoder, Parts
+from experiments.downstream import RANDOM, DownstreamConfig, Encoder, Parts, Subject
 from experiments.tables import plain, table, with_interval
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
@@ -70,7 +70,7 @@ class Adapted:
             raise DataError(f"{workdir} is a pre-training run, wanted one of experiments.finetune")
         config, encoder = DownstreamConfig.of(record["config"]), Encoder.from_json(record["encoder"])
         statistics = {name: Statistics(**s) for name, s in record["statistics"].items()}
-        parts = downstream.build(config, encoder, downstream.open_data(config, encoder), statistics)
+        parts = downstream.build(config, encoder, Subject.from_json(record["subject"]), statistics)
         params, state = checkpointer.restore_model(record["step"])
         checkpointer.close()
         return Adapted(config, encoder, parts, parts.pretext.export(params, state), record["step"], count(params))
@@ -123,52 +123,72 @@ def score(
     """
     started, parts = time.perf_counter(), adapted.parts
     (stream,) = adapted.config.data.streams.values()
-    dataset = open_dataset(
-        directory or stream.directory, stream.sensors, downstream.with_bands(adapted.config.data, adapted.encoder).bands
-    )
+    bands = downstream.with_bands(adapted.config.data, adapted.encoder).bands
+    dataset = open_dataset(directory or stream.directory, stream.sensors, bands)
+    _check_asked(adapted, dataset, without)
     split = split or next((s for s in SPLITS if s in dataset.counts), SPLITS[-1])
-    for name in without:
-        if name not in parts.sensors:
-            raise ConfigError(f'--without "{name}": {nearest(name, parts.sensors)}')
-    if set(parts.sensors) <= set(without):
-        raise ConfigError(f"--without {' '.join(without)} leaves no sensor to look at")
     run = _Run(adapted, dataset, tuple(without))
     metrics, groups, examples = run(split)
     scores = {name: scored(metric, groups, seed) for name, metric in metrics.items()}
     folder = Path(out) if out else Path(workdir) / "report"
     title = f"{dataset.metadata.name}: {parts.target.name}"
     drawn = parts.task.figures(title, metrics[MODEL], examples, parts.target)
-    result = {
-        "task": adapted.config.task["name"],
-        "target": dataclasses.asdict(parts.target),
-        "dataset": _describe(dataset, directory or stream.directory),
-        "split": split,
-        "without": list(without),
-        "samples": len(metrics[MODEL]),
-        "blocks": len(np.unique(groups)),
-        "scores": {name: dataclasses.asdict(s) for name, s in scores[MODEL].items()},
-        "constant": {name: dataclasses.asdict(s) for name, s in scores[CONSTANT].items()},
-        "classes": metrics[MODEL].table() if hasattr(metrics[MODEL], "table") else {},
-        "left_out": list(metrics[MODEL].left_out()) if hasattr(metrics[MODEL], "left_out") else [],
-        "notes": run.notes,
+    result = plain(
+        {
+            "split": split,
+            "without": without,
+            "samples": len(metrics[MODEL]),
+            "blocks": len(np.unique(groups)),
+            "scores": {name: dataclasses.asdict(s) for name, s in scores[MODEL].items()},
+            "constant": {name: dataclasses.asdict(s) for name, s in scores[CONSTANT].items()},
+            "classes": metrics[MODEL].table() if hasattr(metrics[MODEL], "table") else {},
+            "left_out": metrics[MODEL].left_out() if hasattr(metrics[MODEL], "left_out") else (),
+            "notes": run.notes,
+            "dataset": _describe(dataset),
+            "figures": {name: figures.save(f, folder / f"task_{name}.png").name for name, f in drawn.items()},
+        }
+        | _about(adapted)
+        | {"seconds": time.perf_counter() - started}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _check_asked(adapted: Adapted, dataset: Dataset, without: Sequence[str]) -> None:
+    """Raises unless the data set's truth is the one that was learnt, and a sensor is left to look at."""
+    learnt, found = adapted.parts.target, downstream.Subject.of(adapted.config, dataset).target
+    if found.names != learnt.names:
+        raise DataError(
+            f'{dataset.directory} has the classes {", ".join(found.names)} in "{learnt.name}", the model learnt '
+            f"{', '.join(learnt.names)}: score it on a data set with the same classes in this order"
+        )
+    sensors = adapted.parts.sensors
+    for name in without:
+        if name not in sensors:
+            raise ConfigError(f'--without "{name}": {nearest(name, sensors)}')
+    if set(sensors) <= set(without):
+        raise ConfigError(f"--without {' '.join(without)} leaves no sensor to look at")
+
+
+def _about(adapted: Adapted) -> dict[str, Any]:
+    """The run, and when and on what it was scored."""
+    config, encoder = adapted.config, adapted.encoder
+    return {
+        "task": config.task["name"],
+        "target": dataclasses.asdict(adapted.parts.target),
         "step": adapted.step,
         "encoder": {
-            "model": adapted.encoder.model["name"],
-            "from": adapted.config.init_from,
-            "step": adapted.encoder.step,
-        }
-        | {"weights": adapted.config.weights if adapted.config.init_from else "random"},
+            "model": encoder.model["name"],
+            "from": config.init_from,
+            "step": encoder.step,
+            "weights": config.weights if config.init_from else RANDOM,
+        },
         "parameters": {"trained": adapted.trained, "total": count(adapted.params)},
-        "figures": {name: figures.save(f, folder / f"task_{name}.png").name for name, f in drawn.items()},
-        "seconds": time.perf_counter() - started,
         "versions": versions(),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
     }
-    result = plain(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
-    return result
 
 
 class _Run:
@@ -246,11 +266,11 @@ def _check(batch: Mapping, parts: Parts) -> None:
     parts.task.check_truth(truth if real is None else jax.tree.map(lambda x: x[real], truth), parts.target)
 
 
-def _describe(dataset: Dataset, directory: str) -> dict[str, Any]:
+def _describe(dataset: Dataset) -> dict[str, Any]:
     metadata = dataset.metadata
     return {
         "name": metadata.name,
-        "directory": directory,
+        "directory": dataset.directory,
         "licence": metadata.licence,
         "source": metadata.source,
         "simulated": any(metadata.sensors[name].simulated for name in dataset.sensors),
