@@ -119,6 +119,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config() that returns an ml_collections.ConfigDict")
     config = module.get_config()
+    _open_empty_groups(config)
     for argument in overrides:
         key, equals, text = argument.partition("=")
         if not equals or not key.startswith("--config."):
@@ -127,13 +128,26 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return config.to_dict()
 
 
+def _open_empty_groups(config: ConfigDict) -> None:
+    """Lets the command line add keys where a file has none, `head = {}`; the group's dataclass checks them later."""
+    config.lock()
+    for value in config.values():
+        if isinstance(value, ConfigDict):
+            _open_empty_groups(value)
+            if not value:
+                value.unlock()
+
+
 def _override(config: ConfigDict, keys: Sequence[str], text: str) -> None:
     where = "config"
     for i, key in enumerate(keys):
+        last = i == len(keys) - 1
+        if last and isinstance(config, ConfigDict) and not config.is_locked and key not in config:
+            config[key] = None
         if not isinstance(config, ConfigDict) or key not in config:
             known = config.keys() if isinstance(config, ConfigDict) else ()
             raise ConfigError(f"{where}.{key} does not exist: {nearest(key, known)}")
-        if i < len(keys) - 1:
+        if not last:
             config, where = config[key], f"{where}.{key}"
     try:
         value = ast.literal_eval(text)

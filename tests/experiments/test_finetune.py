@@ -256,3 +256,12 @@ def test_config_files_are_read():
         values = common.read_config(f"configs/finetune/{name}.py")
         built = finetune.DownstreamConfig.of(values)
         assert dataclasses.is_dataclass(built)
+
+
+def test_the_command_line_may_fill_an_empty_group_and_nothing_else():
+    path = "configs/finetune/classification.py"
+    values = common.read_config(path, ["--config.head.name=mlp", "--config.head.hidden=32"])
+    assert values["head"] == {"name": "mlp", "hidden": 32}
+    for key, near in (("haed.name", "head"), ("optimizer.learning_rat", "learning_rate")):
+        with pytest.raises(ConfigError, match=near):
+            common.read_config(path, [f"--config.{key}=1"])

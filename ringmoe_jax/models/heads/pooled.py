@@ -12,7 +12,7 @@ from flax import nnx
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.layers import linear
 
-POOLS = ("mean", "attention")
+POOLS = ("mean", "max", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class LinearConfig:
     """A linear layer on pooled features.
 
     Attributes:
-        pool: "mean" over the positions of the last level, or "attention", see `AttentionPool`.
+        pool: over the positions of the last level: "mean" (how much of something there is), "max" (whether there is
+            any), or "attention", see `AttentionPool`.
         dropout: share of features that are dropped before the last layer, 0 to below 1.
     """
 
@@ -56,14 +57,14 @@ class PooledHead(nnx.Module):
 
     def __init__(self, config: LinearConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
         width = widths[-1]
-        self.pool = AttentionPool(width) if config.pool == "attention" else None
+        pools = {"mean": lambda x: x.mean(axis=(1, 2)), "max": lambda x: x.max(axis=(1, 2))}
+        self.pool = pools.get(config.pool) or AttentionPool(width)
         self.hidden = linear(width, config.hidden, rngs, dtype=dtype) if config.hidden else None
         self.dropout = nnx.Dropout(config.dropout)
         self.classify = linear(config.hidden or width, outputs, rngs, dtype=dtype)
 
     def __call__(self, levels: tuple[jax.Array, ...], size: tuple[int, int], *, key, train: bool) -> dict:
-        last = levels[-1].astype(jnp.float32)
-        x = self.pool(last) if self.pool else last.mean(axis=(1, 2))
+        x = self.pool(levels[-1].astype(jnp.float32))
         if self.hidden:
             x = jax.nn.gelu(self.hidden(x))
         x = self.dropout(x, deterministic=not train or key is None, rngs=key)

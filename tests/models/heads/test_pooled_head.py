@@ -19,7 +19,7 @@ def dense(layer, x):
     return x @ np.float64(layer["kernel"]) + layer["bias"]
 
 
-@pytest.mark.parametrize("pool", ["mean", "attention"])
+@pytest.mark.parametrize("pool", ["mean", "max", "attention"])
 @pytest.mark.parametrize("name", ["linear", "mlp"])
 @pytest.mark.parametrize("case", [ONE, FOUR], ids=["one", "four"])
 def test_heads_against_numpy(name, pool, case):
@@ -32,7 +32,7 @@ def test_heads_against_numpy(name, pool, case):
         params["pool"]["query"] = np.linspace(-2, 3, last.shape[-1], dtype=np.float32)
         scores = np.exp(last @ params["pool"]["query"] / np.sqrt(last.shape[-1]))
         weights = scores / scores.sum(axis=1, keepdims=True)
-    pooled = np.einsum("np,npd->nd", weights, np.float64(last))
+    pooled = last.max(axis=1) if pool == "max" else np.einsum("np,npd->nd", weights, np.float64(last))
     hidden = gelu(dense(params["hidden"], pooled)) if name == "mlp" else pooled
     got = apply(params, levels)["logits"]
     assert got.dtype == np.float32
@@ -76,7 +76,7 @@ def test_learns_four_images_by_heart():
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (LinearConfig, {"pool": "max"}, 'head.pool = "max" does not exist'),
+        (LinearConfig, {"pool": "sum"}, 'head.pool = "sum" does not exist'),
         (LinearConfig, {"dropout": 1.0}, "head.dropout = 1.0"),
         (MlpConfig, {"hidden": 0}, "head.hidden = 0"),
         (MlpConfig, {"pool": "meen"}, 'did you mean "mean"'),
