@@ -29,6 +29,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def with_interval(score: Mapping[str, float]) -> str:
-    """For example "0.812 (0.774 to 0.850)"."""
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+def with_interval(score: Mapping[str, float | None]) -> str:
+    """For example "0.812 (0.774 to 0.850)"; a dash for what is not defined."""
+    number = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.3f}"  # noqa: E731, RUF001
+    return f"{number(score['value'])} ({number(score['low'])} to {number(score['high'])})"

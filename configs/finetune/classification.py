@@ -1,8 +1,17 @@
-"""Scene classification: one class an image, by a linear layer on pooled features."""
+"""Scene classification from two sensors: one class an image, by a linear layer on pooled features."""
 
 from configs.finetune import common
 
 
 def get_config():
-    """Whether a simulated scene shows a town, a coast, both or neither."""
-    return common.base(dict(name="classification", target="setting", smoothing=0.1))
+    """Whether a simulated scene shows a town, a coast, both or neither; Sentinel-like optical and radar images."""
+    config = common.base(
+        dict(name="classification", target="setting", smoothing=0.0),
+        directory="data/simulated_sentinel",
+        sensors=("s2_12", "s1_grd"),
+        size=48,
+    )
+    config.model.depths = (2, 2)
+    config.head = dict(name="linear", pool="max")  # a few houses make a town
+    config.data.batch_size = 16
+    return config

@@ -76,12 +76,15 @@ def test_labels_are_the_truth(simulated, scenes):
         assert labels["dominant"][row] == counts.argmax()
         np.testing.assert_array_equal(labels["present"][row], counts > 0)
         building, water = counts[BUILDING] >= 0.005 * counts.sum(), counts[WATER] >= 0.005 * counts.sum()
-        assert SETTINGS[labels["setting"][row]] == {
-            (False, False): "open country",
-            (True, False): "town",
-            (False, True): "coast",
-            (True, True): "coastal town",
-        }[building, water]
+        assert (
+            SETTINGS[labels["setting"][row]]
+            == {
+                (False, False): "open country",
+                (True, False): "town",
+                (False, True): "coast",
+                (True, True): "coastal town",
+            }[building, water]
+        )
         np.testing.assert_array_equal(batch["sensors"]["rgb"]["time"][row], scene.time)
         np.testing.assert_allclose(used(labels["boxes"][row]), scene.boxes(0))
         np.testing.assert_allclose(used(labels["oriented"][row]), scene.boxes(0, oriented=True))
