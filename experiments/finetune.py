@@ -107,7 +107,8 @@ def several(values: Mapping[str, Any], workdir: str, runs: Sequence[int]) -> dic
         own["data"]["shuffle_seed"] = seed
         results.append(finetune(own, str(Path(workdir) / f"seed{seed}")))
     names = list(results[0]["scores"])
-    values_of = {name: [r["scores"][name]["value"] for r in results] for name in names}
+    known = lambda value: float("nan") if value is None else value  # noqa: E731
+    values_of = {name: [known(r["scores"][name]["value"]) for r in results] for name in names}
     summary = {name: dataclasses.asdict(seeds.mean(of)) for name, of in values_of.items()}
     joined = {"seeds": list(runs), "task": results[0]["task"], "scores": summary, "runs": results}
     (Path(workdir) / scoring.SEEDS).write_text(json.dumps(plain(joined), indent=1) + "\n")

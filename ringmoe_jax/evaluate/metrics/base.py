@@ -63,6 +63,7 @@ def score(
     Args:
         metric: N images.
         groups: [N] int, images of one group are drawn together, see `bootstrap.blocks`; None draws single images.
+            Of a single group there is no interval: NaN.
         seed: of the draws.
         resamples: how many.
 
@@ -81,6 +82,8 @@ def score(
         raise DataError(
             f'"{main}" of {count} images is undefined, wanted some labels: are all of them void or unknown?'
         )
+    if len(np.unique(groups)) < 2:  # nothing to resample
+        return {name: Score(float(value[0]), float("nan"), float("nan")) for name, value in point.items()}
     spread = metric.values(bootstrap.draw(groups, resamples, seed))
     return {name: Score(float(point[name][0]), *bootstrap.interval(spread[name])) for name in point}
 
