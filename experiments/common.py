@@ -71,9 +71,13 @@ class ExperimentConfig:
     @property
     def sensors(self) -> dict[str, Sensor]:
         """The model's sensors with the bands that `data.bands` selects."""
-        names = tuple(self.model.get("sensors", ()))
-        selected = {name: sensor_table.get(name).select(bands) for name, bands in self.data.bands.items()}
-        return sensor_table.resolve(names, selected)
+        return sensors_of(self.model, self.data.bands)
+
+
+def sensors_of(model: Mapping[str, Any], bands: Mapping[str, Sequence[str]]) -> dict[str, Sensor]:
+    """The sensors that a model's config names, by name, with the bands that are selected; all where there are none."""
+    selected = {name: sensor_table.get(name).select(chosen) for name, chosen in bands.items()}
+    return sensor_table.resolve(tuple(model.get("sensors", ())), selected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +123,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config() that returns an ml_collections.ConfigDict")
     config = module.get_config()
-    _open_empty_groups(config)
+    _open_groups(config)
     for argument in overrides:
         key, equals, text = argument.partition("=")
         if not equals or not key.startswith("--config."):
@@ -128,13 +132,16 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _open_empty_groups(config: ConfigDict) -> None:
-    """Lets the command line add keys where a file has none, `head = {}`; the group's dataclass checks them later."""
+def _open_groups(config: ConfigDict) -> None:
+    """Lets the command line add keys to empty groups, and to those whose `name` says what they hold, as `head` does.
+
+    The dataclass of such a group checks them later.
+    """
     config.lock()
     for value in config.values():
         if isinstance(value, ConfigDict):
-            _open_empty_groups(value)
-            if not value:
+            _open_groups(value)
+            if not value or "name" in value:
                 value.unlock()
 
 

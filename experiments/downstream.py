@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import common
 from input_pipeline.config import DataConfig
 from input_pipeline.dataset import Dataset, open_dataset
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, tasks
-from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.adaptation import AdaptationConfig
@@ -138,8 +138,7 @@ class Encoder:
     @property
     def sensors(self) -> dict[str, Sensor]:
         """The model's sensors with the bands that it reads."""
-        selected = {name: sensor_table.get(name).select(bands) for name, bands in self.bands.items()}
-        return sensor_table.resolve(tuple(self.model.get("sensors", ())), selected)
+        return common.sensors_of(self.model, self.bands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +235,7 @@ class Subject:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Subject:
         """Inverse of `to_json`."""
-        target = values["target"]
-        return Subject(Target(**target | {"names": tuple(target["names"])}), dict(values["dates"]))
+        return Subject(Target.from_json(values["target"]), dict(values["dates"]))
 
 
 def build(config: DownstreamConfig, encoder: Encoder, subject: Subject, statistics, mesh=None) -> Parts:

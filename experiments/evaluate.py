@@ -36,7 +36,7 @@ from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import FUSED
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import (
     baselines,
     bootstrap,
@@ -96,9 +96,7 @@ def evaluate(
     rules = Protocol(protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed)
     started = time.perf_counter()
     trained = common.load(checkpoint)
-    for name in without:
-        if name not in trained.parts.sensors:
-            raise ConfigError(f'--without "{name}": {nearest(name, trained.parts.sensors)}')
+    probing.check_hidden(without, trained.parts.sensors)
     folder = Path(out) if out else Path(checkpoint) / "report"
     print(f"checkpoint  {checkpoint} at step {trained.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(trained.parts.model, reconstruction.reconstructions(trained.parts.objectives))

@@ -93,9 +93,7 @@ class Protocol:
         Raises:
             DataError: the data set does not have it.
         """
-        split = self.split or (TEST if TEST in dataset.counts else VALIDATION)
-        dataset.size(split)
-        return split
+        return scored_split(dataset, self.split)
 
     def splits(self, dataset: Dataset) -> tuple[str, ...]:
         """What is read: training tiles, validation tiles where they only choose, the tiles that are scored."""
@@ -137,6 +135,24 @@ def encoders(trained: Trained, random: Params | None, inspect: Callable, seed: i
         "random convolutions": baselines.random_convolutions(statistics, seed=seed),
         "image statistics": baselines.image_statistics(parts.sensors),
     }
+
+
+def scored_split(dataset: Dataset, asked: str) -> str:
+    """The split to score: the one asked for; for "" the test split of a data set that has one, else validation.
+
+    Raises:
+        DataError: the data set does not have it.
+    """
+    split = asked or (TEST if TEST in dataset.counts else VALIDATION)
+    dataset.size(split)
+    return split
+
+
+def check_hidden(without: Collection[str], sensors: Collection[str]) -> None:
+    """Raises a `ConfigError` where a sensor is to be hidden that a model does not read."""
+    for name in without:
+        if name not in sensors:
+            raise ConfigError(f'--without "{name}": {nearest(name, sensors)}')
 
 
 def hide(batch: Mapping, sensors: Collection[str]) -> Mapping:

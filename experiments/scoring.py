@@ -19,7 +19,7 @@ from experiments.tables import plain, table, with_interval
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import bootstrap, figures, quicklook
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.base import score as scored
@@ -32,7 +32,6 @@ BATCH = 16
 SHOWN = 4  # samples in a picture
 LOOKED_AT = 500  # training samples that the constant answer is taken from
 MODEL, CONSTANT = "model", "constant"
-SPLITS = ("test", "validation")  # which one is scored: the first that the data set has
 RESULT = "task.json"  # of one run
 SEEDS = "seeds.json"  # of `experiments.finetune --seeds`
 
@@ -126,7 +125,7 @@ def score(
     bands = downstream.with_bands(adapted.config.data, adapted.encoder).bands
     dataset = open_dataset(directory or stream.directory, stream.sensors, bands)
     _check_asked(adapted, dataset, without)
-    split = split or next((s for s in SPLITS if s in dataset.counts), SPLITS[-1])
+    split = probing.scored_split(dataset, split)
     run = _Run(adapted, dataset, tuple(without))
     metrics, groups, examples = run(split)
     scores = {name: scored(metric, groups, seed) for name, metric in metrics.items()}
@@ -164,9 +163,7 @@ def _check_asked(adapted: Adapted, dataset: Dataset, without: Sequence[str]) -> 
             f"{', '.join(learnt.names)}: score it on a data set with the same classes in this order"
         )
     sensors = adapted.parts.sensors
-    for name in without:
-        if name not in sensors:
-            raise ConfigError(f'--without "{name}": {nearest(name, sensors)}')
+    probing.check_hidden(without, sensors)
     if set(sensors) <= set(without):
         raise ConfigError(f"--without {' '.join(without)} leaves no sensor to look at")
 

@@ -19,8 +19,22 @@ from ringmoe_jax.errors import DataError
 _DATE = TRACK.index("date")
 
 
+class _OfOneSensor:
+    """What the layouts of this module share."""
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The sensor of the images or frames."""
+        return (self.raster.sensor,)
+
+    @property
+    def rule(self) -> str:
+        """How splits are made."""
+        return self.splits.rule
+
+
 @dataclasses.dataclass(frozen=True)
-class Boxes:
+class Boxes(_OfOneSensor):
     """Images with one file of boxes each.
 
     Attributes:
@@ -35,16 +49,6 @@ class Boxes:
     parse: Callable[..., Annotations]
     splits: Folders | Fractions | Lists | Named
 
-    @property
-    def sensors(self) -> tuple[str, ...]:
-        """The sensor of the images."""
-        return (self.raster.sensor,)
-
-    @property
-    def rule(self) -> str:
-        """How splits are made."""
-        return self.splits.rule
-
     def open(self, request: Request) -> Opened:
         """Finds the files and reads all boxes, see `Opened`; every image has to have its file of boxes."""
         places, rule = self.splits.divide(request.source, self.raster.template)
@@ -57,7 +61,7 @@ class Boxes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coco:
+class Coco(_OfOneSensor):
     """Images that COCO files list, with their boxes.
 
     Attributes:
@@ -69,19 +73,9 @@ class Coco:
     files: Mapping[str, str]
 
     @property
-    def sensors(self) -> tuple[str, ...]:
-        """The sensor of the images."""
-        return (self.raster.sensor,)
-
-    @property
     def splits(self) -> Lists:
         """How the files divide, as `Lists` says it."""
         return Lists(self.files)
-
-    @property
-    def rule(self) -> str:
-        """How splits are made."""
-        return self.splits.rule
 
     def open(self, request: Request) -> Opened:
         """Reads all boxes, see `Opened`."""
@@ -94,7 +88,7 @@ class Coco:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tracks:
+class Tracks(_OfOneSensor):
     """Videos: one folder of frames each, and one file of tracks as MOTChallenge has it. Windows of frames are samples.
 
     Attributes:
@@ -108,16 +102,6 @@ class Tracks:
     annotations: str
     splits: Folders | Fractions | Lists | Named
     window: int
-
-    @property
-    def sensors(self) -> tuple[str, ...]:
-        """The sensor of the frames."""
-        return (self.raster.sensor,)
-
-    @property
-    def rule(self) -> str:
-        """How splits are made."""
-        return self.splits.rule
 
     def open(self, request: Request) -> Opened:
         """Finds the frames and reads all tracks, see `Opened`."""

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.batch import BOX, TRACK, UNLABELLED
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads import boxes
 from ringmoe_jax.objectives.base import Objective, Result, register
+from ringmoe_jax.objectives.supervised import labelled
 
 
 @register("fcos")
@@ -56,10 +58,9 @@ class FCOS(Objective):
             )
 
     def __call__(self, outputs: Mapping, batch: Mapping) -> Result:
-        predictions, labels = outputs["predictions"], batch.get("labels", {})
-        if self.label not in labels:
-            raise DataError(f'FCOS: the batch holds no label "{self.label}": {nearest(self.label, labels)}')
-        rows = _by_image(labels[self.label].astype(jnp.float32), len(predictions["raw"]))
+        predictions = outputs["predictions"]
+        rows = labelled(batch, self.label, "FCOS").astype(jnp.float32)
+        rows = _by_image(rows, len(predictions["raw"]))
         rotated = predictions["raw"].shape[-1] == boxes.ROTATED
         kinds, truth = rows[..., 0], (boxes.longest_first if rotated else boxes.upright)(rows[..., 1:])
         owner = self.owners(kinds, truth, predictions["points"])
@@ -156,11 +157,12 @@ def focal(logits: jax.Array, kind: jax.Array, alpha: float, gamma: float) -> jax
 
 def _by_image(rows: jax.Array, images: int) -> jax.Array:
     """Rows [N, n, 6] of every image; of tracks [B, n, 8] over T = N / B dates, those of another date are not used."""
-    if rows.shape[-1] == 6:
+    if rows.shape[-1] == len(BOX):
         return rows
     dates = jnp.arange(images // len(rows))[:, None]
-    on_date = rows[:, None, :, 7] == dates
-    return jnp.where(on_date[..., None], rows[:, None, :, :6], -1.0).reshape(images, -1, 6)
+    on_date = rows[:, None, :, TRACK.index("date")] == dates
+    own = rows[:, None, :, : len(BOX)]
+    return jnp.where(on_date[..., None], own, float(UNLABELLED)).reshape(images, -1, len(BOX))
 
 
 def _of_owner(owner: jax.Array, kinds: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:

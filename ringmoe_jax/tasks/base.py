@@ -38,6 +38,11 @@ class Target:
     sensor: str = ""
     dates: int = 1
 
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Target:
+        """Inverse of `dataclasses.asdict`, after a way through JSON."""
+        return Target(**dict(values) | {"names": tuple(values["names"])})
+
 
 SENSOR = "sensor"  # kind of a target that is a sensor
 

@@ -15,11 +15,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from ringmoe_jax.batch import UNLABELLED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate.metrics.boxes import check, rotated_iou
 
 DISTANCES = ("iou", "centre")
-PADDING = -1  # class of a row that is not used
 Detections = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 5], scores [n], classes [n]
 
 
@@ -126,7 +126,7 @@ def _sorted(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, low: flo
         raise DataError(f"{where}: {error}") from None
     if classes.shape != scores.shape:
         raise DataError(f"{where}: classes have shape {classes.shape}, wanted {scores.shape}: give one a box")
-    found = _Found(boxes, scores, classes).take(np.flatnonzero((classes != PADDING) & (scores >= low)))
+    found = _Found(boxes, scores, classes).take(np.flatnonzero((classes != UNLABELLED) & (scores >= low)))
     return found.take(np.lexsort([*found.box.T, found.kind, -found.score]))
 
 

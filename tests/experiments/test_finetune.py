@@ -258,10 +258,15 @@ def test_config_files_are_read():
         assert dataclasses.is_dataclass(built)
 
 
-def test_the_command_line_may_fill_an_empty_group_and_nothing_else():
-    path = "configs/finetune/classification.py"
+@pytest.mark.parametrize(("name", "kept"), [("multilabel", {}), ("classification", {"pool": "max"})])
+def test_the_command_line_may_choose_another_head(name, kept):
+    path = f"configs/finetune/{name}.py"
     values = common.read_config(path, ["--config.head.name=mlp", "--config.head.hidden=32"])
-    assert values["head"] == {"name": "mlp", "hidden": 32}
+    assert values["head"] == {"name": "mlp", "hidden": 32} | kept
+
+
+def test_the_command_line_may_not_add_keys_elsewhere():
+    path = "configs/finetune/classification.py"
     for key, near in (("haed.name", "head"), ("optimizer.learning_rat", "learning_rate")):
         with pytest.raises(ConfigError, match=near):
             common.read_config(path, [f"--config.{key}=1"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ringmoe_jax.batch import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
 from ringmoe_jax.evaluate.metrics.base import Metric, mean_known, portions, ratio
@@ -56,7 +57,7 @@ class Detection(Metric):
         truth, classes, scores = np.asarray(truth, np.float64), np.asarray(classes), np.asarray(scores, np.float64)
         if truth.ndim != 2 or truth.shape[1] != 6:
             raise DataError(f"true boxes have shape {truth.shape}, wanted [m, 6]: class, x, y, width, height, angle")
-        truth = truth[truth[:, 0] != -1]
+        truth = truth[truth[:, 0] != UNLABELLED]
         boxes = geometry.check(boxes, scores)
         true_boxes = geometry.check(truth[:, 1:], np.ones(len(truth)))
         if classes.shape != scores.shape:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ringmoe_jax.batch import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
 from ringmoe_jax.evaluate.metrics.base import Sums, check_finite, ratio
@@ -178,7 +179,7 @@ def _checked(rows: np.ndarray, what: str) -> np.ndarray:
         raise DataError(
             f"{what} tracks have shape {rows.shape}, wanted [n, 8]: class, x, y, width, height, angle, track, date"
         )
-    rows = rows[rows[:, 0] != -1]
+    rows = rows[rows[:, 0] != UNLABELLED]
     check_finite(f"number of {what} tracks", rows)
     geometry.check(rows[:, 1:6], np.ones(len(rows)))
     who, often = np.unique(rows[:, 6:], axis=0, return_counts=True)
