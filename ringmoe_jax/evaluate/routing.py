@@ -40,7 +40,7 @@ def add(parts: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
 
 def summarise(statistics: Mapping[str, Statistics]) -> dict[str, GroupSummary]:
     """Ratios of the sums of every router group, fields stacked over L layers."""
-    return {name: _group(Statistics(*map(np.asarray, s))) for name, s in statistics.items()}
+    return {name: _group(jax.tree.map(np.asarray, s)) for name, s in statistics.items()}
 
 
 def history(records: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
@@ -65,16 +65,15 @@ def history(records: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _group(s: Statistics) -> GroupSummary:
-    allowed = s.probability.sum(axis=0) > 0  # [M, E]: a softmax is 0 only where an expert is out of reach
+    allowed = s.probability > 0  # [L, M, E]: a softmax is 0 only where an expert is out of reach
     choices = s.load.sum(axis=-1)
     load = np.where(allowed, _ratio(s.load, choices[..., None]), np.nan)
-    reachable = allowed.any(axis=0)  # [E]
-    dead = np.argwhere((s.load.sum(axis=1) == 0) & reachable)
+    dead = np.argwhere((s.load.sum(axis=1) == 0) & allowed.any(axis=1))
     return GroupSummary(
         load,
         _ratio(s.dropped, choices),
         _ratio(s.entropy, s.tokens),
-        _ratio(s.gate, choices),
+        _ratio(s.gate.sum(axis=-1), choices),
         tuple((int(layer), int(expert)) for layer, expert in dead),
         s.tokens.sum(axis=0),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp
-from ringmoe_jax.moe import parallel, routing, statistics, table
+from ringmoe_jax.moe import contribution, parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
+
+SHARED = "shared"  # in statistics, where contributions are measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,10 @@ class MoEConfig:
             routing, V-MoE section 3); False serves tokens in their order.
         groups: token groups that compete for buffer rows on their own; 0 means one per device
             (then results depend on the number of devices where tokens overflow).
+        allowed: who may choose what in a pruned model, one entry a layer over all stages: {router group: for each
+            modality a string of 0 and 1, one character an expert}. An expert that nobody may choose is gone, with
+            its parameters; a router group that is not named is whole. Empty: nothing was pruned.
+        measure: statistics also say what every expert contributes, see `moe.contribution`; slow, for pruning.
     """
 
     specialised: int = 4
@@ -48,14 +55,16 @@ class MoEConfig:
     engine: str = "capacity"
     priority: bool = False
     groups: int = 0
+    allowed: tuple[dict[str, tuple[str, ...]], ...] = dataclasses.field(default=(), hash=False)
+    measure: bool = False
 
     def __post_init__(self):
         parallel.check(self.engine)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
 
-    def tables(self, modalities: int) -> dict[str, np.ndarray]:
-        """The router groups and who may choose what: {group: allowed[M, E]}."""
+    def tables(self, modalities: int, layer: int = 0) -> dict[str, np.ndarray]:
+        """The router groups and who may choose what in a layer: {group: allowed[M, E]}."""
         groups = {}
         if self.specialised:
             groups["specialised"] = table.specialised(modalities, self.specialised)
@@ -63,9 +72,24 @@ class MoEConfig:
             groups["collaborative"] = table.collaborative(modalities, self.collaborative)
         if not groups and not self.shared:
             raise ConfigError("model.moe has no experts: set specialised, collaborative or shared")
+        groups |= self._pruned(groups, layer)
         for allowed in groups.values():
-            table.check(allowed, self.top_k)
+            if allowed.any():
+                table.check(allowed, self.top_k)
         return groups
+
+    def _pruned(self, groups: dict[str, np.ndarray], layer: int) -> dict[str, np.ndarray]:
+        """What `allowed` says of a layer's groups."""
+        tables = {}
+        for name, rows in (self.allowed[layer] if self.allowed else {}).items():
+            where = f"model.moe.allowed[{layer}].{name}"
+            if name not in groups:
+                raise ConfigError(f"{where}: the model has no such router group: {nearest(name, groups)}")
+            shape = groups[name].shape
+            if len(rows) != shape[0] or {len(row) for row in rows} != {shape[1]} or set("".join(rows)) - set("01"):
+                raise ConfigError(f"{where} = {rows!r}: wanted {shape[0]} strings of {shape[1]} characters 0 or 1")
+            tables[name] = groups[name] & (np.array([list(row) for row in rows]) == "1")
+        return tables
 
 
 class RouterGroup(nnx.Module):
@@ -88,14 +112,24 @@ class MoEFeedForward(nnx.Module):
     """y = sum of the router groups' outputs + shared expert (plain sum, no extra gate).
 
     Call: tokens [B, S, n, D] with slot s of modality `slots[s]`, to outputs of the same shape and
-    one `Statistics` per router group.
+    one `Statistics` per router group, whose axis E counts pruned experts too.
+
+    Args:
+        config: which experts there are.
+        modalities: M.
+        width: D.
+        hidden: F.
+        layer: number of the layer, for models whose layers differ.
     """
 
-    def __init__(self, config: MoEConfig, modalities: int, width: int, hidden: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(
+        self, config: MoEConfig, modalities: int, width: int, hidden: int, rngs: nnx.Rngs, *, dtype, layer: int = 0
+    ):
         self.config = config
-        self.modalities = modalities
-        for name, allowed in config.tables(modalities).items():
-            setattr(self, name, RouterGroup(width, hidden, allowed.shape[1], rngs))
+        self.modalities, self.hidden, self.layer = modalities, hidden, layer
+        for name, allowed in config.tables(modalities, layer).items():
+            if allowed.any():
+                setattr(self, name, RouterGroup(width, hidden, int(allowed.any(axis=0).sum()), rngs))
         if config.shared:
             self.shared = Mlp(width, hidden, rngs, dtype=dtype)
 
@@ -104,13 +138,18 @@ class MoEFeedForward(nnx.Module):
         modality = jnp.broadcast_to(jnp.asarray(slots, jnp.int32)[:, None], x.shape[:3]).reshape(-1)
         tokens = x.reshape(-1, width)
         counts = tuple(batch * n * slots.count(m) for m in range(self.modalities))
-        tables = self.config.tables(self.modalities)
+        tables = self.config.tables(self.modalities, self.layer)
         outputs, collected = jnp.zeros_like(tokens), {}
-        if tables:
+        if any(allowed.any() for allowed in tables.values()):
             outputs, collected = self._routed(tables, tokens, modality, counts, train, mesh)
+        hidden = self.hidden if self.config.measure else None
+        for name in tables.keys() - collected.keys():
+            collected[name] = statistics.nothing(*tables[name].shape, hidden)
         if self.config.shared:  # depends on no exchange, so that a compiler can overlap the two
             with jax.named_scope("shared"):
                 outputs = outputs + self.shared(tokens)
+            if self.config.measure:
+                collected[SHARED] = self._shared_statistics(tokens, modality)
         return outputs.reshape(x.shape), collected
 
     def _routed(self, tables, tokens, modality, counts, train: bool, mesh: Mesh | None):
@@ -119,13 +158,14 @@ class MoEFeedForward(nnx.Module):
         shards = mesh.size if mesh is not None else 1
         groups = config.groups or shards
         factor = config.capacity_factor if train else config.eval_capacity_factor
-        columns = {name: self._columns(allowed, counts, mesh) for name, allowed in tables.items()}
-        allowed = {name: table_[:, columns[name]] for name, table_ in tables.items()}
+        chosen = {name: _Columns.of(allowed, counts, mesh) for name, allowed in tables.items() if allowed.any()}
+        allowed = {name: tables[name][:, columns.of_all] for name, columns in chosen.items()}
         rows = [
             table.capacity(who, tuple(c // groups for c in counts), config.top_k, factor) for who in allowed.values()
         ]
+        experts = [getattr(self, name).experts(columns.of_kept) for name, columns in chosen.items()]
         with jax.named_scope("route"):
-            kernels = [getattr(self, name).router[...][:, columns[name]] for name in tables]
+            kernels = [getattr(self, name).router[...][:, columns.of_kept] for name, columns in chosen.items()]
             choices = [
                 routing.route(scores, modality, who, k=config.top_k, normalise_gates=config.normalise_gates)
                 for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
@@ -134,22 +174,43 @@ class MoEFeedForward(nnx.Module):
             config.engine,
             tokens,
             choices,
-            [getattr(self, name).experts(columns[name]) for name in tables],
+            experts,
             rows,
             groups=groups,
             priority=config.priority,
             mesh=mesh,
         )
-        collected = {
-            name: statistics.expand(
-                statistics.layer(choice, mask, modality, allowed[name]), columns[name], tables[name].shape[1]
-            )
-            for name, choice, mask in zip(tables, choices, kept, strict=True)
-        }
+        collected = {}
+        for i, (name, columns) in enumerate(chosen.items()):
+            found = statistics.layer(choices[i], kept[i], modality, allowed[name])
+            if config.measure:
+                found = found._replace(
+                    contribution=contribution.measure(tokens, choices[i], experts[i], modality, self.modalities)
+                )
+            collected[name] = statistics.expand(found, columns.of_all, tables[name].shape[1])
         return outputs, collected
 
-    def _columns(self, allowed: np.ndarray, counts, mesh: Mesh | None) -> np.ndarray | slice:
-        """Experts to compute: all, or on one device of the expert axis those that can be chosen."""
-        columns = table.reachable(allowed, tuple(m for m, c in enumerate(counts) if c))
+    def _shared_statistics(self, tokens: jax.Array, modality: jax.Array) -> statistics.Statistics:
+        """The shared expert as a router group of one that every token chooses."""
+        mlp, ones = self.shared, jnp.ones((len(tokens), 1), jnp.float32)
+        everyone = routing.Routing(jnp.zeros((len(tokens), 1), jnp.int32), ones, ones)
+        expert = Experts(*(leaf[...][None] for leaf in (mlp.wi.kernel, mlp.wi.bias, mlp.wo.kernel, mlp.wo.bias)))
+        found = statistics.layer(everyone, ones > 0, modality, np.ones((self.modalities, 1), bool))
+        return found._replace(contribution=contribution.measure(tokens, everyone, expert, modality, self.modalities))
+
+
+class _Columns(NamedTuple):
+    """Experts to compute, as columns of a router group's table and as rows of its weights, which pruned ones lack."""
+
+    of_all: np.ndarray
+    of_kept: np.ndarray | slice
+
+    @staticmethod
+    def of(allowed: np.ndarray, counts: tuple[int, ...], mesh: Mesh | None) -> _Columns:
+        """All that there are, or where the expert axis is not split those that a present modality can choose."""
+        kept = np.flatnonzero(allowed.any(axis=0))
+        reached = table.reachable(allowed, tuple(m for m, c in enumerate(counts) if c))
         split = mesh is not None and mesh.shape[EXPERT_AXIS] > 1
-        return slice(None) if split or len(columns) == allowed.shape[1] else columns
+        if split or len(reached) == len(kept):
+            return _Columns(kept, slice(None))
+        return _Columns(reached, np.searchsorted(kept, reached))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -80,6 +81,9 @@ class RingMoEConfig:
             raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
         if self.image_size % self.stride:
             raise ConfigError(f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels")
+        entries, layers = len(self.moe.allowed), sum(self.depths)
+        if entries not in (0, layers):
+            raise ConfigError(f"model.moe.allowed has {entries} entries, the model {layers} layers: give one each")
         for stage in range(len(self.depths)):
             if self.grid(stage) % self.pyramid.stage_window(stage):
                 raise ConfigError(
@@ -100,6 +104,7 @@ class RingMoEConfig:
             drop_path=self.drop_path,
             remat=self.remat,
             adapter=self.adapter,
+            breaks=tuple(i for i, (a, b) in enumerate(itertools.pairwise(self.moe.allowed), 1) if a != b),
         )
 
     @property
@@ -148,8 +153,8 @@ class RingMoE(nnx.Module):
             }
         )
         self.mask_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
-        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
-            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype
+        make_ffn = lambda width, rngs, layer: MoEFeedForward(  # noqa: E731
+            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype, layer=layer
         )
         self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=self._constrain, dtype=dtype)
         width = config.width * 2 ** (len(config.depths) - 1)

@@ -95,6 +95,8 @@ class SkySenseConfig:
             for name in names:
                 if name and name not in self.sensors:
                     raise ConfigError(f'model.{field} names "{name}": {nearest(name, self.sensors)}')
+        if self.moe.allowed:
+            raise ConfigError("model.moe.allowed: experts of SkySense's fusion cannot be pruned, leave it empty")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.high_resolution and self.image_size % self.stride:
@@ -158,7 +160,7 @@ class HighResolutionEncoder(nnx.Module):
 
     def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
         self.embed = PatchEmbed(channels, config.patch, config.width, rngs, dtype=dtype)
-        make_ffn = lambda width, rngs: MoEFeedForward(DENSE, 1, width, 4 * width, rngs, dtype=dtype)  # noqa: E731
+        make_ffn = lambda width, rngs, layer: MoEFeedForward(DENSE, 1, width, 4 * width, rngs, dtype=dtype)  # noqa: E731
         self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=constrain, dtype=dtype)
         self.norm = layer_norm(config.token_width, rngs, dtype=dtype)
 

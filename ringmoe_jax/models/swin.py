@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -67,22 +68,22 @@ class SwinBlock(nnx.Module):
 
 
 class SwinStage(nnx.Module):
-    """`depth` blocks of one resolution, stacked and scanned.
+    """The blocks of one resolution, stacked and scanned.
 
     Odd blocks shift their windows by half a window, unless one window covers the grid.
 
     Args:
         width: D.
-        depth: blocks.
+        runs: numbers of the layers, in runs of equal layers; each run is one stack.
         window: side of an attention window, in tokens; tiles the grid or is larger.
-        make_block: builds a `SwinBlock` from `rngs`.
+        make_block: builds a `SwinBlock` from `rngs` and the number of its layer.
         norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
     """
 
     def __init__(
         self,
         width: int,
-        depth: int,
+        runs: tuple[range, ...],
         window: int,
         make_block: Callable,
         rngs: nnx.Rngs,
@@ -90,9 +91,11 @@ class SwinStage(nnx.Module):
         norm_every: int,
         dtype,
     ):
-        self.depth, self.window = depth, window
+        self.lengths, self.window = tuple(len(run) for run in runs), window
+        self.depth = depth = sum(self.lengths)
         self.norm_every = norm_every if depth >= norm_every else 0
-        self.blocks = stack(make_block, depth, rngs)
+        stacks = [stack(lambda r, run=run: make_block(r, run.start), len(run), rngs) for run in runs]
+        self.blocks = nnx.Dict({f"run{i}": blocks for i, blocks in enumerate(stacks)})
         if self.norm_every:
             self.norms = stack(lambda rngs: layer_norm(width, rngs, dtype=dtype), depth // norm_every, rngs)
 
@@ -109,7 +112,13 @@ class SwinStage(nnx.Module):
                 x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)
             return x, collected
 
-        return scan(call, self.blocks, x, (number, rates, keys, norms), remat)
+        collected, first = [], 0
+        for i, length in enumerate(self.lengths):
+            layers = jax.tree.map(lambda a: a[first : first + length], (number, rates, keys, norms))  # noqa: B023
+            x, found = scan(call, self.blocks[f"run{i}"], x, layers, remat)
+            collected.append(found)
+            first += length
+        return x, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
 
     def _norms(self):
         """A function (params, x) -> x of the norms between blocks, and each block's params; None, None without."""
@@ -136,6 +145,7 @@ class SwinConfig:
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
         adapter: see `SwinBlock`.
+        breaks: layers whose feed-forward module has other shapes than that of the layer below.
     """
 
     width: int
@@ -148,6 +158,14 @@ class SwinConfig:
     drop_path: float = 0.0
     remat: str = "none"
     adapter: int = 0
+    breaks: tuple[int, ...] = ()
+
+    def runs(self, stage: int) -> tuple[range, ...]:
+        """Numbers of a stage's layers, in runs of layers of equal shapes."""
+        first = sum(self.depths[:stage])
+        last = first + self.depths[stage]
+        starts = [first, *(layer for layer in self.breaks if first < layer < last), last]
+        return tuple(itertools.starmap(range, itertools.pairwise(starts)))
 
     def stage_window(self, stage: int) -> int:
         """Window of a stage, clamped to its grid (released code)."""
@@ -159,7 +177,7 @@ class SwinPyramid(nnx.Module):
 
     Args:
         config: geometry.
-        make_ffn: `make_ffn(width, rngs)` builds a block's feed-forward module, see `SwinBlock`.
+        make_ffn: `make_ffn(width, rngs, layer)` builds a layer's feed-forward module, see `SwinBlock`.
         constrain: applied to the tokens at the borders of stages, for example a sharding constraint.
     """
 
@@ -173,17 +191,17 @@ class SwinPyramid(nnx.Module):
     def _stage(self, i: int, make_ffn: Callable, rngs: nnx.Rngs, dtype) -> SwinStage:
         config = self.config
         width, window = config.width * 2**i, config.stage_window(i)
-        make_block = lambda rngs: SwinBlock(  # noqa: E731
+        make_block = lambda rngs, layer: SwinBlock(  # noqa: E731
             width,
             width // min(config.head_width, config.width),
             window,
-            lambda rngs: make_ffn(width, rngs),
+            lambda rngs: make_ffn(width, rngs, layer),
             rngs,
             cosine=config.cosine,
             dtype=dtype,
             adapter=config.adapter,
         )
-        return SwinStage(width, config.depths[i], window, make_block, rngs, norm_every=config.norm_every, dtype=dtype)
+        return SwinStage(width, config.runs(i), window, make_block, rngs, norm_every=config.norm_every, dtype=dtype)
 
     def __call__(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
         """[B, S, h, w, D] -> the tokens of every stage, finest first, and statistics stacked over all L layers."""
@@ -204,4 +222,11 @@ class SwinPyramid(nnx.Module):
             x = self.constrain(x)
             stages.append(x)
             collected.append(routing)
-        return stages, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
+        return stages, jax.tree.map(_joined, *collected)
+
+
+def _joined(*stages: jax.Array) -> jax.Array:
+    """Arrays [L_i, ...] of all stages as one; where their last axes differ, as hidden units do, zeros fill them up."""
+    last = max(s.shape[-1] for s in stages)
+    fill = lambda s: [(0, 0)] * (s.ndim - 1) + [(0, last - s.shape[-1])]  # noqa: E731
+    return jnp.concatenate([s if s.ndim == 1 else jnp.pad(s, fill(s)) for s in stages])

@@ -7,6 +7,7 @@
     exchange  rows between devices, different numbers of them
     engines   tokens to outputs, given the choice: `dense` (reference), `capacity`, `dropless`
     parallel  an engine run on a mesh, experts split over its "expert" axis
+    contribution  what every expert adds, measured for pruning
     statistics  loads, drops, entropies and balance losses, per modality
 
 Everything here is a pure function of arrays; nothing depends on Flax.

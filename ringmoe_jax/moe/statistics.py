@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.routing import Routing
 
 
@@ -24,8 +25,9 @@ class Statistics(NamedTuple):
         probability: [M, E] sum of router probabilities (differentiable).
         dropped: [M] choices that found their expert full.
         entropy: [M] sum of the routers' entropies, in nats.
-        gate: [M] sum of the chosen gates.
+        gate: [M, E] sum of the gates with which each expert was chosen.
         balance: [] Switch balance loss of this router group, see `balance_loss` (differentiable).
+        contribution: what the experts add, where it was measured (`MoEConfig.measure`), else None.
     """
 
     tokens: jax.Array
@@ -35,6 +37,7 @@ class Statistics(NamedTuple):
     entropy: jax.Array
     gate: jax.Array
     balance: jax.Array
+    contribution: Contribution | None = None
 
 
 def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.ndarray) -> Statistics:
@@ -48,11 +51,12 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     """
     member = jax.nn.one_hot(modality, allowed.shape[0], dtype=jnp.float32)  # [N, M]
     probabilities = routing.probabilities
-    chosen = jax.nn.one_hot(routing.experts, probabilities.shape[-1], dtype=jnp.float32).sum(axis=1)  # [N, E]
+    choices = jax.nn.one_hot(routing.experts, probabilities.shape[-1], dtype=jnp.float32)  # [N, K, E]
+    gates = jnp.einsum("nk,nke->ne", routing.gates, choices)
     entropy = -jnp.sum(jax.scipy.special.xlogy(probabilities, jnp.where(probabilities > 0, probabilities, 1)), axis=-1)
     exact = jax.lax.Precision.HIGHEST  # counts stay whole numbers on accelerators that round products
     tokens = member.sum(axis=0)
-    load = jnp.dot(member.T, chosen, precision=exact)
+    load = jnp.dot(member.T, choices.sum(axis=1), precision=exact)
     probability = jnp.dot(member.T, probabilities, precision=exact)
     return Statistics(
         tokens=tokens,
@@ -60,7 +64,7 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
         probability=probability,
         dropped=jnp.dot(member.T, jnp.sum(~kept, axis=1).astype(jnp.float32), precision=exact),
         entropy=jax.lax.stop_gradient(jnp.dot(member.T, entropy, precision=exact)),
-        gate=jax.lax.stop_gradient(jnp.dot(member.T, routing.gates.sum(axis=1), precision=exact)),
+        gate=jax.lax.stop_gradient(jnp.dot(member.T, gates, precision=exact)),
         balance=balance_loss(tokens, load, probability, allowed),
     )
 
@@ -69,8 +73,23 @@ def expand(statistics: Statistics, columns: np.ndarray | slice, experts: int) ->
     """Puts the statistics of a selection of experts, `columns` [E'], back among all E."""
     if statistics.load.shape[-1] == experts:
         return statistics
-    wide = lambda x: jnp.zeros((*x.shape[:-1], experts), x.dtype).at[..., columns].set(x)  # noqa: E731
-    return statistics._replace(load=wide(statistics.load), probability=wide(statistics.probability))
+    wide = lambda x: jnp.zeros((x.shape[0], experts, *x.shape[2:]), x.dtype).at[:, columns].set(x)  # noqa: E731
+    by_expert = {name: getattr(statistics, name) for name in ("load", "probability", "gate", "contribution")}
+    return statistics._replace(**jax.tree.map(wide, by_expert))
+
+
+def nothing(modalities: int, experts: int, hidden: int | None = None) -> Statistics:
+    """Statistics of a layer in which all E experts of a router group are gone.
+
+    Args:
+        modalities: M.
+        experts: E.
+        hidden: F where contributions are measured, else None.
+    """
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+    one, each = zeros(modalities), zeros(modalities, experts)
+    measured = None if hidden is None else Contribution(each, zeros(modalities, experts, hidden))
+    return Statistics(one, each, each, one, one, each, zeros(), measured)
 
 
 def balance_loss(tokens: jax.Array, load: jax.Array, probability: jax.Array, allowed: np.ndarray) -> jax.Array:

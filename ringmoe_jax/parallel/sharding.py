@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS, FSDP_AXIS
 
-# First match wins. A rule is a regular expression searched in "backbone/stages/stage0/blocks/ffn/shared/wi/kernel"
+# First match wins. A rule is a regular expression searched in "backbone/stages/stage0/blocks/run0/ffn/shared/wi/kernel"
 # and either a tuple, one mesh axis (or None) per trailing dimension, or "fsdp" (the largest dimension
 # that divides) or "replicated". Stacked layers keep their leading axis whole.
 Rules = Sequence[tuple[str, str | tuple[str | None, ...]]]

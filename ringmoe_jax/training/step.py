@@ -176,17 +176,17 @@ def routing_metrics(routing: Mapping) -> dict[str, jax.Array]:
     metrics = {}
     for group, s in routing.items():
         choices, load = s.load.sum(axis=-1), s.load.sum(axis=1)  # [L, M], [L, E]
-        reached = s.probability.sum(axis=(0, 1)) > 0  # [E]: a softmax is 0 only where an expert is out of reach
-        count = jnp.maximum(reached.sum(), 1)
+        reached = s.probability.sum(axis=1) > 0  # [L, E]: a softmax is 0 only where an expert is out of reach
+        count = reached.sum(axis=1)
         metrics |= {
             f"moe/{group}/drop_rate": s.dropped.sum() / jnp.maximum(choices.sum(), 1),
             f"moe/{group}/entropy": s.entropy.sum() / jnp.maximum(s.tokens.sum(), 1),
             f"moe/{group}/gate": s.gate.sum() / jnp.maximum(choices.sum(), 1),
             f"moe/{group}/max_load": jnp.mean(load.max(axis=1) * count / jnp.maximum(load.sum(axis=1), 1)),
-            f"moe/{group}/dead": jnp.mean(jnp.sum(reached & (load == 0), axis=1)) / count,
+            f"moe/{group}/dead": jnp.mean(jnp.sum(reached & (load == 0), axis=1) / jnp.maximum(count, 1)),
             f"moe/{group}/by_layer/drop_rate": s.dropped / choices,
             f"moe/{group}/by_layer/entropy": s.entropy / s.tokens,
-            f"moe/{group}/by_layer/gate": s.gate / choices,
+            f"moe/{group}/by_layer/gate": s.gate.sum(axis=-1) / choices,
             f"moe/{group}/by_layer/load": s.load / choices[..., None],
         }
     return metrics

@@ -19,7 +19,7 @@ def statistics(**changes):
         probability=PROBABILITY,
         dropped=np.array([[1, 0], [2, 3]], np.float32),
         entropy=np.array([[2, 3], [4, 0.6]], np.float32),
-        gate=np.array([[2, 3], [1, 6]], np.float32),
+        gate=np.array([[[1, 0, 1, 0], [0, 3, 0, 0]], [[1, 0, 0, 0], [0, 2, 0, 4]]], np.float32),
         balance=np.ones(2, np.float32),
     )
     return Statistics(**values | changes)

@@ -51,7 +51,7 @@ def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     config = common.read_config("configs/ringmoe_micro.py")
     dense = common.ExperimentConfig.of(train.dense_backbone(config))
     params = jax.eval_shape(common.build(dense, {}).model.init, jax.random.key(0))
-    ffn = params["backbone"]["stages"]["stage0"]["blocks"]["ffn"]
+    ffn = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
     assert ffn["shared"]["wi"]["kernel"].shape == (2, 16, 3 * 4 * 16)
     assert set(ffn) == {"shared"}
     assert config["model"]["moe"]["specialised"] == 4  # the given configuration is left alone

@@ -131,7 +131,8 @@ def test_a_checkpoint_is_adapted_and_what_is_frozen_stays(method, scenes, pretra
     adapted = scoring.Adapted.load(str(tmp_path))
     assert adapted.encoder.step == 3
     after = adapted.params["encoder"]
-    kernel = lambda tree: np.asarray(tree["backbone"]["stages"]["stage0"]["blocks"]["attention"]["query"]["kernel"])  # noqa: E731
+    blocks = lambda tree: tree["backbone"]["stages"]["stage0"]["blocks"]["run0"]  # noqa: E731
+    kernel = lambda tree: np.asarray(blocks(tree)["attention"]["query"]["kernel"])  # noqa: E731
     stem = lambda tree: np.asarray(tree["stems"]["rgb"]["project"]["kernel"])  # noqa: E731
     assert np.array_equal(stem(before), stem(after)) == (method != "full")
     assert np.array_equal(kernel(before), kernel(after)) == (method in ("frozen", "convpass"))

@@ -64,10 +64,10 @@ def test_lora_has_factors_for_every_query_and_value_and_adds_their_product(encod
     trained, frozen = adaptation.split(params, config, jax.random.key(1))
     kernels = {name for name in names(params) if name.endswith(("query/kernel", "value/kernel"))}
     assert names(trained["lora"]) == {f"{name}/{part}" for name in kernels for part in "ab"}
-    change = trained["lora"]["backbone"]["stages"]["stage0"]["blocks"]["attention"]["query"]["kernel"]
+    change = trained["lora"]["backbone"]["stages"]["stage0"]["blocks"]["run0"]["attention"]["query"]["kernel"]
     change["b"] = jnp.ones_like(change["b"])
     joined = adaptation.join(trained, frozen, config)
-    of = lambda tree: tree["backbone"]["stages"]["stage0"]["blocks"]["attention"]["query"]["kernel"]  # noqa: E731
+    of = lambda tree: tree["backbone"]["stages"]["stage0"]["blocks"]["run0"]["attention"]["query"]["kernel"]  # noqa: E731
     wanted = of(params) + 2 * np.einsum("ldr,lrf->ldf", change["a"], change["b"])  # alpha / rank = 2
     np.testing.assert_allclose(of(joined), wanted, rtol=1e-6, atol=1e-7)
     assert names(joined) == names(params)
@@ -120,7 +120,7 @@ def test_a_new_bypass_changes_no_output_and_gets_gradients(encoder):
     before = jax.jit(model.apply)(params, shown)["tokens"]["rgb"]
     np.testing.assert_allclose(jax.jit(adapted.apply)(both, shown)["tokens"]["rgb"], before, rtol=1e-5, atol=1e-6)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(adapted.apply(p, shown)["tokens"]["rgb"] ** 2)))(both)
-    up = gradient["backbone"]["stages"]["stage0"]["blocks"]["convpass"]["ffn"]["up"]["kernel"]
+    up = gradient["backbone"]["stages"]["stage0"]["blocks"]["run0"]["convpass"]["ffn"]["up"]["kernel"]
     assert float(jnp.abs(up).max()) > 0
 
 
@@ -142,8 +142,8 @@ def test_distances_count_blocks_above(encoder):
     found = depth.distances(params)
     blocks = found["backbone"]["stages"]
     # depths of the tiny model: 2, 2 blocks
-    np.testing.assert_array_equal(blocks["stage0"]["blocks"]["attention"]["query"]["kernel"].ravel(), [3, 2])
-    np.testing.assert_array_equal(blocks["stage1"]["blocks"]["ffn"]["shared"]["wi"]["bias"].ravel(), [1, 0])
+    np.testing.assert_array_equal(blocks["stage0"]["blocks"]["run0"]["attention"]["query"]["kernel"].ravel(), [3, 2])
+    np.testing.assert_array_equal(blocks["stage1"]["blocks"]["run0"]["ffn"]["shared"]["wi"]["bias"].ravel(), [1, 0])
     assert found["backbone"]["merges"]["merge0"]["reduce"]["kernel"] == 2
     assert found["stems"]["rgb"]["project"]["kernel"] == 4
     assert found["mask_token"] == 4
@@ -177,7 +177,7 @@ def test_layer_decay_multiplies_updates(encoder):
 
     plain, decayed = update(1.0), update(0.5)
     np.testing.assert_allclose(decayed["decoder"]["kernel"], plain["decoder"]["kernel"])
-    of = lambda tree: tree["encoder"]["backbone"]["stages"]["stage0"]["blocks"]["attention"]["query"]["kernel"]  # noqa: E731
+    of = lambda tree: tree["encoder"]["backbone"]["stages"]["stage0"]["blocks"]["run0"]["attention"]["query"]["kernel"]  # noqa: E731
     np.testing.assert_allclose(of(decayed)[0], of(plain)[0] * 0.5**4, rtol=1e-5)
     np.testing.assert_allclose(of(decayed)[1], of(plain)[1] * 0.5**3, rtol=1e-5)
     stem = lambda tree: tree["encoder"]["stems"]["rgb"]["project"]["kernel"]  # noqa: E731

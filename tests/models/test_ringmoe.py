@@ -43,7 +43,7 @@ def test_new_blocks_are_the_identity():
     params, data = model.init(jax.random.key(0)), batch(names=("rgb",))
     out = model.apply(params, data)["stages"]["rgb"][0]
     params["backbone"] = stir(params["backbone"])
-    blocks = params["backbone"]["stages"]["stage0"]["blocks"]
+    blocks = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]
     for norm in ("attention_norm", "ffn_norm"):
         blocks[norm] = jax.tree.map(jnp.zeros_like, blocks[norm])
     assert_allclose(model.apply(params, data)["stages"]["rgb"][0], out, atol=1e-6)
@@ -166,7 +166,12 @@ def test_drop_path_needs_train_and_a_key():
 
 def test_sensors_of_one_modality_share_experts():
     model = models.build({**TINY, "sensors": ("s2_10", "ms4", "rgb"), "moe": DENSE})
-    assert model.shapes()["backbone"]["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"].shape == (2, 8, 8, 32)
+    assert model.shapes()["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]["specialised"]["wi"].shape == (
+        2,
+        8,
+        8,
+        32,
+    )
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,8 @@ def test_eight_devices_equal_one():
 def stage(depth, **sizes):
     """A stage of cosine window attention as a function of params, tokens and how the second block shifts."""
     config = swin.SwinConfig(**dict(width=8, depths=(depth,), head_width=4, cosine=True) | sizes)
-    ffn = lambda width, rngs: MoEFeedForward(skysense.DENSE, 1, width, 2 * width, rngs, dtype=jnp.float32)  # noqa: E731
+    dtype = jnp.float32
+    ffn = lambda width, rngs, layer: MoEFeedForward(skysense.DENSE, 1, width, 2 * width, rngs, dtype=dtype)  # noqa: E731
     make = lambda: swin.SwinPyramid(config, ffn, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
     graph, params = nnx.split(make())
     rng = np.random.default_rng(0)
@@ -227,7 +228,7 @@ def stage(depth, **sizes):
 
     def blocks(x, shifted):
         for i in range(depth):
-            block = nnx.merge(*_layer(nnx.split(whole.blocks), i))
+            block = nnx.merge(*_layer(nnx.split(whole.blocks["run0"]), i))
             x, _ = block(x, shifted if i % 2 else False, (0,), rate=0.0, key=None, train=False, mesh=None)
         return x
 

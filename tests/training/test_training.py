@@ -104,12 +104,14 @@ def test_eight_devices_train_as_one(alone, sizes):
 
 def test_parameters_lie_where_the_rules_say():
     parts = setup(make(MeshConfig(2, 2, 2)), width=32)
-    ffn = parts.state.params["backbone"]["stages"]["stage0"]["blocks"]["ffn"]
+    ffn = parts.state.params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
     assert ffn["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
     assert ffn["collaborative"]["wo"].sharding.spec == P(None, "expert", "fsdp", None)
     assert ffn["shared"]["wi"]["kernel"].sharding.spec == P(None, None, "fsdp")
     assert ffn["specialised"]["router"].sharding.spec == P()
-    moment = parts.state.optimizer[1][0].mu["backbone"]["stages"]["stage0"]["blocks"]["ffn"]["specialised"]["wi"]
+    moment = parts.state.optimizer[1][0].mu["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]["specialised"][
+        "wi"
+    ]
     assert moment.sharding.spec == P(None, "expert", None, "fsdp")
 
 
