@@ -64,6 +64,7 @@ def test_quickstart(tmp_path, monkeypatch):
     assert "MaskedHuber(" in text
 
 
+@pytest.mark.slow
 def test_swap_a_loss(tmp_path, monkeypatch):
     """The reduced form: two steps, two seeds, both arms; a table with both losses and a figure."""
     notebook = _run("02_swap_a_loss.ipynb", monkeypatch, STEPS=2, SEEDS=[0, 1], OUT=str(tmp_path))

@@ -244,6 +244,7 @@ def test_identical_frames_are_alike_and_what_is_not_seen_does_not_count(tiny):
     assert np.isfinite(row.components).all()
 
 
+@pytest.mark.slow
 def test_models_without_a_fusion_or_without_context():
     assert locations.collect(ringmoe.build(ringmoe.RingMoEConfig(sensors=("rgb",))), {}, [batch()], {10}) == []
     model = skysense.build(skysense.SkySenseConfig(**{**vars(CONFIG), "geo_context": None}))

@@ -293,6 +293,7 @@ def contrastive(made_up, tmp_path_factory):
     return json.loads((folder / "report" / "evaluation.json").read_text()), (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_contrastive_run_has_locations(contrastive):
     found, page = contrastive
     (part,) = found["locations"]

@@ -21,8 +21,8 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    """Configuration of one study, run once."""
+def study(tmp_path_factory):
+    """A grid of one study, and a folder."""
     folder = tmp_path_factory.mktemp("ablation")
     synthetic.prepare(folder / "data", scenes=20, size=64, gsd=2.5, sensors=("s1_grd",), shards=2)
     config = configs.ringmoe(width=8, depths=(2,), head_width=4)
@@ -33,11 +33,18 @@ def grid(tmp_path_factory):
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
     config.train.update(steps=10, log_every=5, checkpoint_every=5, evaluate_every=0)
     del config.objectives
-    study = {"config": config.to_dict(), "baseline": "plain", "arms": ARMS}
-    values = {"studies": {"grd": study}, "seeds": (0, 1)}
+    arms = {"config": config.to_dict(), "baseline": "plain", "arms": ARMS}
+    return {"studies": {"grd": arms}, "seeds": (0, 1)}, folder
+
+
+@pytest.fixture(scope="module")
+def grid(study):
+    """The study, run once."""
+    values, folder = study
     return values, folder / "out", ablate.ablate(values, str(folder / "out"))
 
 
+@pytest.mark.slow
 def test_arms_are_compared_with_the_baseline_seed_by_seed(grid):
     _, _, results = grid
     study = results["grd"]
@@ -54,8 +61,8 @@ def test_arms_are_compared_with_the_baseline_seed_by_seed(grid):
     assert len(probes) == 3  # knn5, knn20, linear
 
 
-def test_seeds_change_parameters_masks_and_order(grid):
-    study = grid[0]["studies"]["grd"]
+def test_seeds_change_parameters_masks_and_order(study):
+    study = study[0]["studies"]["grd"]
     config = ablate.Study(study["config"], "plain", {"plain": ablate.Arm(ARMS["plain"]["objectives"])})
     first, second = config.values("plain", 0), config.values("plain", 1)
     assert (first["train"]["seed"], first["data"]["shuffle_seed"]) == (0, 0)
@@ -63,6 +70,7 @@ def test_seeds_change_parameters_masks_and_order(grid):
     assert "objectives" not in study["config"]  # the study is not changed by its runs
 
 
+@pytest.mark.slow
 def test_files(grid):
     _, out, results = grid
     assert json.loads((out / "ablation.json").read_text()).keys() == results.keys()
@@ -72,6 +80,7 @@ def test_files(grid):
     assert len(list(out.glob("grd/*/seed*/ablation_run.json"))) == 4
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_new_seeds_join(grid, monkeypatch, capsys):
     values, out, results = grid
     trained = []
@@ -83,8 +92,8 @@ def test_finished_runs_are_kept_and_new_seeds_join(grid, monkeypatch, capsys):
     assert capsys.readouterr().out.count("...") == 1
 
 
-def test_a_stopped_run_is_not_taken_for_a_finished_one(grid, monkeypatch, tmp_path):
-    values, _, _ = grid
+def test_a_stopped_run_is_not_taken_for_a_finished_one(study, monkeypatch, tmp_path):
+    values, _ = study
 
     def stopped(values, workdir):
         return pretrain_script.pretrain(values | {"train": values["train"] | {"steps": 5}}, workdir)
@@ -95,6 +104,7 @@ def test_a_stopped_run_is_not_taken_for_a_finished_one(grid, monkeypatch, tmp_pa
     assert not list(tmp_path.glob("grd/*/seed*/ablation_run.json"))
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_same_folder(grid):
     values, out, _ = grid
     other = copy.deepcopy(values)
@@ -125,17 +135,17 @@ def test_another_configuration_in_the_same_folder(grid):
         ),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(grid, tmp_path, change, message):
-    values = copy.deepcopy(grid[0])
+def test_mistakes_are_found_before_anything_runs(study, tmp_path, change, message):
+    values = copy.deepcopy(study[0])
     change(values["studies"]["grd"])
     with pytest.raises(ConfigError, match=message):
         ablate.ablate(values, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_study(grid):
+def test_an_unknown_study(study):
     with pytest.raises(ConfigError, match='study "gdr" does not exist: did you mean "grd"'):
-        ablate.ablate(grid[0], "unused", studies=["gdr"])
+        ablate.ablate(study[0], "unused", studies=["gdr"])
 
 
 @pytest.mark.parametrize("path", ["configs/ablate_physics.py", "configs/ablate_slc_quad.py"])

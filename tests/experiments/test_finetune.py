@@ -92,7 +92,7 @@ def config(scenes, task, *, sensors=("rgb",), steps=2, **changes):
     )
 
 
-@pytest.mark.parametrize("task", fast_first(TASKS, "segmentation", "tracking"))
+@pytest.mark.parametrize("task", fast_first(TASKS, "segmentation"))
 def test_every_task_trains_scores_and_draws(task, scenes, tmp_path):
     result = finetune.finetune(config(scenes, task), str(tmp_path))
     assert result["samples"] == 1  # the validation scene
@@ -105,6 +105,7 @@ def test_every_task_trains_scores_and_draws(task, scenes, tmp_path):
     assert json.loads((tmp_path / "report" / "task.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(scenes, tmp_path, monkeypatch):
     """Heights, for the gradient of a minimum was once wrong on a mesh and only there."""
     eight = finetune.finetune(config(scenes, "height"), str(tmp_path / "eight"))
@@ -113,6 +114,7 @@ def test_eight_devices_train_as_one(scenes, tmp_path, monkeypatch):
     assert eight["scores"]["RMSE"]["value"] == pytest.approx(one["scores"]["RMSE"]["value"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scoring_a_checkpoint_again_gives_the_same(scenes, tmp_path):
     first = finetune.finetune(config(scenes, "segmentation"), str(tmp_path))
     again = scoring.score(scoring.Adapted.load(str(tmp_path)), str(tmp_path), split="validation")
@@ -151,6 +153,7 @@ def test_random_weights_are_not_the_checkpoint_s(scenes, pretrained, tmp_path):
     assert np.abs(stem(common.load(pretrained).params) - stem(after)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_two_sensors_train_together_and_one_may_be_missing(scenes, pretrained, tmp_path):
     own = config(
         scenes, "segmentation", sensors=("rgb",), init_from=pretrained, model={}, head=dict(name="fcn", channels=8)
@@ -167,6 +170,7 @@ def test_two_sensors_train_together_and_one_may_be_missing(scenes, pretrained, t
         scoring.score(adapted, str(tmp_path), without=["s1"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_where_it_stopped_and_only_as_itself(scenes, tmp_path, capsys):
     finetune.finetune(config(scenes, "classification", steps=2), str(tmp_path / "a"))
     longer = config(scenes, "classification", steps=2)

@@ -110,6 +110,7 @@ def test_killed_at_a_random_step_and_started_again(config, uninterrupted, tmp_pa
     assert records(tmp_path)[-1] == records(uninterrupted[0])[-1]  # validation
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_goes_on_later(config, tmp_path):
     process = start(config, tmp_path, "--config.train.steps=100000")
     for line in process.stdout:
@@ -132,6 +133,7 @@ def test_another_model_does_not_resume(config, uninterrupted):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
     before = records(uninterrupted[0])
     code, output = finish(start(config, uninterrupted[0]))

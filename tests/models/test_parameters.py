@@ -23,7 +23,10 @@ def millions(model_config, **changes):
     return count(models.build({**model_config, **changes}).shapes()) / 1e6
 
 
-@pytest.mark.parametrize("name", TABLE)
+QUICK = ("nano", "14b")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
 def test_parameter_counts(name):
     values = importlib.import_module(f"configs.ringmoe_{name}").get_config().to_dict()
     config = ExperimentConfig.of(values).model

@@ -64,6 +64,7 @@ def test_batch_norm_tells_apart_what_is_nearly_alike():
     assert spread["batch"] > 20 * spread["layer"]
 
 
+@pytest.mark.slow
 def test_equal_rows_and_no_rows_stay_finite():
     head = projection.build(5, 16, 4, 7, "batch")
     params = head.init(jax.random.key(0))

@@ -197,6 +197,7 @@ def test_modality_dropout_keeps_one_sensor():
     assert_allclose(apply(params, data, key=jax.random.key(1))["fused"], apply(params, data)["fused"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_in_the_fusion():
     apply, params = make(moe=MoEConfig(specialised=2, collaborative=2, eval_capacity_factor=8.0, engine="dense"))
     out = apply(params, sample())
@@ -256,6 +257,7 @@ def crop(side):
     return changed(without(sample(), *SENSORS[1:]), "rgb", pixels=pixels, valid=np.ones(pixels.shape[:-1], bool))
 
 
+@pytest.mark.slow
 def test_crops_that_windows_tile():
     """Grids are 8 and 4 tokens in an image, 4 and 2 in a crop of 16 px, 2 and 1 in one of 8 px: its window shrinks."""
     shape = dict(sensors=("rgb",), high_resolution="rgb", depths=(2, 2))

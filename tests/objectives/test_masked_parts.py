@@ -90,6 +90,7 @@ def test_masks_are_needed():
         pretext.build({"name": "masked_part"}, spy())
 
 
+@pytest.mark.slow
 def test_a_real_model_learns_from_what_it_does_not_see():
     """Loss and gradient of part independence through RingMoE, and the encoder's ignorance of the lost part."""
     terms = objectives.build({"x": {"name": "part_independence", "sensor": "slc_single"}})

@@ -50,6 +50,7 @@ def test_the_batch_is_what_the_pipeline_gives(tmp_path):
         assert kinds[0] == kinds[1]
 
 
+@pytest.mark.slow
 def test_bytes_by_kind_agree_with_the_compiler(eight):
     assert eight.parameters == sum(x.size for x in jax.tree.leaves(planning.measure(eight.config).state.params))
     # AdamW holds two numbers a parameter; steps and counts are a few bytes more.
@@ -81,6 +82,7 @@ def test_rows_go_to_their_experts_and_back_in_every_block(eight):
     )  # D = 8; on the CPU, XLA sends bfloat16 as float32
 
 
+@pytest.mark.slow
 def test_expert_exchange_does_not_grow_with_the_mesh(eight):
     """Twice the devices on the expert axis: a device sends the same buffers, but for its own share of them."""
     four = make("cpu:4", batch=4, fsdp=2, expert=2)
@@ -109,6 +111,7 @@ def test_what_is_known_without_a_compiler(monkeypatch):
     assert json.loads(json.dumps(to_json(plan)))["bytes"]["parameters"] == plan.parameter_bytes
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_less():
     def kept(remat):
         values = plan_config.values()

@@ -93,7 +93,10 @@ def alone():
     return jax.device_get(state.params), seen
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
+)
 def test_eight_devices_train_as_one(alone, sizes):
     _, seen = run_steps(setup(make(MeshConfig(*sizes))), 5)
     for ours, reference in zip(seen, alone[1], strict=True):

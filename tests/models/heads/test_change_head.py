@@ -126,6 +126,7 @@ def test_the_transformer_against_numpy():
     assert_allclose(got, wanted, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), CASES[::2], ids=["difference", "transformer"])
 def test_learns_what_changed_by_heart(name, fields):
     params, apply = build(name, (6,), 2, **fields, dropout=0.0)

@@ -105,6 +105,7 @@ def test_logits_are_enlarged_from_the_finest_grid():
     assert_allclose(apply(params, levels)["logits"], resize(native, SIZE), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_activations_may_be_bfloat16():
     full, apply = build("upernet", FOUR["widths"], 5, channels=8, auxiliary=4)
     half, apply_half = build("upernet", FOUR["widths"], 5, channels=8, auxiliary=4, dtype=jnp.bfloat16)
@@ -131,6 +132,7 @@ def test_dropout_drops_whole_channels_in_training_only():
     assert_allclose(dropped, 2 * features * kept, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=["fcn", "upernet"])
 def test_learns_four_images_by_heart(name, fields):
     params, apply = build(name, (6,), 3, channels=16, **fields)

@@ -61,6 +61,7 @@ def test_any_levels_any_grid_and_ranges(decoder, case):
     assert_allclose(other["bins"][0], bins[0], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 def test_learns_four_images_by_heart(residual):
     params, apply = build("height", (6,), 1, channels=16, bins=8, max_height=40.0, residual=residual, dropout=0.0)
