@@ -92,6 +92,7 @@ def test_finished_runs_are_kept_and_new_seeds_join(grid, monkeypatch, capsys):
     assert capsys.readouterr().out.count("...") == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_not_taken_for_a_finished_one(study, monkeypatch, tmp_path):
     values, _ = study
 
