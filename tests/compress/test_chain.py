@@ -1,0 +1,50 @@
+"""The paper's chain at its size, by shapes alone, and a small one from end to end."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.common import ExperimentConfig
+from ringmoe_jax import compress, models
+from ringmoe_jax.compress import Network
+from ringmoe_jax.models import count
+from tests.compress.cases import HEADS, MODEL, assert_equal, network, outputs
+from tests.tiny import batch
+
+
+def test_14b_becomes_1b():
+    """Billions without decoders: 14.7, 6.5, 4.3 and 1 of the paper.
+
+    4.3 is not what one of four collaborative experts in every layer leaves, but what is left when the two layers of
+    the last stage lose all four.
+    """
+    values = importlib.import_module("configs.ringmoe_14b").get_config().to_dict()
+    full = ExperimentConfig.of(values).model
+    one = compress.submodel_config(full, ("rgb",))
+    importance = {"collaborative": np.random.default_rng(0).random((24, 1, 4))}
+    allowed = compress.choose(Network(one, {}), importance, keep=0.25)
+    quarter = compress.pruned_config(one, allowed)
+    first, gone = {"collaborative": ("1000",)}, {"collaborative": ("0000",)}
+    uneven = compress.pruned_config(one, (first,) * 22 + (gone,) * 2)
+    dense = compress.merged_config(quarter)
+    sizes = [count(models.build(model).shapes()) / 1e9 for model in (full, one, quarter, uneven, dense)]
+    assert sizes == pytest.approx([14.74, 6.53, 4.48, 4.28, 1.06], abs=0.01)
+
+
+def test_a_small_chain_runs():
+    """Every link is a model that can be built, run and compressed further."""
+    one = compress.submodel(network(MODEL, HEADS), ("rgb", "rgbn"))
+    apply = models.build({**one.model, "moe": one.model["moe"] | {"measure": True}}).apply
+    data = batch(one.model)
+    usage = compress.Usage.none(("optical",))
+    usage = usage.add(jax.jit(lambda p, b: apply(p, b)["routing"])(one.params, data), {"optical": 4})
+    allowed = compress.choose(one, compress.importance(usage, "norm"), keep=0.5, scope="global")
+    pruned = compress.prune(one, allowed)
+    dense = compress.merge(pruned, "select", usage)
+    small = dense._replace(params=compress.dequantise(compress.quantise(dense.params)))
+    assert count(one.params) > count(pruned.params) > count(dense.params)
+    found = outputs(small, data, HEADS)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert_equal(jax.tree.map(np.shape, found), jax.tree.map(np.shape, outputs(one, data, HEADS)))
