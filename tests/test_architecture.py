@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["sensors", "batch", "parallel", "moe", "models", "pretext", "objectives", "training", "evaluate", "tasks"]
+ORDER = [
+    "sensors",
+    "batch",
+    "parallel",
+    "moe",
+    "models",
+    "compress",
+    "pretext",
+    "objectives",
+    "training",
+    "evaluate",
+    "tasks",
+]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))
 
 
