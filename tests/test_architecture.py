@@ -12,6 +12,7 @@ ORDER = [
     "sensors",
     "batch",
     "parallel",
+    "interop",
     "moe",
     "models",
     "compress",
