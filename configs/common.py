@@ -107,6 +107,7 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
         )
     )
     config.pretext = ConfigDict(dict(name="masked"))
+    config.pruning = ConfigDict(dict(every=0, least=0.1, groups=("specialised", "collaborative")))
     config.objectives = ConfigDict(
         dict(
             rgb=dict(name="masked_l1", sensor="rgb", scale=1.0),

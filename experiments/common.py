@@ -28,6 +28,7 @@ from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.sensors import Sensor, Statistics
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.loop import TrainConfig
+from ringmoe_jax.training.online_pruning import PruningConfig
 from ringmoe_jax.training.optimizer import OptimizerConfig
 
 
@@ -43,6 +44,7 @@ class ExperimentConfig:
         optimizer: AdamW and its schedule.
         train: how long.
         mesh: devices along each axis.
+        pruning: which experts go while the model trains; none by default.
         modules: Python modules to import first, for example one that registers a sensor of your own.
     """
 
@@ -53,6 +55,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    pruning: PruningConfig = PruningConfig()
     modules: tuple[str, ...] = ()
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,11 @@ from input_pipeline.reader import BatchIterator
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import Objective
 from ringmoe_jax.pretext import Pretext
-from ringmoe_jax.training import loop, step
+from ringmoe_jax.training import loop, online_pruning, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same
 from ringmoe_jax.training.loop import TrainConfig
 from ringmoe_jax.training.metrics import MetricsWriter
+from ringmoe_jax.training.online_pruning import Dropped, Evaluate, OnlinePruning, PruningConfig
 from ringmoe_jax.training.state import TrainState
 
 
@@ -34,8 +36,10 @@ def fit(
     train: TrainConfig,
     record: Mapping[str, Any],
     sections: Sequence[str],
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     mesh=None,
+    pruning: PruningConfig = PruningConfig(),  # noqa: B008
+    rebuild: Callable[[dict[str, Any]], tuple[Pretext, Evaluate | None]] | None = None,
 ) -> TrainState:
     """Trains, going on from the newest checkpoint of `workdir` where there is one, exactly.
 
@@ -52,6 +56,9 @@ def fit(
         sections: of the config that must be those of the checkpoint.
         evaluate: validation metrics of a state; not called where `train.evaluate_every` is 0.
         mesh: None is one device.
+        pruning: which experts go on the way; where any do, `pretext` is `online_pruning.counted`, and checkpoints say
+            in their record's config.model what is left.
+        rebuild: `rebuild(model) -> (pretext, evaluate)` of a `config.model` with fewer experts.
 
     Returns:
         The state after the last step.
@@ -61,18 +68,35 @@ def fit(
     """
     checkpointer = Checkpointer(workdir, keep=train.keep_checkpoints)
     if checkpointer.latest is not None:
-        saved = checkpointer.record()
-        for section in sections:
-            own = record["config"].get(section)
-            check_same({section: saved["config"].get(section)}, {section: own}, "config")
-        check_same(saved["statistics"], record["statistics"], "statistics")
-        state = checkpointer.restore(state)
-        data.set_state(saved["data"])
+        state = _resume(checkpointer, state, data, record, sections)
         print(f"resuming {workdir} at step {int(state.step)}")
     writer = MetricsWriter(workdir, resume_step=int(state.step))
-    train_step = step.make_train_step(
-        pretext, objectives, optimizer, learning_rate, seed=train.seed, accumulate=train.accumulate, mesh=mesh
+    make_step = functools.partial(
+        step.make_train_step,
+        objectives=objectives,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=train.seed,
+        accumulate=train.accumulate,
+        mesh=mesh,
     )
+    train_step, evaluate = make_step(pretext), evaluate if train.evaluate_every else None
+    if pruning.every:
+        record = dict(record)  # will tell of the experts that are left
+
+        def passes(model: dict[str, Any]):
+            smaller, its_evaluate = rebuild(model)
+            return make_step(smaller), its_evaluate
+
+        train_step = OnlinePruning(
+            pruning,
+            record["config"]["model"],
+            passes,
+            functools.partial(_report, record, writer),
+            step=int(state.step),
+            mesh=mesh,
+        )
+        evaluate = evaluate and train_step.evaluate
     try:
         state = loop.train(
             state,
@@ -82,7 +106,7 @@ def fit(
             checkpointer,
             writer,
             record=record,
-            evaluate=evaluate if train.evaluate_every else None,
+            evaluate=evaluate,
             mesh=mesh,
         )
     finally:
@@ -92,6 +116,67 @@ def fit(
     if data.bad_records:
         print(f"{data.bad_records} broken records were skipped, see the messages above")
     return state
+
+
+def _resume(
+    checkpointer: Checkpointer,
+    state: TrainState,
+    data: BatchIterator,
+    record: Mapping[str, Any],
+    sections: Sequence[str],
+) -> TrainState:
+    """The newest state; batches go on from there."""
+    saved = checkpointer.record()
+    if "compressed" in saved:
+        raise ConfigError(
+            f"{checkpointer.directory.parent} holds a compressed model, which has no optimiser state to resume from: "
+            "choose a new --workdir"
+        )
+    for section in sections:
+        own = record["config"].get(section)
+        check_same({section: saved["config"].get(section)}, {section: own}, "config")
+    check_same(saved["statistics"], record["statistics"], "statistics")
+    state = checkpointer.restore(state)
+    data.set_state(saved["data"])
+    return state
+
+
+def _report(record: dict[str, Any], writer: MetricsWriter, dropped: Dropped) -> None:
+    """Says what the end of a window took, in the record of coming checkpoints, in the metrics and on the screen."""
+    record["config"] = {**record["config"], "model": dropped.model}
+    scalars = {"experts": dropped.count, "parameters": dropped.parameters, "bytes": dropped.nbytes}
+    writer.write(
+        dropped.step,
+        {f"pruning/{name}": value for name, value in scalars.items()},
+        {f"pruning/{group}/left": counts for group, counts in dropped.left.items()},
+    )
+    if not dropped.count:
+        print(f"pruning     step {dropped.step}: every expert was used", flush=True)
+        return
+    for group, layers in dropped.experts.items():
+        went = "; ".join(f"layer {layer}: {', '.join(map(str, numbers))}" for layer, numbers in layers.items())
+        print(f"pruning     step {dropped.step}: unused {group} experts went ({went})")
+    left = sum(int(counts.sum()) for counts in dropped.left.values())
+    print(
+        f"            {dropped.count} experts with {dropped.parameters:,} parameters, with the optimiser's state "
+        f"{dropped.nbytes / 1e6:,.1f} MB; {left} experts are left",
+        flush=True,
+    )
+
+
+def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, Any]:
+    """A configuration with the experts that the newest checkpoint of `workdir` has left; as it is where there is none.
+
+    Args:
+        values: nested dict of a configuration with online pruning.
+        workdir: folder of the run.
+    """
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return values
+    checkpointer = Checkpointer.open(workdir)
+    saved = checkpointer.record()["config"] if checkpointer.latest is not None else {}
+    checkpointer.close()
+    return {**values, "model": online_pruning.taken_over(values["model"], saved.get("model", {}))}
 
 
 def once(values: Mapping[str, Any], workdir: Path, name: str, run: Callable[[], Any]) -> None:

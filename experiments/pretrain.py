@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from experiments import common
 from experiments.common import ExperimentConfig, Parts
-from experiments.fitting import fit
+from experiments.fitting import fit, with_experts_left
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator, train_batches
 from ringmoe_jax.models import count
+from ringmoe_jax.pretext import Pretext
+from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.training import loop, optimizer, step
+from ringmoe_jax.training.online_pruning import Evaluate, counted
 from ringmoe_jax.training.state import TrainState, create
 
 VALIDATION_BATCHES = 4
@@ -35,6 +39,11 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
     config = ExperimentConfig.of(values)
+    if config.pruning.every:
+        values = with_experts_left(values, workdir)
+        config = ExperimentConfig.of(values)
+    else:
+        values = {name: group for name, group in values.items() if name != "pruning"}  # off is as if it was not named
 
     # ---- Devices and data -------------------------------------------------------------------------
     mesh = common.make_mesh(config.mesh)
@@ -44,11 +53,16 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     )
 
     # ---- Model, objectives, optimiser -------------------------------------------------------------
-    parts = common.build(config, data.statistics, mesh)
+    parts = build(config, data.statistics, mesh)
     rule = optimizer.build(config.optimizer, config.train.steps)
     rate = optimizer.schedule(config.optimizer, config.train.steps)
     state = create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=mesh)
     describe(parts, state, data)
+    batches = _validation_batches(config) if config.train.evaluate_every else []
+
+    def rebuild(model: dict[str, Any]) -> tuple[Pretext, Evaluate]:
+        smaller = build(dataclasses.replace(config, model=model), data.statistics, mesh)
+        return smaller.pretext, validation(smaller, batches)
 
     # ---- Train ------------------------------------------------------------------------------------
     return fit(
@@ -61,15 +75,24 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         learning_rate=rate,
         train=config.train,
         record={"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
-        sections=("model", "pretext", "objectives", "data", "optimizer"),
-        evaluate=validation(config, parts) if config.train.evaluate_every else None,
+        sections=("model", "pretext", "objectives", "data", "optimizer", "pruning"),
+        evaluate=validation(parts, batches),
         mesh=mesh,
+        pruning=config.pruning,
+        rebuild=rebuild,
     )
 
 
-def validation(config: ExperimentConfig, parts: Parts) -> Callable[[TrainState], dict[str, float]]:
+def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=None) -> Parts:
+    """As `common.build`; where experts may go, the pretext task counts who chooses them."""
+    parts = common.build(config, statistics, mesh)
+    if not config.pruning.every:
+        return parts
+    return dataclasses.replace(parts, pretext=counted(parts.pretext, config.model, config.pruning))
+
+
+def validation(parts: Parts, batches: Sequence[Mapping]) -> Evaluate:
     """Builds the pass over validation batches."""
-    batches = _validation_batches(config)
     evaluate_batch = step.make_eval_step(parts.pretext, parts.objectives, parts.mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:

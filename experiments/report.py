@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import common, page, scoring, task_report
+from experiments.compression import report as compression_report
 from experiments.evaluate import evaluate
 from experiments.evaluation_output import GRID
 from experiments.probing import PLAIN, TRAINED
@@ -47,7 +48,7 @@ LOSSES = {
 
 
 def report(workdir: str) -> Path:
-    """Writes the report of a pre-training run, of a fine-tuned run, or of several seeds.
+    """Writes the report of a pre-training run, of a fine-tuned run, of several seeds, or of a compressed checkpoint.
 
     Args:
         workdir: folder of a run with at least one checkpoint, or one that `experiments.finetune --seeds` filled.
@@ -63,7 +64,12 @@ def report(workdir: str) -> Path:
         text = task_report.of_seeds(folder)
     else:
         record = task_report.newest(folder)
-        text = task_report.of_run(folder, record) if "encoder" in record else _pretraining(folder, record)
+        if "encoder" in record:
+            text = task_report.of_run(folder, record)
+        elif (numbers := folder / "report" / compression_report.RESULT).exists():
+            text = compression_report.render(folder, json.loads(numbers.read_text()))
+        else:
+            text = _pretraining(folder, record)
     written = folder / "report.html"
     written.write_text(text)
     return written
@@ -212,13 +218,14 @@ def main(arguments: Sequence[str]) -> int:
     if (workdir / scoring.SEEDS).exists():
         print(f"numbers      {workdir / scoring.SEEDS}, and the runs in sub-folders")
         return 0
-    tuned = (workdir / "report" / scoring.RESULT).exists()
+    results = (scoring.RESULT, compression_report.RESULT, EVALUATION)
+    found = next(name for name in results if (workdir / "report" / name).exists())
     print(
-        f"pictures     {workdir / 'report'}/*.png, numbers in {scoring.RESULT if tuned else EVALUATION}\n"
+        f"pictures     {workdir / 'report'}/*.png, numbers in {found}\n"
         f"checkpoints  {workdir / 'checkpoints'}\n"
         f"metrics      {workdir / 'metrics.jsonl'} and {workdir / 'tensorboard'}"
     )
-    if not tuned:
+    if found == EVALUATION:
         python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
         print(
             "\nnext: train longer, or swap a loss or a sensor in a copy of the run's configuration as README.md shows\n"

@@ -19,6 +19,7 @@ from ringmoe_jax.objectives.fcos import FCOS
 from ringmoe_jax.objectives.height import BinChamfer, HeightRegression
 from ringmoe_jax.objectives.independence import PartIndependence
 from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
+from ringmoe_jax.objectives.matching import FeatureMatching, LogitMatching, PredictionMatching
 from ringmoe_jax.objectives.multilooked import Multilooked
 from ringmoe_jax.objectives.overlap import Dice, Lovasz
 from ringmoe_jax.objectives.polarimetric import PowerConservation, Reciprocity
@@ -41,11 +42,13 @@ __all__ = [
     "Constraint",
     "CrossEntropy",
     "Dice",
+    "FeatureMatching",
     "FourierL1",
     "GradientL1",
     "HeightRegression",
     "Likelihood",
     "LogTotalPower",
+    "LogitMatching",
     "Lovasz",
     "MaskedL1",
     "MaskedL2",
@@ -55,6 +58,7 @@ __all__ = [
     "Objective",
     "PartIndependence",
     "PowerConservation",
+    "PredictionMatching",
     "Reciprocity",
     "Reconstruction",
     "ReflectanceBounds",

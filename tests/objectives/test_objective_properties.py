@@ -50,6 +50,9 @@ ELSEWHERE = {"balance", "alignment", "self_distillation"} | {  # about tokens an
     "height_regression",
     "bin_chamfer",
     "fcos",
+    "feature_matching",  # and about a teacher
+    "prediction_matching",
+    "logit_matching",
 }
 SHAPE = (2, 1, 7, 8)  # 7 is no multiple of the 2 or 6 pixels of a coarse band, nor of a window
 every_objective = pytest.mark.parametrize(

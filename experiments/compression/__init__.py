@@ -1,0 +1,1 @@
+"""What `experiments.compress` is made of."""
