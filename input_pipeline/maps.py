@@ -1,0 +1,272 @@
+"""Maps on disk: a draft that survives being killed, cloud-optimised GeoTIFF and GeoParquet from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import rasterio
+import rasterio.shutil
+import shapely
+from pyarrow import parquet
+from rasterio.windows import Window
+
+from input_pipeline.scenes import CACHE, Grid
+from ringmoe_jax.errors import DataError
+
+BLOCK_BYTES = 2**23  # of all bands of a COG's block, at most, where it may be made smaller
+GEOPARQUET = "1.1.0"
+ROWS = 2**13  # of a row group
+SETTINGS = "SETTINGS"  # in the metadata of a map: which command made it
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """What the cells of a map hold.
+
+    Attributes:
+        names: of the bands.
+        dtype: of all of them, a NumPy name.
+        no_data: value where nothing is known.
+        colours: [n, 3] 0..255 by value, for maps of classes.
+        tags: further facts, text by name.
+    """
+
+    names: tuple[str, ...]
+    dtype: str
+    no_data: float
+    colours: np.ndarray | None = None
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Draft:
+    """The rows of a map so far, in a folder beside it.
+
+    A strip of rows is on disk before the journal counts it, so a program that is killed at any time loses the strip
+    it was at, and nothing else.
+
+    Attributes:
+        folder: `<out>.draft`.
+        settings: of the command that makes it.
+        strips: how many are there.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], width: int, channels: int, dtype: str):
+        """Begins a draft, or goes on with the one that is there.
+
+        Args:
+            out: the map.
+            settings: JSON types; all that decides what is written.
+            width: cells of a row.
+            channels: numbers of a cell.
+            dtype: of all of them.
+
+        Raises:
+            DataError: the draft that is there is another command's, or cannot be written.
+        """
+        self.folder = out.with_name(f"{out.name}.draft")
+        self._journal, self._pixels = self.folder / "journal.json", self.folder / "pixels"
+        self.settings, self._shape, self._dtype = dict(settings), (width, channels), np.dtype(dtype)
+        self.strips = self._rows = 0
+        if self._journal.exists():
+            found = json.loads(self._journal.read_text())
+            _check_same(self.folder, found["settings"], self.settings)
+            self.strips, self._rows = found["strips"], found["rows"]
+        else:
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise DataError(f"{self.folder} cannot be made ({error.strerror}): give another --out") from error
+            self._write_journal()
+        self._pixels.touch()
+        os.truncate(self._pixels, self._rows * self._row_bytes)  # what the journal does not count
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds a strip: [n, width, channels], n may be 0."""
+        with self._pixels.open("ab") as file:
+            file.write(np.ascontiguousarray(rows, self._dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.strips, self._rows = self.strips + 1, self._rows + len(rows)
+        self._write_journal()
+
+    def read(self, first: int, rows: int) -> np.ndarray:
+        """Rows from `first` on, at most `rows` of them: [n, width, channels]."""
+        with self._pixels.open("rb") as file:
+            file.seek(first * self._row_bytes)
+            content = file.read(rows * self._row_bytes)
+        return np.frombuffer(content, self._dtype).reshape(-1, *self._shape)
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        shutil.rmtree(self.folder)
+
+    def _write_journal(self) -> None:
+        text = json.dumps({"settings": self.settings, "strips": self.strips, "rows": self._rows}, indent=1)
+        new = self._journal.with_suffix(".new")
+        new.write_text(text + "\n")
+        new.replace(self._journal)
+
+
+def identity(settings: Mapping[str, Any]) -> str:
+    """A short text that differs where settings do; a map carries it."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_finished(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a map is there already.
+
+    Raises:
+        DataError: something is there that these settings did not make.
+    """
+    if not out.exists():
+        if not out.parent.is_dir():
+            raise DataError(f"{out.parent} does not exist: make the folder of --out first")
+        return False
+    if _stored_identity(out) != identity(settings):
+        raise DataError(f"{out} is there already, from another command: delete it, or give another --out")
+    return True
+
+
+def write_cog(draft: Draft, out: Path, grid: Grid, layers: Layers) -> None:
+    """A cloud-optimised GeoTIFF (tiled, with overviews) of a draft, complete or absent.
+
+    Args:
+        draft: all rows of the map.
+        out: the file.
+        grid: of the map.
+        layers: what it holds.
+    """
+    tiled, final = draft.folder / "tiled.tif", draft.folder / "final.tif"
+    block = _block(len(layers.names), np.dtype(layers.dtype).itemsize)
+    profile = dict(
+        driver="GTiff", height=grid.height, width=grid.width, count=len(layers.names), dtype=layers.dtype, crs=grid.crs,
+        transform=grid.transform, nodata=layers.no_data, tiled=True, blockxsize=block, blockysize=block,
+        interleave="pixel", bigtiff="if_safer",
+    )  # fmt: skip
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+        with rasterio.open(tiled, "w", **profile) as file:
+            file.descriptions = layers.names
+            file.update_tags(**layers.tags, **{SETTINGS: identity(draft.settings)})
+            if layers.colours is not None:
+                file.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(layers.colours)})
+            for first in range(0, grid.height, block):
+                rows = draft.read(first, block)
+                file.write(np.moveaxis(rows, -1, 0), window=Window(0, first, grid.width, len(rows)))
+        resampling = "AVERAGE" if layers.colours is None else "MODE"
+        options = dict(BLOCKSIZE=block, COMPRESS="DEFLATE", PREDICTOR="YES", BIGTIFF="IF_SAFER")
+        rasterio.shutil.copy(tiled, final, driver="COG", OVERVIEW_RESAMPLING=resampling, **options)
+    final.replace(out)
+
+
+def write_geoparquet(draft: Draft, out: Path, grid: Grid, tags: Mapping[str, str]) -> int:
+    """A GeoParquet 1.1 table of the known cells of a draft, row by row, in the memory of one row group.
+
+    Columns: `geometry` (WKB polygon, the cell), `embedding` (list of D float32), `valid` (float32, the share of the
+    cell's pixels that was observed), `row` and `column` (int32, of the cell).
+
+    Args:
+        draft: D float32 a cell, then the share that is valid.
+        out: the file, complete or absent.
+        grid: of the cells.
+        tags: further facts in the metadata, text by name.
+
+    Returns:
+        Number of cells that were left out, for none of their pixels was observed.
+    """
+    final, left_out = draft.folder / "final.parquet", 0
+    width = draft.read(0, 1).shape[-1] - 1
+    schema = pa.schema(
+        {
+            "geometry": pa.binary(),
+            "embedding": pa.list_(pa.float32(), width),
+            "valid": pa.float32(),
+            "row": pa.int32(),
+            "column": pa.int32(),
+        },
+        metadata={"geo": json.dumps(_geo(grid)), **tags, SETTINGS: identity(draft.settings)},
+    )
+    step = max(1, ROWS // grid.width)
+    with parquet.ParquetWriter(final, schema, compression="zstd") as file:
+        for first in range(0, grid.height, step):
+            cells = draft.read(first, step)
+            rows, columns = np.nonzero(cells[..., -1] > 0)
+            known = cells[rows, columns]
+            left_out += cells.shape[0] * cells.shape[1] - len(known)
+            values = pa.array(np.ascontiguousarray(known[:, :-1]).ravel())
+            file.write_table(
+                pa.table(
+                    {
+                        "geometry": shapely.to_wkb(_polygons(grid, rows + first, columns)),
+                        "embedding": pa.FixedSizeListArray.from_arrays(values, width),
+                        "valid": np.ascontiguousarray(known[:, -1]),
+                        "row": (rows + first).astype(np.int32),
+                        "column": columns.astype(np.int32),
+                    },
+                    schema=schema,
+                )
+            )
+    final.replace(out)
+    return left_out
+
+
+def _geo(grid: Grid) -> dict[str, Any]:
+    """Value of the metadata key "geo" (GeoParquet 1.1)."""
+    xs, ys = grid.coordinates(np.array([0, 0, 1, 1]) * grid.height, np.array([0, 1, 0, 1]) * grid.width)
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": grid.crs.to_dict(projjson=True) if grid.crs else None,
+        "orientation": "counterclockwise",
+        "edges": "planar",
+        "bbox": [float(of) for of in (xs.min(), ys.min(), xs.max(), ys.max())],
+    }
+    return {"version": GEOPARQUET, "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _polygons(grid: Grid, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The cells as polygons, counterclockwise."""
+    turn = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])  # (row, column): down the rows first
+    if grid.transform.determinant > 0:  # rows go up
+        turn = turn[::-1]
+    x, y = grid.coordinates(rows[:, None] + turn[:, 0], columns[:, None] + turn[:, 1])
+    return shapely.polygons(np.stack([x, y], -1))
+
+
+def _block(bands: int, itemsize: int) -> int:
+    """Side of a block: a power of two from 128 to 512."""
+    return next((side for side in (512, 256) if side * side * bands * itemsize <= BLOCK_BYTES), 128)
+
+
+def _stored_identity(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet:
+            return (parquet.read_schema(path).metadata or {}).get(SETTINGS.encode(), b"").decode()
+        with rasterio.open(path) as file:
+            return file.tags().get(SETTINGS)
+    except (rasterio.errors.RasterioError, pa.ArrowException, OSError):
+        return None
+
+
+def _check_same(folder: Path, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for key, value in json.loads(json.dumps(own)).items():
+        if stored.get(key) != value:
+            raise DataError(
+                f"{folder} was begun with {key} = {stored.get(key)!r}, this command says {value!r}: "
+                "run the old command again, delete the folder, or give another --out"
+            )
