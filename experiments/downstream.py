@@ -14,7 +14,7 @@ from input_pipeline.config import DataConfig
 from input_pipeline.dataset import Dataset, open_dataset
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, tasks
-from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.models.downstream import ENCODER, attach
@@ -273,6 +273,54 @@ def build(config: DownstreamConfig, encoder: Encoder, subject: Subject, statisti
         supervised(attached, config.adaptation),
         mesh,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A fine-tuned run, ready to use on one device.
+
+    Attributes:
+        config: of the run.
+        encoder: what it started from.
+        subject: what it learnt.
+        parts: task, model and the rest.
+        params: whole, as `parts.model` takes them.
+        step: optimiser steps that were taken.
+        trained: number of trained parameters.
+    """
+
+    config: DownstreamConfig
+    encoder: Encoder
+    subject: Subject
+    parts: Parts
+    params: Params
+    step: int
+    trained: int
+
+    @staticmethod
+    def load(workdir: str, engine: str = "") -> Adapted:
+        """The newest checkpoint of a fine-tuned run.
+
+        Args:
+            workdir: folder of the run.
+            engine: that computes the experts, default the run's.
+
+        Raises:
+            DataError: there is none, or it is one of a pre-training.
+        """
+        checkpointer = Checkpointer.open(workdir)
+        record = checkpointer.record()
+        if "encoder" not in record:
+            raise DataError(f"{workdir} is a pre-training run, wanted one of experiments.finetune")
+        config, encoder = DownstreamConfig.of(record["config"]), Encoder.from_json(record["encoder"])
+        if engine:
+            encoder = dataclasses.replace(encoder, model=models.with_engine(encoder.model, engine))
+        subject = Subject.from_json(record["subject"])
+        parts = build(config, encoder, subject, {name: Statistics(**s) for name, s in record["statistics"].items()})
+        params, state = checkpointer.restore_model(record["step"])
+        checkpointer.close()
+        whole = parts.pretext.export(params, state)
+        return Adapted(config, encoder, subject, parts, whole, record["step"], models.count(params))
 
 
 def fill(state, params: Params):

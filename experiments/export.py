@@ -24,14 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, downstream
-from experiments.downstream import CHECKPOINT
-from experiments.scoring import Adapted
+from experiments.downstream import CHECKPOINT, Adapted
 from experiments.tables import table
 from input_pipeline.config import DataConfig
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import compress, interop, models
-from ringmoe_jax import config as configuration
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.compress import Network
@@ -41,6 +39,7 @@ from ringmoe_jax.models.heads.neck import EACH
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.checkpoint import Checkpointer, versions
 
+ENGINE = "dense"  # drops no token, and its shapes are static
 TILES = 8  # that an export is compared on
 SPLITS = ("validation", "test", "train")  # where they are from: the first that a data set has
 # Model in the config -> what the literature calls it, and how its part for some sensors is made. What no output of
@@ -118,7 +117,7 @@ def export(
     checkpointer = Checkpointer.open(checkpoint)
     record = checkpointer.record()
     checkpointer.close()
-    subject = _fine_tuned(checkpoint, record, sensors) if "encoder" in record else _pretrained(checkpoint, sensors)
+    subject = (_fine_tuned if "encoder" in record else _pretrained)(checkpoint, sensors)
     used = subject.used
     stored = used
     if int8:
@@ -154,7 +153,7 @@ def _pretrained(checkpoint: str, sensors: Sequence[str]) -> Subject:
     stored = {name: dataset for dataset in reversed(datasets) for name in dataset.sensors}
     architecture, part = FAMILIES[trained.config.model["name"]]
     network = part(Network(trained.config.model, trained.params), tuple(shown))
-    model = models.build(_every_expert(network.model), sensors=parts.sensors, statistics=parts.statistics)
+    model = models.build(models.with_engine(network.model, ENGINE), sensors=parts.sensors, statistics=parts.statistics)
 
     def apply(params, inputs):
         outputs = model.apply(params, as_batch(inputs))
@@ -181,18 +180,16 @@ def _pretrained(checkpoint: str, sensors: Sequence[str]) -> Subject:
     return Subject(used, card, data, datasets)
 
 
-def _fine_tuned(checkpoint: str, record: Mapping[str, Any], sensors: Sequence[str]) -> Subject:
+def _fine_tuned(checkpoint: str, sensors: Sequence[str]) -> Subject:
     """What a task's head says, and what the task makes of it."""
-    adapted = Adapted.load(checkpoint)
-    config, target, task = adapted.config, adapted.parts.target, adapted.parts.task
+    adapted = Adapted.load(checkpoint, engine=ENGINE)
+    config, encoder, parts = adapted.config, adapted.encoder, adapted.parts
+    target, task = parts.target, parts.task
     if sensors and set(sensors) != set(adapted.parts.sensors):
         raise ConfigError(
             f"--sensors {' '.join(sensors)}: a fine-tuned model reads {', '.join(adapted.parts.sensors)}: leave it "
             "out, and show what is missing as zeros that are not valid"
         )
-    encoder = dataclasses.replace(adapted.encoder, model=_every_expert(adapted.encoder.model))
-    subject = downstream.Subject.from_json(record["subject"])
-    parts = downstream.build(config, encoder, subject, adapted.parts.statistics)
     each = task.purpose(target).dates == EACH
     lead = (1, target.dates) if each else (1,)
 
@@ -210,7 +207,7 @@ def _fine_tuned(checkpoint: str, record: Mapping[str, Any], sensors: Sequence[st
         read = {target.sensor: sensor_table.get(target.sensor)} | read
     inputs = {}
     for name, sensor in read.items():
-        inputs |= _entries(sensor, subject.dates[name], data.size(name))
+        inputs |= _entries(sensor, adapted.subject.dates[name], data.size(name))
     used = interop.trim(apply, adapted.params, inputs)
     dataset = downstream.open_data(config, encoder)
     architecture, _ = FAMILIES[encoder.model["name"]]
@@ -227,15 +224,6 @@ def _fine_tuned(checkpoint: str, record: Mapping[str, Any], sensors: Sequence[st
         own={"model": encoder.model, "task": config.task},
     )
     return Subject(used, card, data, (dataset,))
-
-
-def _every_expert(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The same model with the engine that drops no token and whose shapes are static."""
-    values = dict(model)
-    name = values.pop("name")
-    config = configuration.build(models.MODELS[name][0], values, "config.model")
-    moe = dataclasses.replace(config.moe, engine="dense", measure=False)
-    return {"name": name, **dataclasses.asdict(dataclasses.replace(config, moe=moe))}
 
 
 def _entries(sensor: Sensor, dates: int, side: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, downstream
-from experiments.downstream import DownstreamConfig, Encoder, Subject
+from experiments import common
+from experiments.downstream import Adapted
 from input_pipeline.maps import Layers
+from ringmoe_jax import models
 from ringmoe_jax.batch import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate.task_figures import class_colours
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.heads.neck import PAIR
-from ringmoe_jax.sensors import Sensor, Statistics
+from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.checkpoint import Checkpointer
 
 CLASSES, PROBABILITIES, HEIGHTS, EMBEDDINGS = "classes", "probabilities", "heights", "embeddings"
@@ -30,6 +31,7 @@ OUTPUTS = {  # of the tasks that are offered, the default first
     "multilabel": (PROBABILITIES,),
     "height": (HEIGHTS,),
 }
+ENGINE = "dropless"  # an answer does not depend on which windows share a batch
 UNKNOWN = 255  # class where there is no data
 
 
@@ -88,13 +90,15 @@ def load(checkpoint: str, output: str = "") -> WindowModel:
     checkpointer = Checkpointer.open(checkpoint)
     record = checkpointer.record()
     checkpointer.close()
-    return (_fine_tuned if "encoder" in record else _pretrained)(checkpoint, output)
+    if "encoder" in record:
+        return _fine_tuned(checkpoint, record["config"]["task"]["name"], output)
+    return _pretrained(checkpoint, output)
 
 
 def _pretrained(checkpoint: str, output: str) -> WindowModel:
     trained = common.load(checkpoint)
     _check_output(output, (EMBEDDINGS,), f"the pre-training run {checkpoint}")
-    config = dataclasses.replace(trained.config, model=_dropless(trained.config.model))
+    config = dataclasses.replace(trained.config, model=models.with_engine(trained.config.model, ENGINE))
     model = common.build(config, trained.parts.statistics).model
     size = _one_size(trained.parts.sensors, config.data)
     facts = dict(checkpoint=checkpoint, step=trained.step, task="embeddings", parameters=_digest(trained.params))
@@ -104,31 +108,22 @@ def _pretrained(checkpoint: str, output: str) -> WindowModel:
     )
 
 
-def _fine_tuned(checkpoint: str, output: str) -> WindowModel:
-    checkpointer = Checkpointer.open(checkpoint)
-    record = checkpointer.record()
-    config, subject = DownstreamConfig.of(record["config"]), Subject.from_json(record["subject"])
-    task = config.task["name"]
+def _fine_tuned(checkpoint: str, task: str, output: str) -> WindowModel:
     if task not in OUTPUTS:
         raise ConfigError(
             f'{checkpoint} learnt the task "{task}", which is not offered for scenes (offered: {", ".join(OUTPUTS)}, '
             "and embeddings of pre-training runs): cut the scene into tiles with experiments.prepare"
         )
     output = _check_output(output, OUTPUTS[task], f'the task "{task}" of {checkpoint}')
-    saved = Encoder.from_json(record["encoder"])
-    encoder = dataclasses.replace(saved, model=_dropless(saved.model))
-    statistics = {name: Statistics(**s) for name, s in record["statistics"].items()}
-    parts = downstream.build(config, encoder, subject, statistics)
-    params, state = checkpointer.restore_model(record["step"])
-    checkpointer.close()
-    params = parts.pretext.export(params, state)
+    adapted = Adapted.load(checkpoint, engine=ENGINE)
+    config, parts, params = adapted.config, adapted.parts, adapted.params
     sensors = {name: sensor for name, sensor in parts.sensors.items() if name != parts.target.name}
     size = _one_size({**sensors, **({parts.target.sensor: None} if parts.target.sensor else {})}, config.data)
-    facts = dict(checkpoint=checkpoint, step=record["step"], task=task, parameters=_digest(params))
+    facts = dict(checkpoint=checkpoint, step=adapted.step, task=task, parameters=_digest(params))
     speak = {"height": _heights, "multilabel": _chances}.get(task, _probabilities)
     return WindowModel(
         sensors,
-        {name: subject.dates[name] for name in sensors},
+        {name: adapted.subject.dates[name] for name in sensors},
         True,
         parts.task.purpose(parts.target).dates == PAIR,
         size,
@@ -187,10 +182,6 @@ def _on_grid_of(model: Model, sensor: str) -> Model:
         return model.apply(params, {"sensors": shown}, **keywords)
 
     return dataclasses.replace(model, apply=apply)
-
-
-def _dropless(model: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(model) | ({"moe": dict(model["moe"]) | {"engine": "dropless"}} if "moe" in model else {})
 
 
 def _check_output(output: str, known: tuple[str, ...], whose: str) -> str:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments import downstream, probing
-from experiments.downstream import RANDOM, DownstreamConfig, Encoder, Parts, Subject
+from experiments.downstream import RANDOM, Adapted, Parts
 from experiments.tables import plain, table, with_interval
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
@@ -23,10 +23,9 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import bootstrap, figures, quicklook
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.base import score as scored
-from ringmoe_jax.models import Params, count
-from ringmoe_jax.sensors import Statistics
+from ringmoe_jax.models import count
 from ringmoe_jax.tasks import SENSOR, Example
-from ringmoe_jax.training.checkpoint import Checkpointer, versions
+from ringmoe_jax.training.checkpoint import versions
 
 BATCH = 16
 SHOWN = 4  # samples in a picture
@@ -34,45 +33,6 @@ LOOKED_AT = 500  # training samples that the constant answer is taken from
 MODEL, CONSTANT = "model", "constant"
 RESULT = "task.json"  # of one run
 SEEDS = "seeds.json"  # of `experiments.finetune --seeds`
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapted:
-    """A fine-tuned run, ready to use on one device.
-
-    Attributes:
-        config: of the run.
-        encoder: what it started from.
-        parts: task, model and the rest.
-        params: whole, as `parts.model` takes them.
-        step: optimiser steps that were taken.
-        trained: number of trained parameters.
-    """
-
-    config: DownstreamConfig
-    encoder: Encoder
-    parts: Parts
-    params: Params
-    step: int
-    trained: int
-
-    @staticmethod
-    def load(workdir: str) -> Adapted:
-        """The newest checkpoint of a fine-tuned run.
-
-        Raises:
-            DataError: there is none, or it is one of a pre-training.
-        """
-        checkpointer = Checkpointer.open(workdir)
-        record = checkpointer.record()
-        if "encoder" not in record:
-            raise DataError(f"{workdir} is a pre-training run, wanted one of experiments.finetune")
-        config, encoder = DownstreamConfig.of(record["config"]), Encoder.from_json(record["encoder"])
-        statistics = {name: Statistics(**s) for name, s in record["statistics"].items()}
-        parts = downstream.build(config, encoder, Subject.from_json(record["subject"]), statistics)
-        params, state = checkpointer.restore_model(record["step"])
-        checkpointer.close()
-        return Adapted(config, encoder, parts, parts.pretext.export(params, state), record["step"], count(params))
 
 
 class Checked:

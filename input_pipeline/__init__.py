@@ -19,6 +19,9 @@ masking.py    which cells the encoder does not see
 dataset.py    opens a data set and checks it against the sensor table
 reader.py     batches for training, with exact resume
 evaluation.py batches for evaluation, every sample once
+scenes.py     scenes of any size, by strips and windows in physical units
+blending.py   overlapping windows and one map of them
+maps.py       drafts that survive being killed; cloud-optimised GeoTIFF, GeoParquet
 """
 
 import os

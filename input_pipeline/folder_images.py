@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from affine import Affine
 
 from input_pipeline import geo
 from ringmoe_jax.batch import NO_TIME
-from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import COMPLEX, Sensor
 
 EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
@@ -101,7 +99,7 @@ class Images:
         if path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
             return shape[1:] if self.sensor.resampling == COMPLEX else shape[:2]
-        with _open(path) as file:
+        with geo.open_raster(path, "GeoTIFF, PNG, JPEG or NPY") as file:
             return file.height, file.width
 
 
@@ -166,32 +164,15 @@ def _read_file(path: Path, sensor: Sensor, count: int) -> Frame:
             raise DataError(f'{path} holds {pixels.dtype}{list(pixels.shape)}, wanted {wanted} for "{sensor.name}"')
         pixels = geo.pairs(pixels.transpose(1, 2, 0)) if sensor.resampling == COMPLEX else pixels
         return Frame(pixels, np.ones(pixels.shape[:2], np.bool_))
-    with _open(path) as file:
+    with geo.open_raster(path, "GeoTIFF, PNG, JPEG or NPY") as file:
         pixels, valid = file.read().transpose(1, 2, 0), file.dataset_mask() > 0
         names, crs, transform = file.descriptions, file.crs, file.transform
         day = file.tags().get("TIFFTAG_DATETIME", "").replace(":", "-")
     if np.iscomplexobj(pixels):
         pixels = geo.pairs(pixels)
     elif count == 1 and all(names):
-        pixels = pixels[..., _by_name(path, names, sensor)]
+        pixels = pixels[..., geo.bands_by_name(path, names, sensor)]
     return Frame(pixels, valid, crs, transform, geo.days(day) if day else NO_TIME)
-
-
-def _open(path: Path):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted GeoTIFF, PNG, JPEG or NPY") from error
-
-
-def _by_name(path: Path, names: Sequence[str], sensor: Sensor) -> list[int]:
-    positions = {name: i for i, name in enumerate(names)}
-    for band in sensor.bands:
-        if band.name not in positions and band.alias not in positions:
-            raise DataError(f'{path} has no band "{band.name}" of "{sensor.name}": {nearest(band.name, names)}')
-    return [positions.get(band.name, positions.get(band.alias)) for band in sensor.bands]
 
 
 def _day(folder: Path) -> int:

@@ -6,13 +6,15 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as to_crs
 
-from ringmoe_jax.errors import DataError
+from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.sensors import Sensor
 
 OFFSET_BASELINE, OFFSET = 4.0, 1000  # Sentinel-2 processing baseline that introduced it, and digital numbers
 
@@ -20,6 +22,37 @@ OFFSET_BASELINE, OFFSET = 4.0, 1000  # Sentinel-2 processing baseline that intro
 def offsets(length: int, tile: int, stride: int, start: int = 0) -> list[int]:
     """First pixels of the tiles that fit wholly into start..length."""
     return list(range(start, length - tile + 1, stride))
+
+
+def open_raster(path: Path, wanted: str):
+    """Opens a file by rasterio, without a warning where it has no coordinates.
+
+    Args:
+        path: file.
+        wanted: kinds of files, for the message.
+
+    Raises:
+        DataError: GDAL cannot read it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"{path} cannot be read ({error}): wanted {wanted}") from error
+
+
+def bands_by_name(path: Path, names: Sequence[str], sensor: Sensor) -> list[int]:
+    """Where the bands of a sensor stand among the named ones of a file, from 0 on.
+
+    Raises:
+        DataError: one is not there; the message names the nearest.
+    """
+    positions = {name: i for i, name in enumerate(names)}
+    for band in sensor.bands:
+        if band.name not in positions and band.alias not in positions:
+            raise DataError(f'{path} has no band "{band.name}" of "{sensor.name}": {nearest(band.name, names)}')
+    return [positions.get(band.name, positions.get(band.alias)) for band in sensor.bands]
 
 
 def latitude_longitude(crs, transform, row: float, column: float) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from rasterio.windows import Window
 from input_pipeline import geo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.batch import NO_TIME
-from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import COMPLEX, Sensor
 
 CACHE = 256  # MB of decoded blocks that GDAL may keep
@@ -83,7 +82,7 @@ class Scene:
             DataError: no raster, other bands or another dtype.
         """
         self.path, self.sensor = Path(path), sensor
-        self._file = _open(self.path)
+        self._file = geo.open_raster(self.path, "a GeoTIFF or another raster of GDAL")
         try:
             self._indexes, self._channels = _channels(self.path, self._file, sensor)
         except DataError:
@@ -248,15 +247,6 @@ def mirrored(first: int, count: int, length: int) -> np.ndarray:
     return np.minimum(around, 2 * length - 1 - around)
 
 
-def _open(path: Path):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted a GeoTIFF or another raster of GDAL") from error
-
-
 def _channels(path: Path, file, sensor: Sensor) -> tuple[list[int], list[int]]:
     """Bands of the file to read, from 1 on, and of complex ones the channels of `geo.pairs`."""
     whole, stored = sensor_table.get(sensor.name), np.dtype(file.dtypes[0])
@@ -268,7 +258,7 @@ def _channels(path: Path, file, sensor: Sensor) -> tuple[list[int], list[int]]:
             f"{sensor.scale:g} {sensor.unit}: convert it (gdal_translate -ot), or register a sensor of your own"
         )
     if all(file.descriptions) and not is_complex:
-        return [i + 1 for i in _by_name(path, file.descriptions, sensor)], []
+        return [i + 1 for i in geo.bands_by_name(path, file.descriptions, sensor)], []
     channels = file.count * (2 if is_complex else 1)
     if channels == whole.channels:
         chosen = [whole.band_index(band.name) for band in sensor.bands]
@@ -280,14 +270,6 @@ def _channels(path: Path, file, sensor: Sensor) -> tuple[list[int], list[int]]:
             f"{', '.join(whole.band_names)}; name the bands in the GeoTIFF (descriptions) or choose another sensor"
         )
     return (list(range(1, file.count + 1)), chosen) if is_complex else ([i + 1 for i in chosen], [])
-
-
-def _by_name(path: Path, names: Sequence[str], sensor: Sensor) -> list[int]:
-    positions = {name: i for i, name in enumerate(names)}
-    for band in sensor.bands:
-        if band.name not in positions and band.alias not in positions:
-            raise DataError(f'{path} has no band "{band.name}" of "{sensor.name}": {nearest(band.name, names)}')
-    return [positions.get(band.name, positions.get(band.alias)) for band in sensor.bands]
 
 
 def _needs_mask(file, sensor: Sensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.layers import count
 
-__all__ = ["MODELS", "Model", "Params", "build", "count", "image_sizes"]
+__all__ = ["MODELS", "Model", "Params", "build", "count", "image_sizes", "with_engine"]
 
 # name in the config -> (its dataclass, its builder)
 MODELS: dict[str, tuple[type, Callable[..., Model]]] = {
@@ -41,6 +42,21 @@ def build(config: Mapping, **context) -> Model:
     """
     built, make = _find(config)
     return make(built, **context)
+
+
+def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
+    """The same model whose experts are computed by another engine, for example one that drops no token.
+
+    Args:
+        config: as for `build`.
+        engine: key of `ringmoe_jax.moe.engines.ENGINES`.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    built = _find(config)[0]
+    moe = dataclasses.replace(built.moe, engine=engine)
+    return {"name": config["name"], **dataclasses.asdict(dataclasses.replace(built, moe=moe))}
 
 
 def _find(config: Mapping) -> tuple[Any, Callable[..., Model]]:
