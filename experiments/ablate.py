@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import common, tables
 from experiments.evaluate import evaluate
 from experiments.fitting import once
@@ -212,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--studies", nargs="+", default=(), help="names; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=(), help="instead of the configuration's")
     given, overrides = parser.parse_known_args(arguments)
-    jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
+    common.keep_compiled()
     results = ablate(common.read_config(given.config, overrides), given.out, studies=given.studies, seeds_=given.seeds)
     for name, study in results.items():
         print("\n" + markdown(name, study))

@@ -31,6 +31,8 @@ from ringmoe_jax.training.loop import TrainConfig
 from ringmoe_jax.training.online_pruning import PruningConfig
 from ringmoe_jax.training.optimizer import OptimizerConfig
 
+CACHE = ".cache/jax"  # of compiled programs
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
@@ -259,11 +261,16 @@ def read_run(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[
         The arguments, and the nested dict of the configuration with its `--config.a.b=value` in it.
     """
     parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
-    parser.add_argument("--compilation-cache", default=".cache/jax", help='keeps compiled programs; "" for none')
+    parser.add_argument("--compilation-cache", default=CACHE, help='keeps compiled programs; "" for none')
     arguments, overrides = parser.parse_known_args()
     if arguments.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(arguments.compilation_cache).absolute()))
+        keep_compiled(arguments.compilation_cache)
     return arguments, read_config(arguments.config, overrides)
+
+
+def keep_compiled(folder: str = CACHE) -> None:
+    """Keeps compiled programs in a folder, for runs to come."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:

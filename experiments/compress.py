@@ -24,8 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import common
 from experiments.compression import costs, curve, quality, report
 from experiments.compression.recipe import METHODS, SCOPES, SUBMODEL, TABLES, Recipe, Version, select
@@ -119,7 +117,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = vars(parse(arguments))
-    jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
+    common.keep_compiled()
     checkpoint, out, sweep = (options.pop(name) for name in ("checkpoint", "out", "curve"))
     common_options = {name: options.pop(name) for name in ("modality", "dataset", "statistics")}
     if sweep:

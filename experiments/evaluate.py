@@ -236,14 +236,7 @@ def _describe(trained: Trained, reader: _Reader) -> dict[str, Any]:
     print(f"data        {metadata.name}: {sentence}")
     for note in notes:
         print(f"note        {metadata.name}: {note}")
-    return {
-        "name": metadata.name,
-        "directory": dataset.directory,
-        "description": metadata.description,
-        "licence": metadata.licence,
-        "source": metadata.source,
-        "citation": metadata.citation,
-        "tiles": {split: dataset.size(split) for split in dataset.counts},
+    return dataset.about() | {
         "split": reader.scored,
         "protocol": sentence,
         "sensors": {
@@ -434,7 +427,7 @@ def score_task(checkpoint: str, datasets: Sequence[str] = (), **options: Any) ->
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = vars(parse(arguments))
-    jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
+    common.keep_compiled()
     checkpointer = Checkpointer.open(options["checkpoint"])
     fine_tuned = "encoder" in checkpointer.record()
     checkpointer.close()

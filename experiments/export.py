@@ -127,7 +127,7 @@ def export(
     own = {
         "step": record["step"],
         "versions": versions(),
-        "data": [_facts(dataset) for dataset in subject.datasets],
+        "data": [_without_place(dataset) for dataset in subject.datasets],
         "weights": "int8" if int8 else "float32",
         "bytes": {"stored": compress.nbytes(stored.params), "float32": compress.nbytes(used.params)},
         "compared": _compare(subject, program),
@@ -285,16 +285,9 @@ def _open(data: DataConfig, sensors: Mapping[str, Sensor]) -> list[Dataset]:
     return [open_dataset(d, tuple(dict.fromkeys(names)), data.bands) for d, names in wanted.items() if names]
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
-    metadata = dataset.metadata
-    return {
-        "name": metadata.name,
-        "licence": metadata.licence,
-        "source": metadata.source,
-        "citation": metadata.citation,
-        "simulated": any(metadata.sensors[name].simulated for name in dataset.sensors),
-        "samples": {split: dataset.size(split) for split in dataset.counts},
-    }
+def _without_place(dataset: Dataset) -> dict[str, Any]:
+    """What is said of a data set elsewhere: not where it lies here."""
+    return {key: value for key, value in dataset.about().items() if key != "directory"}
 
 
 def _split(dataset: Dataset) -> str:

@@ -270,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
+    common.keep_compiled()
     form = options.format or (PARQUET if options.out.suffix == ".parquet" else COG)
     model = predict_models.load(options.checkpoint, options.output)
     files = by_sensor(options.scenes, model)

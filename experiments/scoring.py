@@ -103,7 +103,7 @@ def score(
             "classes": metrics[MODEL].table() if hasattr(metrics[MODEL], "table") else {},
             "left_out": metrics[MODEL].left_out() if hasattr(metrics[MODEL], "left_out") else (),
             "notes": run.notes,
-            "dataset": _describe(dataset),
+            "dataset": dataset.about(),
             "figures": {name: figures.save(f, folder / f"task_{name}.png").name for name, f in drawn.items()},
         }
         | _about(adapted)
@@ -221,18 +221,6 @@ def _check(batch: Mapping, parts: Parts) -> None:
     real = batch.get("real")
     truth = parts.task.truth(batch)
     parts.task.check_truth(truth if real is None else jax.tree.map(lambda x: x[real], truth), parts.target)
-
-
-def _describe(dataset: Dataset) -> dict[str, Any]:
-    metadata = dataset.metadata
-    return {
-        "name": metadata.name,
-        "directory": dataset.directory,
-        "licence": metadata.licence,
-        "source": metadata.source,
-        "simulated": any(metadata.sensors[name].simulated for name in dataset.sensors),
-        "samples": {split: dataset.size(split) for split in dataset.counts},
-    }
 
 
 # ---- Output -------------------------------------------------------------------------------------------

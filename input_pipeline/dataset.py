@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -79,6 +80,20 @@ class Dataset:
         """Changes where a position would mean another sample: another name, schema or number of records."""
         text = json.dumps([self.metadata.name, self.metadata.schema_version, split, self.counts[split]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of it, JSON types; "simulated" says whether any sensor that is read is."""
+        metadata = self.metadata
+        return {
+            "name": metadata.name,
+            "directory": self.directory,
+            "description": metadata.description,
+            "licence": metadata.licence,
+            "source": metadata.source,
+            "citation": metadata.citation,
+            "simulated": any(metadata.sensors[name].simulated for name in self.sensors),
+            "samples": {split: self.size(split) for split in self.counts},
+        }
 
     def features(self):
         """TFDS features of the sensors that are read; the others are not parsed."""

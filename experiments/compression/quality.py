@@ -41,7 +41,7 @@ def quality(folder: Path, dataset: str = "") -> dict[str, Any]:
         "reconstruction": [_gain(row) for row in found["reconstruction"]],
         "protocol": found["protocol"],
         "splits": [
-            f"{data['name']}: {data['tiles'][data['split']]} {data['split']} tiles" for data in found["datasets"]
+            f"{data['name']}: {data['samples'][data['split']]} {data['split']} tiles" for data in found["datasets"]
         ],
         "simulated": any(sensor["simulated"] for data in found["datasets"] for sensor in data["sensors"].values()),
     }
