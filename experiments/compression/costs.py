@@ -156,7 +156,7 @@ def peak_memory(version: Version, batch: Mapping) -> tuple[int, int]:
             pickle.dump(dataclasses.replace(version, params=jax.device_get(version.params)), file)
             pickle.dump(batch, file)
         command = [sys.executable, "-m", "experiments.compression.costs", str(path)]
-        root, quiet = Path(__file__).parent.parent, os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        root, quiet = Path(__file__).parents[2], os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         done = subprocess.run(command, cwd=root, env=quiet, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
