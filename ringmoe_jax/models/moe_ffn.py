@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -78,6 +79,33 @@ class MoEConfig:
                 table.check(allowed, self.top_k)
         return groups
 
+    def breaks(self) -> tuple[int, ...]:
+        """Layers whose experts have other shapes, or are other modalities', than those of the layer below."""
+        modalities = next((len(rows) for entry in self.allowed for rows in entry.values()), 0)
+        if not modalities:
+            return ()
+        layers = [self.tables(modalities, layer) for layer in range(len(self.allowed))]
+        left = [{name: table_[:, table_.any(axis=0)].tolist() for name, table_ in tables.items()} for tables in layers]
+        return tuple(i for i, (below, here) in enumerate(itertools.pairwise(left), 1) if below != here)
+
+    def spread(self, collected: dict, modalities: int, layers: range) -> dict:
+        """Puts what `MoEFeedForward` says of the experts that are left back among all E.
+
+        Args:
+            collected: {router group: `Statistics`, stacked}.
+            modalities: M.
+            layers: their numbers.
+        """
+        tables = [self.tables(modalities, layer) for layer in layers]
+        spread = {}
+        for name, found in collected.items():
+            experts = tables[0][name].shape[1] if name in tables[0] else found.load.shape[-1]
+            if found.load.shape[-1] < experts:
+                columns = np.stack([np.flatnonzero(table_[name].any(axis=0)) for table_ in tables])
+                found = jax.vmap(lambda s, c, e=experts: statistics.expand(s, c, e))(found, columns)
+            spread[name] = found
+        return spread
+
     def _pruned(self, groups: dict[str, np.ndarray], layer: int) -> dict[str, np.ndarray]:
         """What `allowed` says of a layer's groups."""
         tables = {}
@@ -112,14 +140,14 @@ class MoEFeedForward(nnx.Module):
     """y = sum of the router groups' outputs + shared expert (plain sum, no extra gate).
 
     Call: tokens [B, S, n, D] with slot s of modality `slots[s]`, to outputs of the same shape and
-    one `Statistics` per router group, whose axis E counts pruned experts too.
+    one `Statistics` per router group, of the experts that are left; see `MoEConfig.spread`.
 
     Args:
         config: which experts there are.
         modalities: M.
         width: D.
         hidden: F.
-        layer: number of the layer, for models whose layers differ.
+        layer: number of the layer; in a stack that of the first, which tells what all of them have left.
     """
 
     def __init__(
@@ -187,7 +215,7 @@ class MoEFeedForward(nnx.Module):
                 found = found._replace(
                     contribution=contribution.measure(tokens, choices[i], experts[i], modality, self.modalities)
                 )
-            collected[name] = statistics.expand(found, columns.of_all, tables[name].shape[1])
+            collected[name] = statistics.expand(found, columns.of_kept, int(tables[name].any(axis=0).sum()))
         return outputs, collected
 
     def _shared_statistics(self, tokens: jax.Array, modality: jax.Array) -> statistics.Statistics:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -104,7 +103,7 @@ class RingMoEConfig:
             drop_path=self.drop_path,
             remat=self.remat,
             adapter=self.adapter,
-            breaks=tuple(i for i, (a, b) in enumerate(itertools.pairwise(self.moe.allowed), 1) if a != b),
+            breaks=self.moe.breaks(),
         )
 
     @property
@@ -156,7 +155,10 @@ class RingMoE(nnx.Module):
         make_ffn = lambda width, rngs, layer: MoEFeedForward(  # noqa: E731
             config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype, layer=layer
         )
-        self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=self._constrain, dtype=dtype)
+        spread = lambda collected, layers: config.moe.spread(collected, len(self.modalities), layers)  # noqa: E731
+        self.backbone = SwinPyramid(
+            config.pyramid, make_ffn, rngs, constrain=self._constrain, spread=spread, dtype=dtype
+        )
         width = config.width * 2 ** (len(config.depths) - 1)
         self.norm = layer_norm(width, rngs, dtype=dtype)
         self.decoders = nnx.Dict(

@@ -77,6 +77,7 @@ class SwinStage(nnx.Module):
         runs: numbers of the layers, in runs of equal layers; each run is one stack.
         window: side of an attention window, in tokens; tiles the grid or is larger.
         make_block: builds a `SwinBlock` from `rngs` and the number of its layer.
+        spread: `spread(statistics, run)` brings those of a run into the shapes that all runs share.
         norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
     """
 
@@ -88,11 +89,12 @@ class SwinStage(nnx.Module):
         make_block: Callable,
         rngs: nnx.Rngs,
         *,
+        spread: Callable,
         norm_every: int,
         dtype,
     ):
-        self.lengths, self.window = tuple(len(run) for run in runs), window
-        self.depth = depth = sum(self.lengths)
+        self.runs, self.window, self.spread = runs, window, spread
+        self.depth = depth = sum(map(len, runs))
         self.norm_every = norm_every if depth >= norm_every else 0
         stacks = [stack(lambda r, run=run: make_block(r, run.start), len(run), rngs) for run in runs]
         self.blocks = nnx.Dict({f"run{i}": blocks for i, blocks in enumerate(stacks)})
@@ -112,12 +114,11 @@ class SwinStage(nnx.Module):
                 x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)
             return x, collected
 
-        collected, first = [], 0
-        for i, length in enumerate(self.lengths):
-            layers = jax.tree.map(lambda a: a[first : first + length], (number, rates, keys, norms))  # noqa: B023
+        collected, first = [], self.runs[0].start
+        for i, run in enumerate(self.runs):
+            layers = jax.tree.map(lambda a: a[run.start - first : run.stop - first], (number, rates, keys, norms))  # noqa: B023
             x, found = scan(call, self.blocks[f"run{i}"], x, layers, remat)
-            collected.append(found)
-            first += length
+            collected.append(self.spread(found, run))
         return x, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
 
     def _norms(self):
@@ -179,10 +180,20 @@ class SwinPyramid(nnx.Module):
         config: geometry.
         make_ffn: `make_ffn(width, rngs, layer)` builds a layer's feed-forward module, see `SwinBlock`.
         constrain: applied to the tokens at the borders of stages, for example a sharding constraint.
+        spread: see `SwinStage`; by default all runs have the same shapes.
     """
 
-    def __init__(self, config: SwinConfig, make_ffn: Callable, rngs: nnx.Rngs, *, constrain: Callable, dtype):
-        self.config, self.constrain = config, constrain
+    def __init__(
+        self,
+        config: SwinConfig,
+        make_ffn: Callable,
+        rngs: nnx.Rngs,
+        *,
+        constrain: Callable,
+        spread: Callable = lambda collected, run: collected,
+        dtype,
+    ):
+        self.config, self.constrain, self.spread = config, constrain, spread
         self.stages = nnx.Dict({f"stage{i}": self._stage(i, make_ffn, rngs, dtype) for i in range(len(config.depths))})
         self.merges = nnx.Dict(
             {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
@@ -201,7 +212,16 @@ class SwinPyramid(nnx.Module):
             dtype=dtype,
             adapter=config.adapter,
         )
-        return SwinStage(width, config.runs(i), window, make_block, rngs, norm_every=config.norm_every, dtype=dtype)
+        return SwinStage(
+            width,
+            config.runs(i),
+            window,
+            make_block,
+            rngs,
+            spread=self.spread,
+            norm_every=config.norm_every,
+            dtype=dtype,
+        )
 
     def __call__(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
         """[B, S, h, w, D] -> the tokens of every stage, finest first, and statistics stacked over all L layers."""

@@ -45,6 +45,23 @@ def test_equal_neighbours_share_a_stack():
     assert mixed["stage0"]["blocks"]["run0"]["ffn"]["collaborative"]["wi"].shape == (1, 1, 8, 32)
 
 
+def test_layers_that_lost_as_many_share_a_stack_too():
+    """What is left has equal shapes; statistics still tell which experts these were."""
+    second = {"collaborative": ("010", "010")}
+    model = pruned(ONLY_FIRST, second, second, ONLY_FIRST)
+    stages = models.build(model).shapes()["backbone"]["stages"]
+    assert [list(stage["blocks"]) for stage in stages.values()] == [["run0"], ["run0"]]
+    routing = jax.jit(models.build(model).apply)(stirred(model), batch(WHOLE))["routing"]
+    chosen = (routing["collaborative"].load.sum(axis=1) > 0).tolist()
+    assert chosen == [[True, False, False], [False, True, False], [False, True, False], [True, False, False]]
+
+
+def test_experts_of_another_modality_are_another_stack():
+    rgb, sar = ({"specialised": rows} for rows in (("1010", "0100"), ("1000", "0101")))
+    stages = models.build(pruned(rgb, sar, rgb, rgb)).shapes()["backbone"]["stages"]
+    assert [list(stage["blocks"]) for stage in stages.values()] == [["run0", "run1"], ["run0"]]
+
+
 def stirred(model):
     params = models.build(model).init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
