@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -23,7 +24,7 @@ def quality(folder: Path, dataset: str = "") -> dict[str, Any]:
     """Evaluates a checkpoint, unless that was done.
 
     Args:
-        folder: of the checkpoint; what `experiments.evaluate` writes goes to `<folder>/report/brief`.
+        folder: of the checkpoint; what `experiments.evaluate` writes and prints goes to `<folder>/report/brief`.
         dataset: to score on; default those of the run.
 
     Returns:
@@ -34,7 +35,10 @@ def quality(folder: Path, dataset: str = "") -> dict[str, Any]:
     where = folder / "report" / "brief"
     found = page.current(where / EVALUATION, newest(folder)["step"])
     if found is None:
-        evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
+        print(f"scoring     {folder}", flush=True)
+        where.mkdir(parents=True, exist_ok=True)
+        with (where / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
+            evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
         found = json.loads((where / EVALUATION).read_text())
     return {
         "probes": [_probe(row) for row in found["probes"]],
