@@ -41,6 +41,7 @@ demo: env
 	@$(PY) -m experiments.prepare --sample --out $(DATA)
 	@$(PY) -m experiments.pretrain --config configs/ringmoe_micro.py --workdir $(RUN)
 	@$(PY) -m experiments.evaluate --checkpoint $(RUN)
+	@$(PY) -m experiments.compress --checkpoint $(RUN) --modality rgb --method mean --distil 200 --out $(RUN)-small
 	@$(PY) -m experiments.report --workdir $(RUN)
 
 demo-skysense: env
