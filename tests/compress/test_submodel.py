@@ -48,6 +48,7 @@ def test_other_entries_pass_through():
     assert part.params["projections"] is extra
 
 
+@pytest.mark.slow
 def test_a_pruned_model_has_submodels():
     """Experts that only other modalities kept go; order: optical, sar_l2, sar_l1."""
     own = {"collaborative": ("110", "011", "001"), "specialised": ("100100", "010000", "001000")}

@@ -59,11 +59,10 @@ def test_history_reads_what_training_logs(tmp_path):
     """From sums to logged records and back: two layers, modality 1 absent in the second record."""
     writer = MetricsWriter(tmp_path)
     here = np.array([1, 0])
-    names = ("tokens", "dropped", "entropy", "gate")
+    names = ("tokens", "dropped", "entropy")
     second = statistics(
         **{name: getattr(statistics(), name) * here for name in names},
-        load=LOAD * here[:, None],
-        probability=PROBABILITY * here[:, None],
+        **{name: getattr(statistics(), name) * here[:, None] for name in ("load", "probability", "gate")},
     )
     for step, sums in ((10, statistics()), (20, second)):
         metrics = jax.device_get(jax.jit(routing_metrics)({"specialised": sums}))

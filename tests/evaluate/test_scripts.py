@@ -318,6 +318,7 @@ def test_a_contrastive_run_has_locations(contrastive):
     assert "two views of every sample" in page
 
 
+@pytest.mark.slow
 def test_a_contrastive_page_says_nothing_of_masks_and_decoders(contrastive):
     _, page = contrastive
     body = page.split("<details>")[0]  # the configuration lists all keys

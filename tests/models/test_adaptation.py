@@ -103,6 +103,7 @@ def test_expressions_that_match_nothing_are_named(encoder):
         adaptation.split(params, AdaptationConfig("frozen", also="nrom"), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_new_bypass_changes_no_output_and_gets_gradients(encoder):
     model, params = encoder
     adapted = models.build(RINGMOE | {"adapter": 4})

@@ -69,7 +69,7 @@ def stirred(model):
     return tree.unflatten([p + 0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
 
 
-@pytest.mark.parametrize("engine", ["dense", "capacity", "dropless"])
+@pytest.mark.parametrize("engine", ["dense", "capacity", pytest.param("dropless", marks=pytest.mark.slow)])
 def test_one_of_three_left_is_a_model_with_one(engine):
     moe = dict(engine=engine, groups=1)
     few = models.build(pruned(*[ONLY_FIRST] * 4, **moe))
@@ -83,6 +83,7 @@ def test_one_of_three_left_is_a_model_with_one(engine):
     assert not load[..., 1:].any()
 
 
+@pytest.mark.slow
 def test_an_absent_sensor_leaves_the_others_as_they_were():
     """Columns that only the other sensor may choose are skipped: the same numbers from fewer experts."""
     model = models.build(pruned(OWN, OWN, {}, GONE))
@@ -94,6 +95,7 @@ def test_an_absent_sensor_leaves_the_others_as_they_were():
     assert not both["routing"]["collaborative"].load[3].any()
 
 
+@pytest.mark.slow
 def test_measured_contributions_come_with_the_statistics():
     model = models.build(pruned(ONLY_FIRST, GONE, {}, {}, measure=True))
     params, data = stirred(pruned(ONLY_FIRST, GONE, {}, {})), batch(WHOLE)

@@ -141,7 +141,8 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(dense):
     assert_allclose(a["pooled"]["rgb"], b["pooled"]["rgb"], atol=0.15)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_nothing(dense, remat):
     model, params, _ = dense
     again = models.build({**TINY, "moe": DENSE, "remat": remat}, heads={"rgb": {"pixels": 3}})

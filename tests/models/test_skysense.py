@@ -187,6 +187,7 @@ def test_one_encoder_alone(tiny):
     assert_allclose(alone["tokens"]["rgb"], apply(params, data)["tokens"]["rgb"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_modality_dropout_keeps_one_sensor():
     apply, params = make(modality_dropout=0.99)
     data = sample(batch=8)

@@ -311,6 +311,7 @@ def test_checkpoints_say_what_is_left(uninterrupted):
     assert any("validation/loss" in r for r in metrics.read(workdir))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(values, uninterrupted, tmp_path, monkeypatch, capsys):
     """Stopped within the first window, and again after experts went; the configuration names no table."""
     own = values | {"pruning": PRUNING}

@@ -212,6 +212,7 @@ def test_checkpoint_restores_bit_for_bit_even_on_another_mesh(trained):
     jax.tree.map(assert_array_equal, checkpointer.restore_model()[0], jax.device_get(state.params))
 
 
+@pytest.mark.slow
 def test_resume_is_exact(trained, tmp_path):
     folder, state, _ = trained
     parts = setup()
