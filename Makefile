@@ -1,4 +1,4 @@
-# make demo    environment, sample data, pre-training, probe, report      (first run about 8 minutes on 2 cores)
+# make demo    environment, sample data, pre-training, probe, compression, report   (first run about 13 minutes on 2 cores)
 # make demo-skysense    the same for SkySense: two views, a teacher, prototypes
 # make test    environment, lint, all tests but the slow ones
 # make help    everything else
@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: help env demo demo-skysense test test-all lint clean
 
 help:
-	@echo "make demo      environment, real sample data, pre-training of a micro RingMoE, probe, $(RUN)/report.html"
+	@echo "make demo      environment, real sample data, pre-training of a micro RingMoE, probe, compression, $(RUN)/report.html"
 	@echo "make demo-skysense  the same of a micro SkySense on Sentinel-1/2 pairs, $(SKYSENSE_RUN)/report.html"
 	@echo "make test      environment, lint and all tests but the slow ones"
 	@echo "make test-all  the slow tests as well"
