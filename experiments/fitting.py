@@ -80,23 +80,13 @@ def fit(
         accumulate=train.accumulate,
         mesh=mesh,
     )
-    train_step, evaluate = make_step(pretext), evaluate if train.evaluate_every else None
+    evaluate = evaluate if train.evaluate_every else None
     if pruning.every:
         record = dict(record)  # will tell of the experts that are left
-
-        def passes(model: dict[str, Any]):
-            smaller, its_evaluate = rebuild(model)
-            return make_step(smaller), its_evaluate
-
-        train_step = OnlinePruning(
-            pruning,
-            record["config"]["model"],
-            passes,
-            functools.partial(_report, record, writer),
-            step=int(state.step),
-            mesh=mesh,
-        )
+        train_step = _losing_experts(make_step, rebuild, pruning, record, writer, step=int(state.step), mesh=mesh)
         evaluate = evaluate and train_step.evaluate
+    else:
+        train_step = make_step(pretext)
     try:
         state = loop.train(
             state,
@@ -139,6 +129,19 @@ def _resume(
     state = checkpointer.restore(state)
     data.set_state(saved["data"])
     return state
+
+
+def _losing_experts(
+    make_step: Callable, rebuild: Callable, pruning: PruningConfig, record: dict, writer: MetricsWriter, **where
+) -> OnlinePruning:
+    """The step of a model that loses experts, which is built again for those that are left; see `fit`."""
+
+    def passes(model: dict[str, Any]):
+        pretext, evaluate = rebuild(model)
+        return make_step(pretext), evaluate
+
+    report = functools.partial(_report, record, writer)
+    return OnlinePruning(pruning, record["config"]["model"], passes, report, **where)
 
 
 def _report(record: dict[str, Any], writer: MetricsWriter, dropped: Dropped) -> None:
