@@ -16,10 +16,11 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from input_pipeline.config import DataConfig
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, pretext
 from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.compress.online import PruningConfig
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.parallel import host
@@ -28,7 +29,6 @@ from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.sensors import Sensor, Statistics
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.loop import TrainConfig
-from ringmoe_jax.training.online_pruning import PruningConfig
 from ringmoe_jax.training.optimizer import OptimizerConfig
 
 CACHE = ".cache/jax"  # of compiled programs

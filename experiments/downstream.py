@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from experiments import common
-from input_pipeline.config import DataConfig
 from input_pipeline.dataset import Dataset, open_dataset
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, tasks
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.adaptation import AdaptationConfig

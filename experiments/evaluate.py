@@ -35,7 +35,7 @@ from experiments.tables import plain
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import (
     baselines,

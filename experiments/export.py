@@ -5,7 +5,7 @@
     python -m experiments.export --checkpoint runs/seg --out deploy/seg --int8               # a quarter of the bytes
 
 What was written is run on tiles of the run's data and compared with the model in float32; differences are printed and
-kept. `ringmoe_jax.interop.load` reads the folder; its README.md says how to run it without this package.
+kept. `ringmoe_jax.deploy.load` reads the folder; its README.md says how to run it without this package.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import numpy as np
 from experiments import common, downstream
 from experiments.downstream import CHECKPOINT, Adapted
 from experiments.tables import table
-from input_pipeline.config import DataConfig
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.evaluation import EvalBatches
-from ringmoe_jax import compress, interop, models
+from ringmoe_jax import compress, deploy, models
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import FUSED
 from ringmoe_jax.compress import Network
+from ringmoe_jax.contracts import FUSED
+from ringmoe_jax.data_config import DataConfig
+from ringmoe_jax.deploy import Card, Meaning
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.interop import Card, Meaning
 from ringmoe_jax.models.heads.neck import EACH
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.checkpoint import Checkpointer, versions
@@ -59,7 +59,7 @@ TASKS = {  # task in the config -> mlm's enumeration
 }
 TRAINING = ("auxiliary", "bins", "raw")  # predictions that only losses read
 MAP = ("height", "width")
-BOX = "x, y, width, height in pixels and angle in radians, see ringmoe_jax.batch.BOX"
+BOX = "x, y, width, height in pixels and angle in radians, see ringmoe_jax.contracts.BOX"
 # Of fine-tuned models: output and number of its axes, without batch and dates, -> what it means.
 MEANINGS = {
     ("logits", 1): Meaning(("class",), "logits of the classes of an image"),
@@ -89,7 +89,7 @@ class Subject(NamedTuple):
         datasets: those of the run.
     """
 
-    used: interop.Used
+    used: deploy.Used
     card: Card
     data: DataConfig
     datasets: Sequence[Dataset]
@@ -113,7 +113,7 @@ def export(
     Raises:
         UserError: no checkpoint, no data set of the run, an unknown sensor, or `out` holds something else.
     """
-    interop.check_target(out)
+    deploy.check_target(out)
     checkpointer = Checkpointer.open(checkpoint)
     record = checkpointer.record()
     checkpointer.close()
@@ -122,8 +122,8 @@ def export(
     stored = used
     if int8:
         packed = lambda tree, inputs: used.apply(compress.dequantise(tree), inputs)  # noqa: E731
-        stored = interop.Used(packed, compress.quantise(used.params), used.inputs)
-    program = interop.export(*stored)
+        stored = deploy.Used(packed, compress.quantise(used.params), used.inputs)
+    program = deploy.export(*stored)
     own = {
         "step": record["step"],
         "versions": versions(),
@@ -135,7 +135,7 @@ def export(
     name = re.sub(r"[^a-zA-Z0-9]+", "-", f"{subject.card.architecture} {Path(out).name}").strip("-")
     card = dataclasses.replace(subject.card, name=name, licence=licence, own=subject.card.own | own)
     parameters = sum(leaf.size for leaf in used.params.values())
-    return interop.save(out, program, interop.describe(program, card, parameters))
+    return deploy.save(out, program, deploy.describe(program, card, parameters))
 
 
 # ---- What is exported ---------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def _pretrained(checkpoint: str, sensors: Sequence[str]) -> Subject:
     for name, sensor in shown.items():
         dates = data.frames.get(name, stored[name].shape(name)[0])
         inputs |= _entries(sensor, dates, data.size(name))
-    used = interop.trim(apply, network.params, inputs)
+    used = deploy.trim(apply, network.params, inputs)
     names = ", ".join(dataset.metadata.name for dataset in datasets)
     card = Card(
         name=architecture,
@@ -208,7 +208,7 @@ def _fine_tuned(checkpoint: str, sensors: Sequence[str]) -> Subject:
     inputs = {}
     for name, sensor in read.items():
         inputs |= _entries(sensor, adapted.subject.dates[name], data.size(name))
-    used = interop.trim(apply, adapted.params, inputs)
+    used = deploy.trim(apply, adapted.params, inputs)
     dataset = downstream.open_data(config, encoder)
     architecture, _ = FAMILIES[encoder.model["name"]]
     card = Card(
@@ -239,7 +239,7 @@ def _entries(sensor: Sensor, dates: int, side: int) -> dict[str, jax.ShapeDtypeS
 
 
 def as_batch(inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """{"<sensor>/<entry>": array} as a batch of `ringmoe_jax.batch`."""
+    """{"<sensor>/<entry>": array} as a batch of `ringmoe_jax.contracts`."""
     sensors: dict[str, dict[str, jax.Array]] = {}
     for name, x in inputs.items():
         sensor, _, entry = name.rpartition("/")
@@ -261,7 +261,7 @@ def _features(sensors: Mapping[str, Sensor]) -> dict[str, Meaning]:
     return meanings
 
 
-def _answers(used: interop.Used, each: bool, names: tuple[str, ...]) -> dict[str, Meaning]:
+def _answers(used: deploy.Used, each: bool, names: tuple[str, ...]) -> dict[str, Meaning]:
     """Meanings of a task's outputs; those of a task of your own have nameless axes."""
     image = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in used.inputs.items()}
     meanings = {}
@@ -317,7 +317,7 @@ def _tiles(subject: Subject) -> dict[str, np.ndarray]:
     return {name: found[name] for name in subject.used.inputs}
 
 
-def _compare(subject: Subject, program: interop.Program) -> dict[str, Any]:
+def _compare(subject: Subject, program: deploy.Program) -> dict[str, Any]:
     """How far the program's outputs are from the model's, on tiles of the run's data.
 
     Of numbers the largest and the mean difference beside the mean size; of indices the share that differs.

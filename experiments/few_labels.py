@@ -21,7 +21,7 @@ from experiments.downstream import RANDOM, DownstreamConfig
 from experiments.finetune import finetune
 from experiments.fitting import once
 from experiments.tables import plain
-from ringmoe_jax.batch import CLASSES
+from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import comparison_figures, figures, seeds
 

@@ -13,14 +13,15 @@ from typing import Any
 import optax
 
 from input_pipeline.reader import BatchIterator
+from ringmoe_jax.compress import online
+from ringmoe_jax.compress.online import Dropped, Evaluate, OnlinePruning, PruningConfig
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import Objective
 from ringmoe_jax.pretext import Pretext
-from ringmoe_jax.training import loop, online_pruning, step
+from ringmoe_jax.training import loop, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same
 from ringmoe_jax.training.loop import TrainConfig
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.online_pruning import Dropped, Evaluate, OnlinePruning, PruningConfig
 from ringmoe_jax.training.state import TrainState
 
 
@@ -56,7 +57,7 @@ def fit(
         sections: of the config that must be those of the checkpoint.
         evaluate: validation metrics of a state; not called where `train.evaluate_every` is 0.
         mesh: None is one device.
-        pruning: which experts go on the way; where any do, `pretext` is `online_pruning.counted`, and checkpoints say
+        pruning: which experts go on the way; where any do, `pretext` is `online.counted`, and checkpoints say
             in their record's config.model what is left.
         rebuild: `rebuild(model) -> (pretext, evaluate)` of a `config.model` with fewer experts.
 
@@ -179,7 +180,7 @@ def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, A
     checkpointer = Checkpointer.open(workdir)
     saved = checkpointer.record()["config"] if checkpointer.latest is not None else {}
     checkpointer.close()
-    return {**values, "model": online_pruning.taken_over(values["model"], saved.get("model", {}))}
+    return {**values, "model": online.taken_over(values["model"], saved.get("model", {}))}
 
 
 def once(values: Mapping[str, Any], workdir: Path, name: str, run: Callable[[], Any]) -> None:

@@ -24,10 +24,11 @@ from experiments.plan_report import GIB, Plan, describe, setting, to_json, verdi
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models import count
 from ringmoe_jax.parallel import mesh as meshes
-from ringmoe_jax.parallel import topology as topologies
 from ringmoe_jax.parallel.mesh import MeshConfig
-from ringmoe_jax.parallel.topology import Topology
-from ringmoe_jax.training import ahead, optimizer
+from ringmoe_jax.planning import ahead
+from ringmoe_jax.planning import topology as topologies
+from ringmoe_jax.planning.topology import Topology
+from ringmoe_jax.training import optimizer
 from ringmoe_jax.training import state as states
 from ringmoe_jax.training.state import TrainState, state_shardings
 from ringmoe_jax.training.step import make_train_step

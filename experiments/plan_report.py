@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.common import ExperimentConfig
-from ringmoe_jax.parallel.chips import Chip
-from ringmoe_jax.parallel.hlo import Collective
-from ringmoe_jax.parallel.topology import Topology
-from ringmoe_jax.training.ahead import Compiled, Refused
+from ringmoe_jax.planning.ahead import Compiled, Refused
+from ringmoe_jax.planning.chips import Chip
+from ringmoe_jax.planning.hlo import Collective
+from ringmoe_jax.planning.topology import Topology
 
 MIB, GIB = 2**20, 2**30
 

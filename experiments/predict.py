@@ -31,12 +31,12 @@ import numpy as np
 
 from experiments import common, predict_models
 from experiments.predict_models import CLASSES, EMBEDDINGS, WindowModel
-from input_pipeline import maps
-from input_pipeline.blending import Blend, Lattice
-from input_pipeline.maps import Draft
-from input_pipeline.scenes import Stack, Strip
+from ringmoe_jax.deploy import maps
+from ringmoe_jax.deploy.blending import Blend, Lattice
+from ringmoe_jax.deploy.maps import Draft
+from ringmoe_jax.deploy.scenes import Stack, Strip
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.training import ahead
+from ringmoe_jax.planning import ahead
 from ringmoe_jax.training.checkpoint import versions
 
 COG, PARQUET = "cog", "parquet"

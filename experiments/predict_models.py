@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments import common
 from experiments.downstream import Adapted
-from input_pipeline.maps import Layers
 from ringmoe_jax import models
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
+from ringmoe_jax.deploy.maps import Layers
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate.task_figures import class_colours
 from ringmoe_jax.models import Model, Params

@@ -18,11 +18,11 @@ from experiments.common import ExperimentConfig, Parts
 from experiments.fitting import fit, with_experts_left
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator, train_batches
+from ringmoe_jax.compress.online import Evaluate, counted
 from ringmoe_jax.models import count
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.training import loop, optimizer, step
-from ringmoe_jax.training.online_pruning import Evaluate, counted
 from ringmoe_jax.training.state import TrainState, create
 
 VALIDATION_BATCHES = 4

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.common import Trained
 from input_pipeline import schema
 from input_pipeline.dataset import Dataset
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate import baselines, bootstrap, features, probes, reconstruction
 from ringmoe_jax.evaluate.rank import rankme

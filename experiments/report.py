@@ -22,7 +22,7 @@ from experiments.compression import report as compression_report
 from experiments.evaluate import evaluate
 from experiments.evaluation_output import GRID
 from experiments.probing import PLAIN, TRAINED
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.evaluate import figures, reconstruction, routing
 from ringmoe_jax.training import metrics
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from input_pipeline.config import PhotometricConfig
 from input_pipeline.cpu_tf import tf
 from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.data_config import PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError
 
 _WHOLE = 1 - 1e-5  # share of valid source pixels from which a resampled pixel is valid

@@ -16,7 +16,7 @@ from ringmoe_jax.errors import ConfigError
 class EvalBatches:
     """A split, from its first to its last sample; iterate as often as you like.
 
-    Batches are as `ringmoe_jax.batch` describes them, with `index` [B] int64, the data set's `labels`
+    Batches are as `ringmoe_jax.contracts` describes them, with `index` [B] int64, the data set's `labels`
     and `real` [B] bool. All have the same size and all hosts get the same number of them: the last
     ones are filled up with zero samples whose `real` and `valid` are False and whose `index` is -1. A broken
     record that `max_bad_records` tolerates becomes such a sample too, for a replacement would be counted twice.

@@ -34,14 +34,15 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import folder_labels, geo
+from input_pipeline import folder_labels
 from input_pipeline.builder import write_dataset
 from input_pipeline.folder_images import Frame, Images
 from input_pipeline.layouts import tiles
 from input_pipeline.layouts.tiles import Report, Scene
 from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, Metadata, Sample, SensorInfo
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError, nearest
 from ringmoe_jax.sensors import Sensor
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 
-from input_pipeline import geo
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax import geo
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import COMPLEX, Sensor
 

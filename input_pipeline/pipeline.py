@@ -15,7 +15,7 @@ from input_pipeline import augment, masking, schema, views
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset
 from input_pipeline.views import View
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 
 PARALLEL = max(2, os.cpu_count() or 2)

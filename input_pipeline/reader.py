@@ -6,7 +6,7 @@ one integer, and continues with exactly the batch that an uninterrupted one woul
 
 Where `DataConfig.views` is set, a batch is
 
-    batch["sensors"][name]             the first view, as `ringmoe_jax.batch` describes it
+    batch["sensors"][name]             the first view, as `ringmoe_jax.contracts` describes it
     batch["views"]["second"][name]     the second view: the same sensors and rows, without `mask`
     batch["views"]["local0"][name]     local crops, "local0", "local1", ...: only `local_sensor`
 
@@ -26,11 +26,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from input_pipeline import pipeline, views
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.order import Order, temperature_counts
 from input_pipeline.subset import subset
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.sensors import Statistics
 
@@ -85,7 +85,7 @@ def _positions(dataset: Dataset, stream: StreamConfig, max_bad: int) -> np.ndarr
 
 
 class BatchIterator:
-    """Endless batches as `ringmoe_jax.batch` and this module describe them, with a position that can be saved.
+    """Endless batches as `ringmoe_jax.contracts` and this module describe them, with a position that can be saved.
 
     With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
     `labels` (boxes and tracks where `StreamConfig.crop_ratio` stretches nothing); with several, rows of

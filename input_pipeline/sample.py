@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import geo
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, MAP, MULTILABEL, VALUE, Image, LabelInfo, Metadata, Sample, SensorInfo
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 

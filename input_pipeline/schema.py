@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import (
+from ringmoe_jax.config import build
+from ringmoe_jax.contracts import (
     BOX,
     BOXES,
     CLASSES,
@@ -35,7 +36,6 @@ from ringmoe_jax.batch import (
     UNLABELLED,
     VALUE,
 )
-from ringmoe_jax.config import build
 from ringmoe_jax.errors import DataError, nearest
 
 SCHEMA_VERSION = 1

@@ -37,9 +37,9 @@ import h5py
 import numpy as np
 import rasterio
 
-from input_pipeline import geo
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, MULTILABEL, VALUE, Image, LabelInfo, Metadata, Sample, SensorInfo
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
 

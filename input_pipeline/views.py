@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from input_pipeline import augment
-from input_pipeline.config import DataConfig, PhotometricConfig
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME, SECOND
+from ringmoe_jax.contracts import NO_TIME, SECOND
+from ringmoe_jax.data_config import DataConfig, PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Sensor
 

@@ -11,7 +11,7 @@ Axis letters, used in every docstring of the library:
     S  image slots of a mixed batch M  modalities
 
 Arrays are channel-last. Pixel values carry the physical unit that
-`ringmoe_jax.sensors` states until `ringmoe_jax.batch.standardise` is called.
+`ringmoe_jax.sensors` states until `ringmoe_jax.contracts.standardise` is called.
 """
 
 __version__ = "0.1.0"

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from input_pipeline.config import DataConfig
 from input_pipeline.dataset import open_dataset
 from input_pipeline.reader import train_batches
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.training.loop import count_images
 
 

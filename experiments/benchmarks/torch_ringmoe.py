@@ -14,7 +14,7 @@ from torch import nn
 
 from experiments.benchmarks import torch_moe
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import cells_to_pixels
+from ringmoe_jax.contracts import cells_to_pixels
 from ringmoe_jax.models.attention import relative_position_index, shift_mask
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 from ringmoe_jax.sensors import Sensor
@@ -29,7 +29,7 @@ def job(
         config: geometry, float32.
         sensors: of the model.
         channels: decoder channels of each sensor.
-        batch: of NumPy arrays, see `ringmoe_jax.batch`.
+        batch: of NumPy arrays, see `ringmoe_jax.contracts`.
         grouped: grouped products instead of a loop over experts.
     """
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ from experiments.compression.recipe import Version
 from ringmoe_jax import compress
 from ringmoe_jax.errors import TrainingError
 from ringmoe_jax.models import count
-from ringmoe_jax.parallel import hlo
+from ringmoe_jax.planning import hlo
 from ringmoe_jax.sensors import Sensor
 
 ROWS = 4  # images of every sensor in a call

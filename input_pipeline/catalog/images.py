@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 
-from input_pipeline import geo
 from input_pipeline.catalog.entry import Entry, Own
 from input_pipeline.layouts.bigearthnet import BigEarthNet
 from input_pipeline.layouts.cubes import So2Sat, so2sat_optical, so2sat_radar
@@ -15,6 +14,7 @@ from input_pipeline.layouts.prepared import Tfds
 from input_pipeline.layouts.rasters import Raster, ordered
 from input_pipeline.layouts.splits import Fractions, Lists
 from input_pipeline.schema import Image
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
 
 EUROSAT_BANDS = tuple("B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A".split())  # order in the files

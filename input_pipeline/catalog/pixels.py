@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from input_pipeline import geo
 from input_pipeline.catalog.entry import Entry
 from input_pipeline.layouts.cubes import Pastis
 from input_pipeline.layouts.files import Files
 from input_pipeline.layouts.rasters import Colours, Layers, Mask, Raster, Values
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
+from ringmoe_jax import geo
 
 # Class, colour of iSAID's masks.
 ISAID = {

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow.parquet
 
-from input_pipeline import geo
 from input_pipeline.layouts import Opened, Request
 from input_pipeline.layouts.files import index
 from input_pipeline.layouts.rasters import Raster
 from input_pipeline.layouts.tiles import Scene
 from input_pipeline.schema import MULTILABEL, LabelInfo
+from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
 LABEL = "labels"

@@ -11,14 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from input_pipeline import geo
 from input_pipeline.layouts import Opened, Request
 from input_pipeline.layouts.files import LABEL
 from input_pipeline.layouts.rasters import ordered
 from input_pipeline.layouts.tiles import Scene
 from input_pipeline.schema import CLASSES, MAP, UNLABELLED, Image, LabelInfo
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 
 _VH, _VV = 4, 5  # channels of So2Sat's Sentinel-1: intensities after a refined Lee filter

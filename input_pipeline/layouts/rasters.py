@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from input_pipeline import geo
 from input_pipeline.layouts import templates, tiles
 from input_pipeline.schema import UNLABELLED, Image
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import Sensor

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import geo
 from input_pipeline.schema import (
     BOX,
     BOXES,
@@ -29,6 +28,7 @@ from input_pipeline.schema import (
     Sample,
     SensorInfo,
 )
+from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
 _COLUMNS = {BOXES: len(BOX), TRACKS: len(TRACK)}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.batch import standardise
+from ringmoe_jax.contracts import standardise
 from ringmoe_jax.evaluate.features import Encoder
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics

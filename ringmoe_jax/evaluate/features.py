@@ -39,7 +39,7 @@ def collect(batches: Iterable[Mapping], encoders: Mapping[str, Encoder], limit: 
     """Runs every encoder over the batches, each read once.
 
     Args:
-        batches: as `ringmoe_jax.batch` describes them, of co-registered sensors, with "labels" and
+        batches: as `ringmoe_jax.contracts` describes them, of co-registered sensors, with "labels" and
             "real" [B] bool where batches are filled up.
         encoders: by name.
         limit: tiles to read at most; None reads all.

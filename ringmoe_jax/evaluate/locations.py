@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.batch import FUSED, NO_TIME, valid_cells
+from ringmoe_jax.contracts import FUSED, NO_TIME, valid_cells
 from ringmoe_jax.evaluate import quicklook
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.geo_context import BANK, UNKNOWN
@@ -275,7 +275,7 @@ def collect(model: Model, params: Params, batches: Iterable[Mapping], shown: Col
     Args:
         model: one without fused features gives nothing.
         params: of the model.
-        batches: as `ringmoe_jax.batch` describes them, of co-registered sensors and with "index".
+        batches: as `ringmoe_jax.contracts` describes them, of co-registered sensors and with "index".
         shown: positions of the tiles; those without any valid pixel are left out.
 
     Returns:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ringmoe_jax.batch import cells_to_pixels, restore
+from ringmoe_jax.contracts import cells_to_pixels, restore
 from ringmoe_jax.objectives.base import Reconstruction
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 

@@ -18,7 +18,7 @@ class Model:
 
     Attributes:
         init: `init(key) -> params`, a nested dict of float32 arrays.
-        apply: `apply(params, batch, *, key=None, train=False) -> outputs`, see `ringmoe_jax.batch`. Entries of
+        apply: `apply(params, batch, *, key=None, train=False) -> outputs`, see `ringmoe_jax.contracts`. Entries of
             `params` that `init` does not make, such as the projections of a pretext task, are not looked at.
         streams: width D of each kind of features, by sensor and "fused": what `outputs["tokens"]` and
             `outputs["fused"]` hold.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax import config as configuration
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.heads import HEADS

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import cells_to_pixels, standardise, validate
+from ringmoe_jax.contracts import cells_to_pixels, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
@@ -284,7 +284,7 @@ def build(
 
     Returns:
         `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`
-        (see `ringmoe_jax.batch`). Statistics of routing carry the modality axis M in the order
+        (see `ringmoe_jax.contracts`). Statistics of routing carry the modality axis M in the order
         of `ringmoe_jax.sensors.modalities(sensors)`.
     """
     table = sensor_table.resolve(config.sensors, sensors)

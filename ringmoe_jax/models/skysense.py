@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import FUSED, NO_TIME, day_of_year, standardise, validate
+from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, from_module
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
@@ -382,7 +382,7 @@ def build(
 
     Returns:
         `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`, see
-        `ringmoe_jax.batch`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D], D doubled
+        `ringmoe_jax.contracts`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D], D doubled
         by the geo-context. With it also outputs["regions"] [B], and outputs["context"][sensor] [B, h, w, D]: what
         one encoder's tokens, their mean over dates projected as for the fusion (our choice), read on their own.
     """

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import valid_cells
+from ringmoe_jax.contracts import valid_cells
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.layers import unit
 from ringmoe_jax.objectives.base import NOTHING, Objective, Result, register

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import UNLABELLED
+from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.objectives.base import Objective, Result, register
 from ringmoe_jax.objectives.supervised import labelled, predicted

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import BOX, TRACK, UNLABELLED
+from ringmoe_jax.contracts import BOX, TRACK, UNLABELLED
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads import boxes
 from ringmoe_jax.objectives.base import Objective, Result, register

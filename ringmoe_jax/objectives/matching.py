@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import valid_cells
+from ringmoe_jax.contracts import valid_cells
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.objectives.base import NOTHING, PIXELS, Objective, Result, find, masked_mean, register
 from ringmoe_jax.objectives.supervised import predicted

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.batch import restore
+from ringmoe_jax.contracts import restore
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import PIXELS, Constraint, Reconstruction, find, register
 from ringmoe_jax.sensors import Sensor

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.batch import UNLABELLED
+from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.objectives.base import Objective
 

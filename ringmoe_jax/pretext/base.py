@@ -29,7 +29,7 @@ class Pretext:
 
     Attributes:
         apply: `apply(params, state, batch, *, key, train) -> (outputs, state)`; outputs as in
-            `ringmoe_jax.batch`.
+            `ringmoe_jax.contracts`.
         init: `init(params, key) -> (params, state)` from the model's parameters: what the optimiser trains, which
             may be more (projections) or less (prototypes) than the model's, and arrays that it does not train
             (a teacher, prototypes). Default: the model's parameters and {}.

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.batch import FUSED, SECOND, valid_cells
+from ringmoe_jax.contracts import FUSED, SECOND, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params

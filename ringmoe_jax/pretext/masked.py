@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import cells_to_pixels, standardise
+from ringmoe_jax.contracts import cells_to_pixels, standardise
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.models.api import Model
 from ringmoe_jax.pretext.base import Pretext

@@ -16,7 +16,7 @@ def positions(first: jax.Array, second: jax.Array, grid: tuple[int, int]) -> tup
     """Where a second view shows the cells of a first one.
 
     Args:
-        first: [B, 2, 3] float32 "ground" of the first view, see `ringmoe_jax.batch`.
+        first: [B, 2, 3] float32 "ground" of the first view, see `ringmoe_jax.contracts`.
         second: [B, 2, 3] of the second.
         grid: rows and columns of cells in the first view.
 

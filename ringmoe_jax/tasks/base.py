@@ -26,7 +26,7 @@ class Target:
 
     Attributes:
         name: of the label, or of the sensor whose pixels are the truth.
-        kind: of the label, see `ringmoe_jax.batch`; `SENSOR` where the truth is one.
+        kind: of the label, see `ringmoe_jax.contracts`; `SENSOR` where the truth is one.
         names: classes.
         sensor: whose grid maps and boxes lie on; "" where there is none.
         dates: T of that sensor.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.batch import BOXES, TRACKS
+from ringmoe_jax.contracts import BOXES, TRACKS
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.batch import MAP
+from ringmoe_jax.contracts import MAP
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.base import Metric

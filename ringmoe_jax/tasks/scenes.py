@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.batch import CLASSES, MULTILABEL
+from ringmoe_jax.contracts import CLASSES, MULTILABEL
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
 from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision

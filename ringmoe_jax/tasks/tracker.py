@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from ringmoe_jax.batch import UNLABELLED
+from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate.metrics.boxes import check, rotated_iou
 

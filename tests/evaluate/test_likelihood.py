@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from ringmoe_jax import objectives, sensors
-from ringmoe_jax.batch import standardise
+from ringmoe_jax.contracts import standardise
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import likelihood
 from ringmoe_jax.objectives import radar

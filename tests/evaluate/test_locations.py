@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.evaluate import figures, locations, quicklook
 from ringmoe_jax.evaluate.locations import NONE
 from ringmoe_jax.models import ringmoe, skysense

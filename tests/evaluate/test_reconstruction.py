@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringmoe_jax import batch as batches
+from ringmoe_jax import contracts as batches
 from ringmoe_jax import sensors
 from ringmoe_jax.evaluate import reconstruction
 from ringmoe_jax.models import Model

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from experiments import benchmark, common
 from experiments.benchmarks import clock, moe, train
-from ringmoe_jax.batch import validate
+from ringmoe_jax.contracts import validate
 from ringmoe_jax.training.loop import count_images
 
 TINY = moe.Point(tokens=64, width=8, experts=4, top_k=2)

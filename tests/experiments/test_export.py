@@ -12,7 +12,7 @@ import pytest
 from experiments import common, downstream, export
 from input_pipeline.dataset import open_dataset
 from input_pipeline.synthetic import dataset as synthetic
-from ringmoe_jax import interop, models
+from ringmoe_jax import deploy, models
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
@@ -140,7 +140,7 @@ def test_a_sub_model_in_8_bits_is_small_and_near(mixture, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "MB of weights in int8" in printed
     assert "compared with the model on simulated: first 1 of validation" in printed
-    call, item = interop.load(tmp_path / "s1")
+    call, item = deploy.load(tmp_path / "s1")
     of = item["properties"]
     assert of["license"] == "CC-BY-4.0"
     assert of["ringmoe:data"][0]["licence"] == "none: computed"

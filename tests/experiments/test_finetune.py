@@ -11,7 +11,7 @@ from experiments import common, finetune, scoring
 from experiments.pretrain import pretrain
 from input_pipeline.synthetic import dataset as synthetic
 from ringmoe_jax import tasks
-from ringmoe_jax.batch import CLASSES
+from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError, DataError
 from tests.tiny import RINGMOE
 

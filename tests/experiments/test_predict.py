@@ -22,9 +22,9 @@ from experiments import common, downstream, predict_models
 from experiments.downstream import DownstreamConfig, Encoder, Subject
 from experiments.predict import by_sensor, main, predict
 from experiments.predict_models import WindowModel
-from input_pipeline.scenes import Stack
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import BOXES, CLASSES, MAP, MULTILABEL
+from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL
+from ringmoe_jax.deploy.scenes import Stack
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.tasks import SENSOR, Target
 from ringmoe_jax.training import optimizer, step

@@ -9,7 +9,7 @@ import pytest
 
 from configs import skysense_micro
 from experiments import common, prepare, pretrain
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.training.checkpoint import Checkpointer
 
 PLACE = Path(__file__).resolve().parents[3] / "shared/data/multimodal/treesatai_ts"

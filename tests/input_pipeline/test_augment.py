@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import augment, masking
-from input_pipeline.config import PhotometricConfig
+from ringmoe_jax.data_config import PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError
 
 WHOLE = np.array([0, 0, 1, 1], np.float32)

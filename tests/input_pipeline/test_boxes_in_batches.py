@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from input_pipeline import augment
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, StreamConfig, ViewsConfig
 from input_pipeline.pipeline import crop_boxes
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import BOXES, MAP, TRACKS, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
+from ringmoe_jax.data_config import DataConfig, StreamConfig, ViewsConfig
 
 TILE, SAMPLES = 32, 8
 WHOLE = np.array([0, 0, 1, 1], np.float32)

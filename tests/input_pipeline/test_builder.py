@@ -11,7 +11,7 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.schema import Image, Metadata, Sample, SensorInfo, to_example
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 from tests.input_pipeline.tiny_data import metadata, names, samples, write
 

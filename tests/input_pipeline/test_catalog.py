@@ -19,7 +19,7 @@ from input_pipeline.layouts.splits import Folders, Fractions
 from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import UNLABELLED
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import ConfigError, DataError
 from tests.input_pipeline.published import TREES, image, planted, write
 

@@ -7,10 +7,10 @@ import pytest
 import rasterio
 from affine import Affine
 
-from input_pipeline import folder, folder_images, geo
+from input_pipeline import folder, folder_images
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
-from ringmoe_jax import sensors
+from ringmoe_jax import geo, sensors
 from ringmoe_jax.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

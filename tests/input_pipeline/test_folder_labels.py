@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from input_pipeline import folder, geo
+from input_pipeline import folder
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.layouts.tiles import Report
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax import geo
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # pictures have no place

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import Image, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.config import build
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from tests.input_pipeline.tiny_data import metadata, write
 
@@ -314,7 +314,8 @@ def test_batches_that_hosts_cannot_share(tiny):
 def test_a_program_that_forgets_to_close_still_ends(tiny):
     """Threads of tf.data that call Python must not outlive it: they would hang or abort the process."""
     program = (
-        "from input_pipeline.config import DataConfig, StreamConfig\nfrom input_pipeline.reader import train_batches\n"
+        "from input_pipeline.reader import train_batches\n"
+        "from ringmoe_jax.data_config import DataConfig, StreamConfig\n"
         f"streams = {{'a': StreamConfig({str(tiny)!r}, ('rgb',))}}\n"
         "iterator = train_batches(DataConfig(streams, image_size=64, batch_size=64, mask_unit=8))\n"
         "print(next(iterator)['index'].shape)"

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline import records
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import DataError
 
 SHARDS = 4  # of 3 records each

@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from input_pipeline import geo, sample
+from input_pipeline import sample
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
+from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
 

@@ -12,7 +12,7 @@ from experiments import prepare as command
 from input_pipeline import ssl4eo
 from input_pipeline.dataset import open_dataset
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/multimodal/ssl4eo_s12_0000200"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import CLASSES, MULTILABEL, Image, LabelInfo, Metadata, Sample, SensorInfo
 from input_pipeline.subset import read_classes, subset
 from ringmoe_jax import sensors
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError
 
 COUNTS = (1, 5, 14)  # of the classes; four more samples are of unknown class

@@ -11,7 +11,6 @@ import pytest
 from experiments import prepare as command
 from input_pipeline import synthetic
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
@@ -19,6 +18,7 @@ from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, LabelInfo, Meta
 from input_pipeline.synthetic.dataset import SENSORS, SHIPS, VEHICLES
 from input_pipeline.synthetic.scene import BUILDING, SETTINGS, WATER
 from ringmoe_jax import sensors
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import DataError
 
 SIZE, SCENES, DATES = 48, 5, 2

@@ -14,7 +14,7 @@ from input_pipeline import treesatai
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/multimodal/treesatai_ts"

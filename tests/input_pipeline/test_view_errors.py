@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, PhotometricConfig, StreamConfig, ViewsConfig
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import TRACKS, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.config import build
+from ringmoe_jax.data_config import DataConfig, PhotometricConfig, StreamConfig, ViewsConfig
 from ringmoe_jax.errors import ConfigError, DataError
 
 

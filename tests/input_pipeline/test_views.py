@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from input_pipeline import views
 from input_pipeline.builder import write_dataset
-from input_pipeline.config import DataConfig, PhotometricConfig, StreamConfig, ViewsConfig
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import CLASSES, MAP, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
+from ringmoe_jax.data_config import DataConfig, PhotometricConfig, StreamConfig, ViewsConfig
 
 GRID, DATES, COUNT = 10, 6, 64
 SHAPES = {"ms4": (1, 60, 60), "s2_10": (DATES, GRID, GRID), "slc_single": (1, 20, 20)}

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ringmoe_jax import batch as batches
+from ringmoe_jax import contracts as batches
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import count, skysense, swin

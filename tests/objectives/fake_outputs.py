@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ringmoe_jax import objectives, sensors
-from ringmoe_jax.batch import standardise
+from ringmoe_jax.contracts import standardise
 from ringmoe_jax.sensors import Band, Sensor
 
 INTENSITY = Sensor(  # the table has no SAR sensor in linear power

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, objectives, pretext, sensors
-from ringmoe_jax.batch import standardise
+from ringmoe_jax.contracts import standardise
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model
 

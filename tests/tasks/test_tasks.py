@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax import tasks
-from ringmoe_jax.batch import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
+from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.tasks import SENSOR, Target
 

@@ -12,8 +12,8 @@ from ringmoe_jax.moe import parallel
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
 from ringmoe_jax.parallel import mesh as meshes
-from ringmoe_jax.parallel import topology
 from ringmoe_jax.parallel.mesh import BATCH_AXES, EXPERT_AXIS, MeshConfig
+from ringmoe_jax.planning import topology
 
 N, D, F, E = 4096, 256, 512, 16  # per mesh
 IDEAL = 3 * 2 * (2 * N * D * F)  # forward and two backward products, of two layers

@@ -11,13 +11,12 @@ from experiments.common import ExperimentConfig
 from experiments.plan_report import bounds, describe
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel import mesh as meshes
-from ringmoe_jax.parallel import topology
 from ringmoe_jax.parallel.mesh import MeshConfig
-from ringmoe_jax.training import ahead
-from ringmoe_jax.training.ahead import Refused
+from ringmoe_jax.planning import ahead, topology
+from ringmoe_jax.planning.ahead import Refused
 from ringmoe_jax.training.state import TrainState
-from tests.parallel import plan_config
-from tests.parallel.plan_config import exchanges
+from tests.planning import plan_config
+from tests.planning.plan_config import exchanges
 
 
 def needs(module: str):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ringmoe_jax.batch import UNLABELLED
+from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
 from ringmoe_jax.evaluate.metrics.base import Metric, mean_known, portions, ratio

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ringmoe_jax.batch import UNLABELLED
+from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
 from ringmoe_jax.evaluate.metrics.base import Sums, check_finite, ratio

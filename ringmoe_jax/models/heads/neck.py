@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ringmoe_jax.batch import FUSED
+from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.layers import layer_norm, linear
 

@@ -3,8 +3,8 @@
 import pytest
 
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.parallel import topology
-from ringmoe_jax.parallel.chips import CHIPS, GIB
+from ringmoe_jax.planning import topology
+from ringmoe_jax.planning.chips import CHIPS, GIB
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ stac        what it takes and gives, as a STAC Item with the Machine Learning Mo
 directory   the folder: written, checked, read
 """
 
-from ringmoe_jax.interop.directory import check_target, load, save
-from ringmoe_jax.interop.program import PLATFORMS, Program, Used, export, trim
-from ringmoe_jax.interop.stac import Card, Meaning, describe
+from ringmoe_jax.deploy.directory import check_target, load, save
+from ringmoe_jax.deploy.program import PLATFORMS, Program, Used, export, trim
+from ringmoe_jax.deploy.stac import Card, Meaning, describe
 
 __all__ = [
     "PLATFORMS",

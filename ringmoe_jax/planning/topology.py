@@ -12,7 +12,7 @@ import re
 import jax
 
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.parallel.chips import CHIPS, Chip
+from ringmoe_jax.planning.chips import CHIPS, Chip
 
 EFFORT_O1 = 19  # XLA's number for it; jax 0.10.2 takes no names, newer ones take both
 EXAMPLES = "v5e:16x16, v5p:4x4x8, v6e:16x16, tpu7x:4x4x4, h100:64, gpu:64:80GB, cpu:8"

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ringmoe_jax.interop.program import PLATFORMS, Program
+from ringmoe_jax.deploy.program import PLATFORMS, Program
 from ringmoe_jax.sensors import Sensor, Statistics
 
 SCHEMA = 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringmoe_jax import compress, interop, models
+from ringmoe_jax import compress, deploy, models
 from tests.tiny import RINGMOE, SKYSENSE, batch
 
 MIXTURE = RINGMOE | dict(depths=(1, 1), moe=dict(specialised=2, collaborative=2, engine="dense"))
@@ -41,10 +41,10 @@ def test_a_linear_map_by_hand():
     apply = lambda params, x: {"y": x["x"] @ params["a"]["w"] + params["a"]["b"]}  # noqa: E731
     params = {"a": {"w": jnp.array([[2.0], [3.0]]), "b": jnp.array([1.0])}, "unread": jnp.zeros(7)}
     shape = jax.ShapeDtypeStruct((2,), np.float32)
-    used = interop.trim(apply, params, {"x": shape, "z": shape})
+    used = deploy.trim(apply, params, {"x": shape, "z": shape})
     assert set(used.params) == {"a/w", "a/b"}
     assert set(used.inputs) == {"x"}
-    program = interop.export(*used)
+    program = deploy.export(*used)
     for x, y in (([[1, 1]], [[6]]), ([[1, 0], [0, 1], [2, 2]], [[3], [4], [11]])):
         found = jax.export.deserialize(program.serialised).call(program.weights, {"x": jnp.array(x, jnp.float32)})
         np.testing.assert_array_equal(found["y"], y)
@@ -55,10 +55,10 @@ def test_a_linear_map_by_hand():
 def test_programs_equal_the_model_for_any_number_of_images(config, dates, entries):
     """RingMoE with routed experts reads no dates, SkySense does, and neither reads places without a geo-context."""
     apply, params, one, inputs = subject(config, dates)
-    used = interop.trim(apply, params, one)
+    used = deploy.trim(apply, params, one)
     assert len(used.inputs) == entries * len(config["sensors"])
     assert "mask_token" not in used.params
-    program = interop.export(*used)
+    program = deploy.export(*used)
     exported = jax.export.deserialize(program.serialised)
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert {str(aval.shape[0]) for aval in exported.out_avals} == {"b"}
@@ -70,9 +70,9 @@ def test_programs_equal_the_model_for_any_number_of_images(config, dates, entrie
 
 def test_quantised_weights_are_whole_again_inside_the_program():
     apply, params, one, inputs = subject(RINGMOE | dict(depths=(1,)))
-    used = interop.trim(apply, params, one)
+    used = deploy.trim(apply, params, one)
     tree = compress.quantise(used.params)
-    program = interop.export(lambda t, x: used.apply(compress.dequantise(t), x), tree, used.inputs)
+    program = deploy.export(lambda t, x: used.apply(compress.dequantise(t), x), tree, used.inputs)
     kinds = {str(w.dtype) for w in program.weights.values()}
     assert kinds == {"int8", "float32"}
     wanted = used.apply(compress.dequantise(tree), inputs)

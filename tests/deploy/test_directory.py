@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringmoe_jax import interop
+from ringmoe_jax import deploy
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError
 
 SENSORS = {name: sensor_table.get(name) for name in ("s2_10", "s1_grd")}
-CARD = interop.Card(
+CARD = deploy.Card(
     name="RingMoE-tiny",
     description="A mean.",
     architecture="RingMoE",
     tasks=("scene-classification",),
     sensors=SENSORS,
     statistics={name: sensor.statistics for name, sensor in SENSORS.items()},
-    outputs={"logits": interop.Meaning(("class",), "logits", ("sea ice", "land"))},
+    outputs={"logits": deploy.Meaning(("class",), "logits", ("sea ice", "land"))},
     own={"step": 3},
 )
 ENUMERATION = set(
@@ -46,7 +46,7 @@ def tiny():
     for name, sensor in SENSORS.items():
         inputs[f"{name}/pixels"] = jax.ShapeDtypeStruct((1, 4, 4, sensor.channels), np.float32)
         inputs[f"{name}/valid"] = jax.ShapeDtypeStruct((1, 4, 4), np.bool_)
-    return interop.export(apply, {"scale": jnp.array([2.0, 1.0])}, inputs)
+    return deploy.export(apply, {"scale": jnp.array([2.0, 1.0])}, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def program():
 
 @pytest.fixture
 def folder(program, tmp_path):
-    interop.save(tmp_path / "out", program, interop.describe(program, CARD, 2))
+    deploy.save(tmp_path / "out", program, deploy.describe(program, CARD, 2))
     return tmp_path / "out"
 
 
@@ -69,7 +69,7 @@ def ones(rows=2):
 
 
 def test_what_is_loaded_is_what_was_saved(folder):
-    call, metadata = interop.load(folder)
+    call, metadata = deploy.load(folder)
     np.testing.assert_array_equal(call(ones())["logits"], [[2, 1], [2, 1]])
     assert metadata["properties"]["ringmoe:step"] == 3
     assert not list(folder.parent.glob("*.part"))
@@ -111,26 +111,26 @@ def test_descriptions_follow_the_machine_learning_model_extension(folder):
 
 def test_versions_of_four_numbers_become_semantic_ones(program, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.12.0.1")
-    assert interop.describe(program, CARD, 2)["properties"]["mlm:framework_version"] == "0.12.0+1"
+    assert deploy.describe(program, CARD, 2)["properties"]["mlm:framework_version"] == "0.12.0+1"
 
 
 def test_meanings_must_fit(program):
-    wrong = dataclasses.replace(CARD, outputs={"logits": interop.Meaning(("height", "width"), "")})
+    wrong = dataclasses.replace(CARD, outputs={"logits": deploy.Meaning(("height", "width"), "")})
     with pytest.raises(ValueError, match="cannot have the axes height, width"):
-        interop.describe(program, wrong, 2)
+        deploy.describe(program, wrong, 2)
 
 
 def test_an_older_export_is_replaced_and_nothing_else(folder, program, tmp_path):
     (folder / "stale").touch()
-    interop.save(folder, program, interop.describe(program, CARD, 2))
+    deploy.save(folder, program, deploy.describe(program, CARD, 2))
     assert not (folder / "stale").exists()
     other = tmp_path / "photos"
     other.mkdir()
-    interop.check_target(other)
+    deploy.check_target(other)
     (other / "one.png").touch()
     for path in (other, other / "one.png"):
         with pytest.raises(ConfigError, match="is not an exported model"):
-            interop.save(path, program, interop.describe(program, CARD, 2))
+            deploy.save(path, program, deploy.describe(program, CARD, 2))
     assert (other / "one.png").exists()
 
 
@@ -160,7 +160,7 @@ def spoil_weights(folder):
 def test_what_is_not_whole_is_not_loaded(folder, spoil, message):
     spoil(folder)
     with pytest.raises(DataError, match=message):
-        interop.load(folder)
+        deploy.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_is_not_whole_is_not_loaded(folder, spoil, message):
     ],
 )
 def test_bad_inputs_are_named(folder, change, message):
-    call, _ = interop.load(folder)
+    call, _ = deploy.load(folder)
     inputs = ones()
     change(inputs)
     with pytest.raises(DataError, match=message):

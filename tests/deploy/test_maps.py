@@ -10,9 +10,9 @@ from affine import Affine
 from pyarrow import parquet
 from rasterio.crs import CRS
 
-from input_pipeline import maps
-from input_pipeline.maps import Draft, Layers
-from input_pipeline.scenes import Grid
+from ringmoe_jax.deploy import maps
+from ringmoe_jax.deploy.maps import Draft, Layers
+from ringmoe_jax.deploy.scenes import Grid
 from ringmoe_jax.errors import DataError
 
 SETTINGS = {"checkpoint": "runs/seg", "step": 7}

@@ -15,9 +15,9 @@ from rasterio.enums import MaskFlags
 from rasterio.warp import transform as to_crs
 from rasterio.windows import Window
 
-from input_pipeline import geo
+from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.batch import NO_TIME
+from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import COMPLEX, Sensor
 
@@ -208,7 +208,7 @@ class Strip:
         return any(of[..., wanted.min() : wanted.max() + 1].any() for of in self.valid.values())
 
     def batch(self, firsts: Sequence[int], size: int) -> dict:
-        """Square windows as high as the strip, as `ringmoe_jax.batch` describes a batch.
+        """Square windows as high as the strip, as `ringmoe_jax.contracts` describes a batch.
 
         Args:
             firsts: column at which each begins; columns beside the scene are mirrored.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.blending import Blend, Lattice
+from ringmoe_jax.deploy.blending import Blend, Lattice
 from ringmoe_jax.errors import ConfigError
 
 LATTICES = st.builds(

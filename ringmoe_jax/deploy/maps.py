@@ -20,7 +20,7 @@ import shapely
 from pyarrow import parquet
 from rasterio.windows import Window
 
-from input_pipeline.scenes import CACHE, Grid
+from ringmoe_jax.deploy.scenes import CACHE, Grid
 from ringmoe_jax.errors import DataError
 
 BLOCK_BYTES = 2**23  # of all bands of a COG's block, at most, where it may be made smaller

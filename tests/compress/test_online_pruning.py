@@ -19,12 +19,7 @@ from experiments.common import ExperimentConfig
 from experiments.pretrain import build as build_parts
 from experiments.pretrain import pretrain
 from ringmoe_jax import models, objectives, pretext, sensors
-from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.moe import routing, table
-from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.training import metrics, optimizer, step
-from ringmoe_jax.training.checkpoint import Checkpointer
-from ringmoe_jax.training.online_pruning import (
+from ringmoe_jax.compress.online import (
     CHOICES,
     OnlinePruning,
     PruningConfig,
@@ -34,6 +29,11 @@ from ringmoe_jax.training.online_pruning import (
     taken_over,
     used,
 )
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.moe import routing, table
+from ringmoe_jax.parallel.mesh import MeshConfig, make
+from ringmoe_jax.training import metrics, optimizer, step
+from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
 from tests import tiny
 from tests.input_pipeline import tiny_data

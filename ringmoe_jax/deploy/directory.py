@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
 
+from ringmoe_jax.deploy.program import Program
+from ringmoe_jax.deploy.stac import SCHEMA
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.interop.program import Program
-from ringmoe_jax.interop.stac import SCHEMA
 
 WEIGHTS, PROGRAM, DESCRIPTION, README = "model.safetensors", "model.stablehlo", "model.json", "README.md"
 ASSETS = {

@@ -10,18 +10,17 @@ import pytest
 from experiments import plan as planning
 from experiments.common import ExperimentConfig
 from experiments.plan_report import bounds, describe, link_seconds, to_json
-from input_pipeline.config import DataConfig, StreamConfig
 from input_pipeline.reader import train_batches
-from ringmoe_jax import batch as contract
+from ringmoe_jax import contracts as contract
 from ringmoe_jax import sensors
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.parallel import hlo, topology
-from ringmoe_jax.parallel.chips import CHIPS
-from ringmoe_jax.parallel.hlo import Collective
-from ringmoe_jax.training import ahead
+from ringmoe_jax.planning import ahead, hlo, topology
+from ringmoe_jax.planning.chips import CHIPS
+from ringmoe_jax.planning.hlo import Collective
 from tests.input_pipeline import tiny_data
-from tests.parallel import plan_config
-from tests.parallel.plan_config import exchanges
+from tests.planning import plan_config
+from tests.planning.plan_config import exchanges
 
 
 def make(name: str, compiled: bool = True, **options):
@@ -148,7 +147,7 @@ def test_refusals_come_before_any_compilation(monkeypatch, name, options, messag
 
 def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch):
     path = tmp_path / "config.py"
-    path.write_text("from tests.parallel import plan_config\nfrom ml_collections import ConfigDict\n")
+    path.write_text("from tests.planning import plan_config\nfrom ml_collections import ConfigDict\n")
     path.open("a").write("def get_config():\n    return ConfigDict(plan_config.values(width=64))\n")
     monkeypatch.setattr(planning, "compiled", None)
     monkeypatch.setattr("sys.argv", ["plan", "--config", str(path), "--topology", "gpu:8:0.001GB", "--json"])

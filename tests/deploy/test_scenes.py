@@ -5,9 +5,9 @@ import pytest
 import rasterio
 from affine import Affine
 
-from input_pipeline import folder, geo
-from input_pipeline.scenes import Scene, Stack, mirrored
-from ringmoe_jax import sensors
+from input_pipeline import folder
+from ringmoe_jax import geo, sensors
+from ringmoe_jax.deploy.scenes import Scene, Stack, mirrored
 from ringmoe_jax.errors import DataError
 from tests.input_pipeline.test_folder import tif
 
