@@ -63,7 +63,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     statistics = downstream.statistics_of(config, encoder, data.statistics)
     subject = Subject.of(config, dataset)
     parts = downstream.build(config, encoder, subject, statistics, mesh)
-    rule = optimizer.build(config.optimizer, config.train.steps)
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     rate = optimizer.schedule(config.optimizer, config.train.steps)
     state = create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=mesh)
     if config.init_from and config.weights == CHECKPOINT:
