@@ -16,6 +16,7 @@ ORDER = [
     "parallel",
     "moe",
     "models",
+    "encoding",
     "pretext",
     "objectives",
     "training",
