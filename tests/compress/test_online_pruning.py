@@ -32,7 +32,7 @@ from ringmoe_jax.compress.online import (
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.moe import routing, table
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.training import metrics, optimizer, step
+from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
 from tests import tiny
@@ -146,14 +146,21 @@ def starved():
         built.append(model)
         return (whole if model == MODEL else build(model, config)).step, None
 
-    pruning = OnlinePruning(config, MODEL, passes, reports.append, step=0)
-    state, batch, seen = starve(whole.state()), masked_batch(), []
-    for number in range(4):
-        state, measured = pruning(state, batch)
+    pruning = OnlinePruning(config, passes, report=lambda training, dropped: reports.append(dropped))
+    record, steps = {"config": {"model": MODEL}}, loop.TrainConfig(steps=4)
+    training = loop.Training(starve(whole.state()), passes(MODEL)[0], record, None, steps)
+    batch, seen = masked_batch(), []
+    for number in range(1, 5):
+        training.state, measured = training.train_step(training.state, batch)
+        training.step = number
         seen.append(jax.device_get(measured))
-        if number == 0:
-            first = jax.device_get(state)
-    return SimpleNamespace(config=config, state=state, first=first, reports=reports, built=built, seen=seen)
+        if number == 1:
+            first = jax.device_get(training.state)
+        if pruning.due(training):
+            pruning(training)
+    assert training.record["config"]["model"] == reports[0].model
+    assert record == {"config": {"model": MODEL}}  # records of earlier checkpoints stay what they were
+    return SimpleNamespace(config=config, state=training.state, first=first, reports=reports, built=built, seen=seen)
 
 
 def test_an_expert_that_no_token_chooses_goes_after_a_window(starved):
@@ -237,7 +244,7 @@ def test_models_without_such_experts():
 
 def test_experts_that_are_split_over_devices():
     with pytest.raises(ConfigError, match=r"pruning with mesh.expert = 2: .* set mesh.expert = 1"):
-        OnlinePruning(PruningConfig(every=1), MODEL, None, None, step=0, mesh=make(MeshConfig(4, 1, 2)))
+        OnlinePruning(PruningConfig(every=1), None, make(MeshConfig(4, 1, 2)))
 
 
 def test_a_checkpoint_with_fewer_experts_is_taken_over():
