@@ -1,4 +1,4 @@
-"""Fine-tuning: a pre-trained (or new) encoder, a head and a task on a data set's label, to the last step and a score."""
+"""Fine-tuning: an encoder (pre-trained or new), a head and a task on a label, to the last step and a score."""
 
 from __future__ import annotations
 

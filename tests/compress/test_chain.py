@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common import ExperimentConfig
 from ringmoe_jax import compress, models
 from ringmoe_jax.compress import Network
 from ringmoe_jax.models import count
+from ringmoe_jax.run import PretrainConfig
 from tests.compress.cases import HEADS, MODEL, assert_equal, network, outputs
 from tests.tiny import batch
 
@@ -21,7 +21,7 @@ def test_14b_becomes_1b():
     the last stage lose all four.
     """
     values = importlib.import_module("configs.ringmoe_14b").get_config().to_dict()
-    full = ExperimentConfig.of(values).model
+    full = PretrainConfig.of(values).model
     one = compress.submodel_config(full, ("rgb",))
     importance = {"collaborative": np.random.default_rng(0).random((24, 1, 4))}
     allowed = compress.choose(Network(one, {}), importance, keep=0.25)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import common, pretrain
-from experiments.common import ExperimentConfig
+from experiments.run import cli, pretrain
 from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.run import PretrainConfig
 from tests.input_pipeline import tiny_data
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,7 +156,7 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
 )
 def test_misspelt_arguments(config, arguments, message):
     with pytest.raises(ConfigError) as error:
-        common.read_config(str(config), arguments)
+        cli.read_config(str(config), arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -165,17 +165,17 @@ def test_config_file_errors(tmp_path):
     with pytest.raises(
         ConfigError, match=r'no configuration file "configs/ringmoe_mico.py": did you mean "configs/ringmoe_micro.py"'
     ):
-        common.read_config("configs/ringmoe_mico.py")
+        cli.read_config("configs/ringmoe_mico.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="has no function get_config"):
-        common.read_config(str(tmp_path / "empty.py"))
+        cli.read_config(str(tmp_path / "empty.py"))
 
 
 def test_image_sizes_must_agree(config):
     with pytest.raises(
         ConfigError, match=r"image_size = 32, but data shows \"rgb\" at 16 pixels: set config.data.image_size"
     ):
-        ExperimentConfig.of(common.read_config(str(config), ["--config.model.image_size=32"]))
+        PretrainConfig.of(cli.read_config(str(config), ["--config.model.image_size=32"]))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,6 @@ def test_image_sizes_must_agree(config):
 )
 def test_bad_runs_end_with_one_line(config, tmp_path, arguments, message):
     with pytest.raises(UserError) as error:
-        pretrain.pretrain(common.read_config(str(config), arguments), str(tmp_path))
+        pretrain.pretrain(cli.read_config(str(config), arguments), str(tmp_path))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
