@@ -1,37 +1,27 @@
-"""What the scripts share: configs to objects, checkpoints to models, errors to one line."""
+"""What the scripts share: configs to objects, checkpoints to models."""
 
 from __future__ import annotations
 
-import argparse
-import ast
 import dataclasses
-import functools
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import logging
-from ml_collections import ConfigDict
 
+from experiments.run.cli import entry_point, keep_compiled, read_config, read_run  # noqa: F401  (on the way out)
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives, pretext
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress.online import PruningConfig
 from ringmoe_jax.data_config import DataConfig
-from ringmoe_jax.errors import ConfigError, UserError, nearest
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models import Model, Params
-from ringmoe_jax.parallel import host
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.sensors import Sensor, Statistics
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.loop import TrainConfig
 from ringmoe_jax.training.optimizer import OptimizerConfig
-
-CACHE = ".cache/jax"  # of compiled programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +63,23 @@ class ExperimentConfig:
                 )
         return config
 
+    def complete(self) -> dict[str, Any]:
+        """A nested dict with every default filled in, as a checkpoint's record keeps it; `of` makes the same of it.
+
+        Raises:
+            ConfigError: an objective, the pretext task or the model has no such key.
+        """
+        terms = objectives.build(self.objectives)
+        return dataclasses.asdict(self) | {
+            "model": models.complete(self.model),
+            "pretext": pretext.complete(self.pretext),
+            "objectives": {
+                label: {"name": self.objectives[label]["name"]} | dataclasses.asdict(term)
+                for label, term in terms.items()
+            },
+            "pruning": dataclasses.asdict(self.pruning if self.pruning.every else PruningConfig()),
+        }
+
     @property
     def sensors(self) -> dict[str, Sensor]:
         """The model's sensors with the bands that `data.bands` selects."""
@@ -106,74 +113,6 @@ class Parts:
     mesh: jax.sharding.Mesh | None
 
 
-def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs `get_config()` of a configuration file and applies `--config.a.b=value` arguments.
-
-    Args:
-        path: Python file with `get_config() -> ml_collections.ConfigDict`.
-        overrides: command-line arguments; values are Python literals, anything else is a string.
-
-    Returns:
-        Nested dict.
-
-    Raises:
-        ConfigError: no such file, no such key (names the nearest), or a value of another type.
-    """
-    if not Path(path).is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        raise ConfigError(f'no configuration file "{path}": {nearest(path, known)}')
-    spec = importlib.util.spec_from_file_location("_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no function get_config() that returns an ml_collections.ConfigDict")
-    config = module.get_config()
-    _open_groups(config)
-    for argument in overrides:
-        key, equals, text = argument.partition("=")
-        if not equals or not key.startswith("--config."):
-            raise ConfigError(f'unknown argument "{argument}": wanted --config.<key>=<value>')
-        _override(config, key.removeprefix("--config.").split("."), text)
-    return config.to_dict()
-
-
-def _open_groups(config: ConfigDict) -> None:
-    """Lets the command line add keys to empty groups, and to those whose `name` says what they hold, as `head` does.
-
-    The dataclass of such a group checks them later.
-    """
-    config.lock()
-    for value in config.values():
-        if isinstance(value, ConfigDict):
-            _open_groups(value)
-            if not value or "name" in value:
-                value.unlock()
-
-
-def _override(config: ConfigDict, keys: Sequence[str], text: str) -> None:
-    where = "config"
-    for i, key in enumerate(keys):
-        last = i == len(keys) - 1
-        if last and isinstance(config, ConfigDict) and not config.is_locked and key not in config:
-            config[key] = None
-        if not isinstance(config, ConfigDict) or key not in config:
-            known = config.keys() if isinstance(config, ConfigDict) else ()
-            raise ConfigError(f"{where}.{key} does not exist: {nearest(key, known)}")
-        if not last:
-            config, where = config[key], f"{where}.{key}"
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = text
-    try:
-        config[keys[-1]] = value
-    except TypeError as error:
-        old = config[keys[-1]]
-        raise ConfigError(
-            f"{where}.{keys[-1]} = {value!r} is a {type(value).__name__}, wanted a {type(old).__name__} such as {old!r}"
-        ) from error
-
-
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
     """The mesh over all devices, or None where there is one device."""
     mesh = meshes.make(config)
@@ -194,6 +133,23 @@ def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=N
     model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
     wanted = pretext.Wanted(config.train.steps, objectives.collect_projections(terms))
     return Parts(sensors, statistics, model, terms, pretext.build(config.pretext, model, wanted), mesh)
+
+
+def check_streams(config: ExperimentConfig) -> None:
+    """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks."""
+    model, streams = config.model.get("sensors", ()), config.data.streams
+    read = {name for stream in streams.values() for name in stream.sensors}
+    both = [name for name in model if name in read]
+    fix = f"take the sensor out everywhere with --sensors {' '.join(both)}, or " if both else ""
+    for name in model:
+        if name not in read:
+            raise ConfigError(f'config.model.sensors has "{name}", which no stream reads: {fix}add a stream')
+    for label, stream in streams.items():
+        for name in stream.sensors:
+            if name not in model:
+                raise ConfigError(
+                    f'config.data.streams.{label} reads "{name}", which config.model.sensors lacks: {fix}add it there'
+                )
 
 
 def build_objectives(config: ExperimentConfig) -> tuple[dict[str, objectives.Objective], dict[str, dict[str, int]]]:
@@ -249,41 +205,3 @@ def load(workdir: str, step: int | None = None) -> Trained:
     params, state = checkpointer.restore_model(record["step"])
     checkpointer.close()
     return Trained(config, parts, parts.pretext.export(params, state), record["step"])
-
-
-def read_run(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Adds what every script that trains takes, reads the command line and the configuration, and sets up the cache.
-
-    Args:
-        parser: with the script's own arguments.
-
-    Returns:
-        The arguments, and the nested dict of the configuration with its `--config.a.b=value` in it.
-    """
-    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
-    parser.add_argument("--compilation-cache", default=CACHE, help='keeps compiled programs; "" for none')
-    arguments, overrides = parser.parse_known_args()
-    if arguments.compilation_cache:
-        keep_compiled(arguments.compilation_cache)
-    return arguments, read_config(arguments.config, overrides)
-
-
-def keep_compiled(folder: str = CACHE) -> None:
-    """Keeps compiled programs in a folder, for runs to come."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
-
-
-def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator."""
-
-    @functools.wraps(main)
-    def run(*arguments, **keywords):
-        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
-        host.keep_memory()
-        try:
-            sys.exit(main(*arguments, **keywords))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-
-    return run

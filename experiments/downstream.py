@@ -18,6 +18,7 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.models.downstream import ENCODER, attach
+from ringmoe_jax.models.heads import HEADS
 from ringmoe_jax.models.heads.neck import NeckConfig
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.pretext import Pretext
@@ -87,6 +88,36 @@ class DownstreamConfig:
         """Checks every key and type of a configuration (a `ConfigDict`'s `to_dict()`)."""
         configuration.import_modules(values.get("modules", ()))
         return configuration.build(DownstreamConfig, values)
+
+    def complete(self) -> dict[str, Any]:
+        """A nested dict with every default filled in, as a checkpoint's record keeps it; `of` makes the same of it.
+
+        Of the head it keeps what differs from its defaults, for the task decides some of its fields.
+
+        Raises:
+            ConfigError: the task, an objective, the model or the head has no such key.
+        """
+        terms = objectives.build(self.objectives) if self.objectives else {}
+        return dataclasses.asdict(self) | {
+            "task": {"name": self.task.get("name"), **dataclasses.asdict(tasks.build(self.task))},
+            "model": models.complete(self.model) if self.model else {},
+            "head": _differences(self.head),
+            "objectives": {
+                label: {"name": self.objectives[label]["name"]} | dataclasses.asdict(term)
+                for label, term in terms.items()
+            },
+        }
+
+
+def _differences(head: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's config without the values that are its defaults; as it is where the task chooses the head."""
+    if head.get("name") not in HEADS:
+        return dict(head)
+    cls, _ = HEADS[head["name"]]
+    fields = {key: value for key, value in head.items() if key != "name"}
+    stated = dataclasses.asdict(configuration.build(cls, fields, "config.head"))
+    defaults = dataclasses.asdict(cls())
+    return {"name": head["name"]} | {key: value for key, value in stated.items() if value != defaults[key]}
 
 
 @dataclasses.dataclass(frozen=True)

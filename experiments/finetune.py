@@ -8,7 +8,6 @@ python -m experiments.finetune --config ... --workdir ... --seeds 0 1 2
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -46,6 +45,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
     config = DownstreamConfig.of(values)
+    values = config.complete()
 
     # ---- Devices, encoder and data ----------------------------------------------------------------
     mesh = common.make_mesh(config.mesh)
@@ -87,11 +87,17 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
             "subject": subject.to_json(),
         },
         sections=SECTIONS,
+        complete=complete,
         mesh=mesh,
     )
     if int(state.step) < config.train.steps:
         raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there, and scores it")
     return scoring.score(scoring.Adapted.load(workdir), workdir)
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of fine-tuning with every default filled in."""
+    return DownstreamConfig.of(values).complete()
 
 
 def several(values: Mapping[str, Any], workdir: str, runs: Sequence[int]) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def several(values: Mapping[str, Any], workdir: str, runs: Sequence[int]) -> dic
     """
     results = []
     for seed in runs:
-        own = copy.deepcopy(dict(values))
+        own = complete(values)
         own["train"]["seed"] = seed
         own["data"]["shuffle_seed"] = seed
         results.append(finetune(own, str(Path(workdir) / f"seed{seed}")))

@@ -37,6 +37,7 @@ def fit(
     train: TrainConfig,
     record: Mapping[str, Any],
     sections: Sequence[str],
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     evaluate: Evaluate | None = None,
     mesh=None,
     pruning: PruningConfig = PruningConfig(),  # noqa: B008
@@ -55,6 +56,7 @@ def fit(
         train: how long.
         record: JSON types that are saved with every checkpoint; holds "config" and "statistics".
         sections: of the config that must be those of the checkpoint.
+        complete: fills the defaults in, in the config of a checkpoint that states fewer keys, or more, than this one.
         evaluate: validation metrics of a state; not called where `train.evaluate_every` is 0.
         mesh: None is one device.
         pruning: which experts go on the way; where any do, `pretext` is `online.counted`, and checkpoints say
@@ -69,7 +71,7 @@ def fit(
     """
     checkpointer = Checkpointer(workdir, keep=train.keep_checkpoints)
     if checkpointer.latest is not None:
-        state = _resume(checkpointer, state, data, record, sections)
+        state = _resume(checkpointer, state, data, record, sections, complete)
         print(f"resuming {workdir} at step {int(state.step)}")
     writer = MetricsWriter(workdir, resume_step=int(state.step))
     make_step = functools.partial(
@@ -115,6 +117,7 @@ def _resume(
     data: BatchIterator,
     record: Mapping[str, Any],
     sections: Sequence[str],
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> TrainState:
     """The newest state; batches go on from there."""
     saved = checkpointer.record()
@@ -123,9 +126,9 @@ def _resume(
             f"{checkpointer.directory.parent} holds a compressed model, which has no optimiser state to resume from: "
             "choose a new --workdir"
         )
+    before, now = complete(saved["config"]), complete(record["config"])
     for section in sections:
-        own = record["config"].get(section)
-        check_same({section: saved["config"].get(section)}, {section: own}, "config")
+        check_same({section: before[section]}, {section: now[section]}, "config")
     check_same(saved["statistics"], record["statistics"], "statistics")
     state = checkpointer.restore(state)
     data.set_state(saved["data"])
@@ -183,7 +186,13 @@ def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, A
     return {**values, "model": online.taken_over(values["model"], saved.get("model", {}))}
 
 
-def once(values: Mapping[str, Any], workdir: Path, name: str, run: Callable[[], Any]) -> None:
+def once(
+    values: Mapping[str, Any],
+    workdir: Path,
+    name: str,
+    run: Callable[[], Any],
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> None:
     """Does one run of a grid of them, unless its record says that it was done; what it prints goes to `log.txt`.
 
     Args:
@@ -191,14 +200,15 @@ def once(values: Mapping[str, Any], workdir: Path, name: str, run: Callable[[], 
         workdir: its folder.
         name: of the record, a file in it.
         run: does it.
+        complete: see `fit`.
 
     Raises:
         ConfigError: the folder holds a run of another configuration.
     """
     record = workdir / name
-    plain = json.loads(json.dumps(values))
     done = json.loads(record.read_text()) if record.exists() else None
-    if done and done["config"] != plain:
+    plain = json.loads(json.dumps(complete(values)))
+    if done and json.loads(json.dumps(complete(done["config"]))) != plain:
         raise ConfigError(f"{workdir} holds a run of another configuration: choose another folder, or delete it")
     if done:
         return

@@ -39,11 +39,11 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
     config = ExperimentConfig.of(values)
+    values = config.complete()
+    common.check_streams(config)
     if config.pruning.every:
         values = with_experts_left(values, workdir)
         config = ExperimentConfig.of(values)
-    else:
-        values = {name: group for name, group in values.items() if name != "pruning"}  # off is as if it was not named
 
     # ---- Devices and data -------------------------------------------------------------------------
     mesh = common.make_mesh(config.mesh)
@@ -76,11 +76,17 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         train=config.train,
         record={"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         sections=("model", "pretext", "objectives", "data", "optimizer", "pruning"),
+        complete=complete,
         evaluate=validation(parts, batches),
         mesh=mesh,
         pruning=config.pruning,
         rebuild=rebuild,
     )
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of pre-training with every default filled in."""
+    return ExperimentConfig.of(values).complete()
 
 
 def build(config: ExperimentConfig, statistics: Mapping[str, Statistics], mesh=None) -> Parts:
