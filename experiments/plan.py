@@ -20,7 +20,7 @@ from experiments.run import cli
 def main() -> int:
     """Runs the command; returns its exit status: 2 where the step does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
+    cli.add_config(parser)
     parser.add_argument("--topology", required=True, help="machine, for example v5p:4x4x8, h100:64, gpu:8:80GB, cpu:8")
     parser.add_argument("--fit", action="store_true", help="look for a mesh and a recomputation that fit")
     parser.add_argument("--tries", type=int, default=6, help="most compilations of --fit")
@@ -34,7 +34,7 @@ def main() -> int:
 
     topology = topologies.parse(arguments.topology)
     topologies.start(topology)
-    config = PretrainConfig.of(cli.read_config(arguments.config, overrides))
+    config = PretrainConfig.of(cli.read_config(arguments.config, overrides, arguments.sensors))
     if arguments.fit:
         plan = planning.fit(config, topology, arguments.tries, full=arguments.full)
     else:
