@@ -53,9 +53,8 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     """The train step over the same backbone with a dense layer of equal active FLOPs, and over a PyTorch twin."""
     from experiments.benchmarks import train
 
-    config = common.read_config(arguments.config, arguments.overrides)
-    checked = common.ExperimentConfig.of(config)
-    jobs = train.measured(config, moe.ENGINES)
+    checked = common.ExperimentConfig.of(common.read_config(arguments.config, arguments.overrides))
+    jobs = train.measured(checked.complete(), moe.ENGINES)
     batch = train.random_batch(checked, 0)
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch)

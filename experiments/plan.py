@@ -1,8 +1,8 @@
 """Plans a run on machines that you need not own: does a step fit, what does it cost, what bounds it?
 
-python -m experiments.plan --config configs/ringmoe_14b.py --topology v5p:4x4x8 \\
+python -m experiments.plan --config configs/ringmoe.py:14b --topology v5p:4x4x8 \\
     --config.mesh.fsdp=32 --config.mesh.expert=4 --config.data.batch_size=128
-python -m experiments.plan --config configs/ringmoe_14b.py --topology h100:64 --fit --json
+python -m experiments.plan --config configs/ringmoe.py:14b --topology h100:64 --fit --json
 
 The training step of `experiments.pretrain` is compiled for the topology ahead of time. That needs the compilers in
 requirements-plan.txt; without them the part that needs no compiler is printed.

@@ -48,7 +48,7 @@ def test_clock_takes_turns_and_leaves_the_warm_up_out():
 
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     """Each token meets one specialised, one collaborative and the shared expert: three FFNs' hidden units."""
-    config = common.read_config("configs/ringmoe_micro.py")
+    config = common.ExperimentConfig.of(common.read_config("configs/ringmoe_micro.py")).complete()
     dense = common.ExperimentConfig.of(train.dense_backbone(config))
     params = jax.eval_shape(common.build(dense, {}).model.init, jax.random.key(0))
     ffn = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
