@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 LEVELS = ("pixel", "object", "image")  # of SkySense's multi-granularity contrastive learning
 SENSORS = ("rgb", "slc_quad", "sar_amplitude", "ms4")  # of the released RingMoE configuration
-BALANCE = dict(name="balance", scale=4e-3)
+BALANCE = dict(name="balance")
 STRONG = dict(gain=0.2, blur=0.5, solarise=0.2)  # disturbance of high-resolution images (our choice)
 LIGHT = dict(gain=0.05)  # of series (our choice)
 
@@ -29,7 +29,7 @@ def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> Con
     config.model = ConfigDict(dict(name="ringmoe", sensors=SENSORS, width=width, depths=depths, head_width=head_width))
     config.model.update(dtype="bfloat16", remat="full", moe={})
     config.objectives = masked(rgb="masked_l1", slc_quad="total_power", sar_amplitude="masked_l1", ms4="masked_l1")
-    config.data.update(streams=streams(SENSORS, "data/{sensor}"), image_size=192)
+    config.data.update(streams=streams(SENSORS, "data/{sensor}"), image_size=192, rotate=False)
     return config
 
 
@@ -59,7 +59,7 @@ def skysense(
     config.pretext = ConfigDict(dict(name="contrastive", warmup_steps=30_000, tokens=256))
     config.objectives = contrastive_objectives(streams or (*sensors, "fused"), levels)
     places = dict(directory="data/places", sensors=sensors, crop_scale=(0.3, 1.0))
-    config.data.update(streams=dict(all=places), image_size=192, mask_unit=0, rotate=True, views=dict(date_jitter=5))
+    config.data.update(streams=dict(all=places), image_size=192, mask_unit=0, views=dict(date_jitter=5))
     return config
 
 
@@ -67,7 +67,7 @@ def _base() -> ConfigDict:
     """Data and training of the released RingMoE configuration; its optimiser is the default."""
     return ConfigDict(
         dict(
-            data=dict(batch_size=32, rotate=False, max_bad_records=16, shuffle_seed=2022),
+            data=dict(batch_size=32, max_bad_records=16, shuffle_seed=2022),
             optimizer={},
             train=dict(steps=100_000, log_every=50, checkpoint_every=1000, evaluate_every=1000, seed=2022),
             mesh={},

@@ -54,9 +54,8 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     """The train step over the same backbone with a dense layer of equal active FLOPs, and over a PyTorch twin."""
     from experiments.benchmarks import train
 
-    config = cli.read_config(arguments.config, arguments.overrides)
-    checked = PretrainConfig.of(config)
-    jobs = train.measured(config, moe.ENGINES)
+    checked = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
+    jobs = train.measured(checked.complete(), moe.ENGINES)
     batch = train.random_batch(checked, 0)
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch)

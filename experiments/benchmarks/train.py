@@ -23,7 +23,7 @@ def measured(config: Mapping, engines: tuple[str, ...], seed: int = 0) -> dict[s
     """One job per engine and one for the dense backbone: a whole step on a batch that is already there.
 
     Args:
-        config: of `experiments.cli.read_config`.
+        config: with every default filled in, of `PretrainConfig.complete`.
         engines: keys of `moe.engines.ENGINES`.
         seed: of the batch.
     """

@@ -1,11 +1,10 @@
 """The paper's chain at its size, by shapes alone, and a small one from end to end."""
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
 
+from configs import ringmoe
 from ringmoe_jax import compress, models
 from ringmoe_jax.compress import Network
 from ringmoe_jax.models import count
@@ -20,7 +19,7 @@ def test_14b_becomes_1b():
     4.3 is not what one of four collaborative experts in every layer leaves, but what is left when the two layers of
     the last stage lose all four.
     """
-    values = importlib.import_module("configs.ringmoe_14b").get_config().to_dict()
+    values = ringmoe.get_config("14b").to_dict()
     full = PretrainConfig.of(values).model
     one = compress.submodel_config(full, ("rgb",))
     importance = {"collaborative": np.random.default_rng(0).random((24, 1, 4))}

@@ -51,7 +51,7 @@ def test_clock_takes_turns_and_leaves_the_warm_up_out():
 
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     """Each token meets one specialised, one collaborative and the shared expert: three FFNs' hidden units."""
-    config = cli.read_config("configs/ringmoe_micro.py")
+    config = PretrainConfig.of(cli.read_config("configs/ringmoe_micro.py")).complete()
     dense = PretrainConfig.of(train.dense_backbone(config))
     params = jax.eval_shape(runs.pretraining(dense, {}).model.init, jax.random.key(0))
     ffn = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
