@@ -19,6 +19,7 @@ ORDER = [
     "parallel",
     "moe",
     "models",
+    "encoding",
     "pretext",
     "objectives",
     "training",
