@@ -46,6 +46,7 @@ class WindowModel:
         every_date: whether a place is known only where all dates saw it.
         size: rows and columns of a window, in pixels.
         names: of the K numbers, where they do not depend on the sensors that are shown.
+        colours: "#rrggbb" of the classes, or none.
         output: one of the module's four.
         answer: `answer(batch) -> [B, h, w, K]` float32; h = w divides the window, or is 1: one answer for the whole.
         facts: what decides the answers, JSON types.
@@ -60,6 +61,7 @@ class WindowModel:
     output: str
     answer: Callable[[Mapping], jax.Array]
     facts: Mapping[str, Any]
+    colours: tuple[str, ...] = ()
 
     def layers(self, channels: int) -> Layers:
         """What a map of K = `channels` blended numbers holds."""
@@ -69,7 +71,7 @@ class WindowModel:
             return Layers(names, "float32", float("nan"), tags=tags)
         if len(names) > UNKNOWN:
             raise ConfigError(f'{len(names)} classes do not fit 8 bits: use --output "{PROBABILITIES}"')
-        colours = np.round(255 * class_colours(len(names)))
+        colours = np.round(255 * class_colours(len(names), self.colours))
         numbered = {f"CLASS_{i}": name for i, name in enumerate(names)}
         return Layers((CLASSES,), "uint8", UNKNOWN, colours, tags | numbered)
 
@@ -131,6 +133,7 @@ def _fine_tuned(checkpoint: str, task: str, output: str) -> WindowModel:
         output,
         _jitted(_on_grid_of(parts.model, parts.target.sensor), params, speak),
         facts,
+        parts.target.colours,
     )
 
 

@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "errors",
+    "config",
+    "registry",
     "sensors",
     "geo",
     "data_config",
@@ -21,10 +24,10 @@ ORDER = [
     "objectives",
     "training",
     "compress",
-    "planning",
     "evaluate",
     "tasks",
     "run",
+    "planning",
     "deploy",
 ]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))
