@@ -64,16 +64,35 @@ class Example:
     truth: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class SceneOutput:
+    """What a task says of every place of a scene, as numbers whose mean is taken where windows overlap.
+
+    Attributes:
+        numbers: `numbers(predictions) -> [B, h, w, K]`, under `jit`; h = w divides the side of the images, or is 1: one
+            answer for the whole image.
+        names: of the K numbers; () are the target's classes.
+        classes: whether a map holds the index of the largest number instead of the numbers.
+    """
+
+    numbers: Callable[[Mapping[str, jax.Array]], jax.Array]
+    names: tuple[str, ...] = ()
+    classes: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """A task on one target. Everything but `answer` runs on the host.
+    """A task on one target. Everything but `answer` and the numbers of `scene_outputs` runs on the host.
 
     Attributes:
         target: name of the label, or of the sensor, that is the truth.
+        kinds: of targets that the task can learn.
+        scene_outputs: what it says of a scene, by the name that a user asks for, the default first; {} is nothing.
     """
 
     target: str
-    kinds: ClassVar[tuple[str, ...]]  # of targets that the task can learn
+    kinds: ClassVar[tuple[str, ...]]
+    scene_outputs: ClassVar[Mapping[str, SceneOutput]] = {}
 
     def check(self, target: Target) -> None:
         """Raises a `ConfigError` unless the task can learn the target."""

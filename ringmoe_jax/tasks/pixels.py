@@ -21,9 +21,13 @@ from ringmoe_jax.evaluate.metrics.segmentation import Change as Changed
 from ringmoe_jax.evaluate.metrics.segmentation import Segmentation as Overlap
 from ringmoe_jax.models.downstream import Purpose
 from ringmoe_jax.models.heads.neck import MEAN, PAIR
-from ringmoe_jax.tasks.base import SENSOR, Example, Target, Task, register
+from ringmoe_jax.tasks.base import SENSOR, Example, SceneOutput, Target, Task, register
 
 AUXILIARY = 0.4  # weight of the auxiliary head's loss (released SkySense; common practice)
+
+
+def _probabilities(predictions: Mapping[str, jax.Array]) -> jax.Array:
+    return jax.nn.softmax(predictions["logits"].astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,10 @@ class _Map(Task):
     """One class a pixel."""
 
     kinds: ClassVar = (MAP,)
+    scene_outputs: ClassVar = {
+        "classes": SceneOutput(_probabilities, classes=True),
+        "probabilities": SceneOutput(_probabilities),
+    }
     heads: ClassVar[tuple[str, ...]]
     dates: ClassVar[str]
 
@@ -124,6 +132,7 @@ class Height(Task):
 
     floor: float = FLOOR
     kinds: ClassVar = (SENSOR,)
+    scene_outputs: ClassVar = {"heights": SceneOutput(lambda said: said["height"][..., None], names=("height",))}
 
     def purpose(self, target: Target) -> Purpose:
         return Purpose(("height",), 1, MEAN, target.sensor)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -16,9 +17,14 @@ from ringmoe_jax.evaluate.metrics.classification import Classification as Accura
 from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
 from ringmoe_jax.models.downstream import Purpose
 from ringmoe_jax.models.heads.neck import MEAN
-from ringmoe_jax.tasks.base import Example, Target, Task, register
+from ringmoe_jax.tasks.base import Example, SceneOutput, Target, Task, register
 
 HEADS = ("linear", "mlp")
+
+
+def _whole(probability: Callable[[jax.Array], jax.Array]) -> Callable[[Mapping[str, jax.Array]], jax.Array]:
+    """Numbers of `SceneOutput`: one answer for the whole image."""
+    return lambda predictions: probability(predictions["logits"].astype(jnp.float32))[:, None, None]
 
 
 @register("classification")
@@ -32,6 +38,10 @@ class Classification(Task):
 
     smoothing: float = 0.0
     kinds: ClassVar = (CLASSES,)
+    scene_outputs: ClassVar = {
+        "classes": SceneOutput(_whole(jax.nn.softmax), classes=True),
+        "probabilities": SceneOutput(_whole(jax.nn.softmax)),
+    }
 
     def purpose(self, target: Target) -> Purpose:
         return Purpose(HEADS, len(target.names), MEAN)
@@ -63,6 +73,7 @@ class MultiLabel(Task):
     """Any number of classes an image. Scores: mean average precision, micro and macro; macro F1."""
 
     kinds: ClassVar = (MULTILABEL,)
+    scene_outputs: ClassVar = {"probabilities": SceneOutput(_whole(jax.nn.sigmoid))}
 
     def purpose(self, target: Target) -> Purpose:
         return Purpose(HEADS, len(target.names), MEAN)
