@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "errors",
+    "config",
+    "registry",
     "sensors",
     "geo",
     "data_config",

@@ -52,7 +52,7 @@ def finetuning(folder, values, target, dates, train=None):
     encoder, spec = Encoder(config.model, config.data.bands, {}), TaskSpec(target, dates)
     statistics = {name: sensor.statistics for name, sensor in encoder.sensors.items()}
     parts = runs.finetuning(config, encoder, spec, statistics)
-    rule = optimizer.build(config.optimizer, config.train.steps)
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     state = create(parts.model, parts.pretext, rule, seed=0)
     if train:
         rate = optimizer.schedule(config.optimizer, config.train.steps)

@@ -151,7 +151,7 @@ class _Job:
 
     def _encoded(self, values: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """Blended numbers [n, w, K] as the draft stores them."""
-        if self.model.classes:
+        if self.model.is_classes:
             values = values.argmax(-1)[..., None]
         values = np.where(observed[..., None] > 0, values, self.layers.no_data)
         if self.form == PARQUET:

@@ -21,6 +21,7 @@ from ringmoe_jax.models import Model, Params
 from ringmoe_jax.models.heads.neck import PAIR
 from ringmoe_jax.run import TASK, Run
 from ringmoe_jax.sensors import Sensor
+from ringmoe_jax.tasks.base import CLASSES
 
 EMBEDDINGS = "embeddings"  # what a run without a task says
 ENGINE = "dropless"  # an answer does not depend on which windows share a batch
@@ -39,7 +40,6 @@ class WindowModel:
         size: rows and columns of a window, in pixels.
         output: name of what it says.
         names: of the K numbers; () for vectors, as long as the sensors that are shown make them.
-        classes: whether a map holds the index of the largest number instead of the numbers.
         answer: `answer(batch) -> [B, h, w, K]` float32; h = w divides the window, or is 1: one answer for the whole.
         facts: what decides the answers, JSON types.
     """
@@ -51,15 +51,19 @@ class WindowModel:
     size: int
     output: str
     names: tuple[str, ...]
-    classes: bool
     answer: Callable[[Mapping], jax.Array]
     facts: Mapping[str, Any]
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether a map holds the index of the largest number instead of the numbers."""
+        return self.output == CLASSES
 
     def layers(self, channels: int) -> Layers:
         """What a map of K = `channels` blended numbers holds."""
         names = self.names or tuple(f"embedding_{i}" for i in range(channels))
         tags = {name: str(value) for name, value in self.facts.items()}
-        if not self.classes:
+        if not self.is_classes:
             return Layers(names, "float32", float("nan"), tags=tags)
         if len(names) > NO_CLASS:
             raise ConfigError(f"{len(names)} classes do not fit 8 bits: ask for another --output than {self.output}")
@@ -76,7 +80,7 @@ def window_model(run: Run, output: str = "") -> WindowModel:
 
     Args:
         run: opened.
-        output: what to say, see `Task.scene_outputs`; "" is the task's default, and embeddings without a task.
+        output: what to say, see `Task.maps`; "" is the task's default, and embeddings without a task.
 
     Raises:
         UserError: a task that says nothing of scenes, or an output that the run does not give.
@@ -94,7 +98,6 @@ def _of_encoder(run: Run, output: str) -> WindowModel:
         size=_one_size(run.sensors, run.config.data),
         output=EMBEDDINGS,
         names=(),
-        classes=False,
         answer=_jitted(run.model, run.params, _embeddings),
         facts=_facts(run, EMBEDDINGS),
     )
@@ -102,14 +105,14 @@ def _of_encoder(run: Run, output: str) -> WindowModel:
 
 def _of_task(run: Run, output: str) -> WindowModel:
     name, task, target = run.config.task["name"], run.parts.task, run.parts.target
-    if not task.scene_outputs:
-        offered = ", ".join(known for known, cls in tasks.REGISTRY.items() if cls.scene_outputs)
+    if not task.maps:
+        offered = ", ".join(known for known, cls in tasks.TASKS.items() if cls.maps)
         raise ConfigError(
             f'{run.folder} learnt the task "{name}", which is not offered for scenes (offered: {offered}, and '
             "embeddings of pre-training runs): cut the scene into tiles with experiments.prepare"
         )
-    output = _check_output(output, task.scene_outputs, f'the task "{name}" of {run.folder}')
-    says = task.scene_outputs[output]
+    output = _check_output(output, task.maps, f'the task "{name}" of {run.folder}')
+    model = _on_grid_of(run.model, target.sensor)
     sensors = {name: sensor for name, sensor in run.sensors.items() if name != target.name}
     return WindowModel(
         sensors=sensors,
@@ -118,13 +121,8 @@ def _of_task(run: Run, output: str) -> WindowModel:
         every_date=task.purpose(target).dates == PAIR,
         size=_one_size([*sensors, *filter(None, [target.sensor])], run.config.data),
         output=output,
-        names=says.names or target.names,
-        classes=says.classes,
-        answer=_jitted(
-            _on_grid_of(run.model, target.sensor),
-            run.params,
-            lambda outputs, batch: says.numbers(outputs["predictions"]),
-        ),
+        names=task.map_names(target),
+        answer=_jitted(model, run.params, lambda outputs, batch: task.windows(outputs["predictions"])),
         facts=_facts(run, name),
     )
 

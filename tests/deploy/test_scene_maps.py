@@ -71,7 +71,6 @@ def said(answer, output="probabilities", names=("a",), *, name="s2_12", size=16,
         size=size,
         output=output,
         names=names,
-        classes=False,
         answer=lambda batch: answer(batch["sensors"][name]["pixels"][:, 0]),
         facts={"checkpoint": "runs/fake", "step": 1},
     )
