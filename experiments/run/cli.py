@@ -181,7 +181,7 @@ def _run_file(path: str) -> Any:
         if parameter.default is not parameter.empty:
             return module.get_config()
         known = f": {nearest(argument, choices)}" if choices else ""
-        raise ConfigError(f"{file} wants to know its {parameter.name}, say {file}:<{parameter.name}>{known}")
+        raise ConfigError(f"{file} wants its {parameter.name}, say {file}:<{parameter.name}>{known}")
     if choices is not None and argument not in choices:
         raise ConfigError(f'{file} has no {parameter.name} "{argument}": {nearest(argument, choices)}')
     return module.get_config(argument)

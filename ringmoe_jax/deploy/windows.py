@@ -40,6 +40,7 @@ class WindowModel:
         size: rows and columns of a window, in pixels.
         output: name of what it says.
         names: of the K numbers; () for vectors, as long as the sensors that are shown make them.
+        colours: "#rrggbb" of the classes, or none.
         answer: `answer(batch) -> [B, h, w, K]` float32; h = w divides the window, or is 1: one answer for the whole.
         facts: what decides the answers, JSON types.
     """
@@ -51,6 +52,7 @@ class WindowModel:
     size: int
     output: str
     names: tuple[str, ...]
+    colours: tuple[str, ...]
     answer: Callable[[Mapping], jax.Array]
     facts: Mapping[str, Any]
 
@@ -67,7 +69,7 @@ class WindowModel:
             return Layers(names, "float32", float("nan"), tags=tags)
         if len(names) > NO_CLASS:
             raise ConfigError(f"{len(names)} classes do not fit 8 bits: ask for another --output than {self.output}")
-        colours = np.round(255 * class_colours(len(names)))
+        colours = np.round(255 * class_colours(len(names), self.colours))
         numbered = {f"CLASS_{i}": name for i, name in enumerate(names)}
         return Layers((self.output,), "uint8", NO_CLASS, colours, tags | numbered)
 
@@ -98,6 +100,7 @@ def _of_encoder(run: Run, output: str) -> WindowModel:
         size=_one_size(run.sensors, run.config.data),
         output=EMBEDDINGS,
         names=(),
+        colours=(),
         answer=_jitted(run.model, run.params, _embeddings),
         facts=_facts(run, EMBEDDINGS),
     )
@@ -122,6 +125,7 @@ def _of_task(run: Run, output: str) -> WindowModel:
         size=_one_size([*sensors, *filter(None, [target.sensor])], run.config.data),
         output=output,
         names=task.map_names(target),
+        colours=target.colours,
         answer=_jitted(model, run.params, lambda outputs, batch: task.windows(outputs["predictions"])),
         facts=_facts(run, name),
     )

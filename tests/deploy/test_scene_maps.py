@@ -29,6 +29,7 @@ SENTINEL = Path(__file__).parents[3] / "shared" / "data" / "multimodal" / "coper
 SIZE = 32
 MODEL = RINGMOE | dict(depths=(1, 1), image_size=SIZE)
 COVER = ("bare", "grown")
+COLOURS = ("#10a020", "#ff8000")
 HEADS = dict(height=dict(channels=8, bins=8, max_height=30.0), change=dict(name="change_difference", channels=8))
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
@@ -71,6 +72,7 @@ def said(answer, output="probabilities", names=("a",), *, name="s2_12", size=16,
         size=size,
         output=output,
         names=names,
+        colours=(),
         answer=lambda batch: answer(batch["sensors"][name]["pixels"][:, 0]),
         facts={"checkpoint": "runs/fake", "step": 1},
     )
@@ -118,7 +120,7 @@ def segmented(tmp_path_factory):
                 state, _ = learn(state, batch | {"labels": {"cover": labels}})
         return state
 
-    target, head = Target("cover", MAP, COVER, "s2_12"), dict(name="fcn", channels=8, dropout=0.0)
+    target, head = Target("cover", MAP, COVER, "s2_12", colours=COLOURS), dict(name="fcn", channels=8, dropout=0.0)
     return fine_tuned(folder / "run", dict(name="segmentation"), target, head=head, train=train)
 
 
@@ -149,7 +151,7 @@ def test_a_trained_segmentation_maps_a_scene(classes, tmp_path):
         assert (file.crs, file.transform, file.shape) == (scene.crs, scene.transform, scene.shape)
         assert (file.dtypes, file.nodata) == (("uint8",), 255)
         assert [file.tags()[f"CLASS_{i}"] for i in range(2)] == list(COVER)
-        assert len({file.colormap(1)[i] for i in range(2)}) == 2
+        assert [file.colormap(1)[i][:3] for i in range(2)] == [(16, 160, 32), (255, 128, 0)]
         found = file.read(1)
     np.testing.assert_array_equal(found == 255, (pixels == 0).all(-1))
     known = found != 255
