@@ -20,10 +20,10 @@ ORDER = [
     "objectives",
     "training",
     "compress",
-    "planning",
     "evaluate",
     "tasks",
     "run",
+    "planning",
     "deploy",
 ]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))

@@ -12,7 +12,7 @@ from configs.finetune import common
 def get_config():
     """Whether a simulated scene shows a town, a coast, both or neither; Sentinel-like optical and radar images."""
     config = common.base(
-        dict(name="classification", target="setting", smoothing=0.0),
+        dict(name="classification", target="setting"),
         directory="data/simulated_sentinel",
         sensors=("s2_12", "s1_grd"),
         size=48,

@@ -68,6 +68,7 @@ def distil(student: Version, teacher: Version, steps: int, workdir: Path) -> Ver
         train=config.train,
         record={"config": values, "statistics": {name: s.to_json() for name, s in student.statistics.items()}},
         sections=SECTIONS,
+        complete=lambda saved: ExperimentConfig.of(saved).complete(),
         mesh=mesh,
     )
     if int(state.step) < steps:

@@ -12,7 +12,7 @@ from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.layers import count
 
-__all__ = ["MODELS", "Model", "Params", "build", "count", "image_sizes", "with_engine"]
+__all__ = ["MODELS", "Model", "Params", "build", "complete", "count", "image_sizes", "with_engine"]
 
 # name in the config -> (its dataclass, its builder)
 MODELS: dict[str, tuple[type, Callable[..., Model]]] = {
@@ -42,6 +42,16 @@ def build(config: Mapping, **context) -> Model:
     """
     built, make = _find(config)
     return make(built, **context)
+
+
+def complete(config: Mapping) -> dict[str, Any]:
+    """The same config with every default of the model's dataclass filled in.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    built = _find(config)[0]
+    return {"name": config["name"], **dataclasses.asdict(built)}
 
 
 def with_engine(config: Mapping, engine: str) -> dict[str, Any]:

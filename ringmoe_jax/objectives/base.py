@@ -241,6 +241,11 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     for label, values in config.items():
         values = dict(values)
         where = f"config.objectives.{label}"
+        if "name" not in values:
+            others = nearest(label, [other for other in config if other != label])
+            raise ConfigError(
+                f"{where} has no name of an objective: give one, or name an entry that is there: {others}"
+            )
         built[label] = configuration.build(_find(values.pop("name", None), where), values, where)
     if not built:
         raise ConfigError("config.objectives is empty: name at least one objective")

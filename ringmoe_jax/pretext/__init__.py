@@ -13,7 +13,7 @@ from ringmoe_jax.pretext.base import Pretext, Wanted
 from ringmoe_jax.pretext.contrastive import ContrastiveConfig, contrastive
 from ringmoe_jax.pretext.masked import masked, masked_parts
 
-__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "Wanted", "build"]
+__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "Wanted", "build", "complete"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,24 @@ def build(config: Mapping[str, Any], model: Model, wanted: Wanted = Wanted()) ->
     Raises:
         ConfigError: unknown task or key, the message names the nearest; or objectives want what it does not give.
     """
+    built, make = _find(config)
+    return make(model, wanted, built)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every default of the task's dataclass filled in.
+
+    Raises:
+        ConfigError: unknown task or key, the message names the nearest.
+    """
+    built = _find(config)[0]
+    return {"name": config["name"], **dataclasses.asdict(built)}
+
+
+def _find(config: Mapping[str, Any]) -> tuple[Any, Callable[..., Pretext]]:
     values = dict(config)
     name = values.pop("name", None)
     if name not in PRETEXTS:
         raise ConfigError(f'config.pretext.name = "{name}" does not exist: {nearest(str(name), PRETEXTS)}')
     cls, make = PRETEXTS[name]
-    return make(model, wanted, configuration.build(cls, values, "config.pretext"))
+    return configuration.build(cls, values, "config.pretext"), make

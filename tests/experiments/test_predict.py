@@ -16,10 +16,10 @@ import optax
 import pytest
 import rasterio
 from affine import Affine
+from experiments.downstream import DownstreamConfig, Encoder, Subject
 from pyarrow import parquet
 
 from experiments import common, downstream, predict_models
-from experiments.downstream import DownstreamConfig, Encoder, Subject
 from experiments.predict import by_sensor, main, predict
 from experiments.predict_models import WindowModel
 from ringmoe_jax import sensors

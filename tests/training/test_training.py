@@ -200,7 +200,8 @@ def train(parts, folder, *, steps=STEPS, data=None, **changes):
     checkpointer = Checkpointer(folder, keep=2)
     writer = metrics.MetricsWriter(folder, resume_step=int(parts.state.step))
     data = data or Data()
-    state = loop.train(parts.state, parts.step, data, config, checkpointer, writer, record={"config": {}}, **changes)
+    training = loop.Training(parts.state, parts.step, {"config": {}}, writer, config, **changes)
+    state = loop.train(training, data, checkpointer, [loop.Validation()])
     writer.close()
     return state, checkpointer
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.common import Trained
+from experiments.run import data as run_data
+from experiments.run.data import TRAIN, VALIDATION
 from input_pipeline import schema
 from input_pipeline.dataset import Dataset
 from ringmoe_jax.contracts import FUSED
@@ -17,9 +18,9 @@ from ringmoe_jax.evaluate import baselines, bootstrap, features, probes, reconst
 from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import Params
 from ringmoe_jax.models.geo_context import BANK
+from ringmoe_jax.run import Run
 
 PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 TRAINED = "pre-trained"
 PLAIN = "fused without context"  # the same, less what was read for the place's coordinates
 DRAWS = 5  # of shares of the labels
@@ -93,7 +94,7 @@ class Protocol:
         Raises:
             DataError: the data set does not have it.
         """
-        return scored_split(dataset, self.split)
+        return run_data.scored_split(dataset, self.split)
 
     def splits(self, dataset: Dataset) -> tuple[str, ...]:
         """What is read: training tiles, validation tiles where they only choose, the tiles that are scored."""
@@ -108,7 +109,7 @@ class Protocol:
         return f"probes are fitted on {TRAIN}, with C chosen on {choice}, and scored on {scored}{hidden}"
 
 
-def encoders(trained: Trained, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
+def encoders(trained: Run, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
     """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes.
 
     Args:
@@ -135,30 +136,6 @@ def encoders(trained: Trained, random: Params | None, inspect: Callable, seed: i
         "random convolutions": baselines.random_convolutions(statistics, seed=seed),
         "image statistics": baselines.image_statistics(parts.sensors),
     }
-
-
-def scored_split(dataset: Dataset, asked: str) -> str:
-    """The split to score: the one asked for; for "" the test split of a data set that has one, else validation.
-
-    Raises:
-        DataError: the data set does not have it.
-    """
-    split = asked or (TEST if TEST in dataset.counts else VALIDATION)
-    dataset.size(split)
-    return split
-
-
-def check_hidden(without: Collection[str], sensors: Collection[str]) -> None:
-    """Raises a `ConfigError` where a sensor is to be hidden that a model does not read."""
-    for name in without:
-        if name not in sensors:
-            raise ConfigError(f'--without "{name}": {nearest(name, sensors)}')
-
-
-def hide(batch: Mapping, sensors: Collection[str]) -> Mapping:
-    """A batch without the pixels of some sensors, as if they had not been observed."""
-    blank = lambda entry: entry | {key: np.zeros_like(entry[key]) for key in ("pixels", "valid")}  # noqa: E731
-    return {**batch, "sensors": {k: blank(e) if k in sensors else e for k, e in batch["sensors"].items()}}
 
 
 def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[dict[str, Any]]:

@@ -1,25 +1,9 @@
-"""Results as JSON types and as columns of text: what the scripts print and write."""
+"""Columns of text: what verbs print."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-
-
-def plain(value: Any) -> Any:
-    """JSON types; what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import Trained
-from experiments.probing import FEW
-from experiments.tables import table, with_interval
+from experiments.run.probe import FEW
+from experiments.run.tables import table, with_interval
 from ringmoe_jax.evaluate import comparison_figures, figures, quicklook, reconstruction
+from ringmoe_jax.run import Run
 from ringmoe_jax.sensors import Sensor
 
 GRID = 0.1  # share of variance from which a grid is mentioned (our choice)
 
 
-def draw(folder: Path, trained: Trained, result: dict, summary, strips, maps) -> None:
+def draw(folder: Path, trained: Run, result: dict, summary, strips, maps) -> None:
     """Writes every figure and lists the files in `result["figures"]`: {kind: [file name]}."""
     kinds = ("reconstruction", "comparison", "locations", "similarity", "probes", "labels", "experts")
     drawn: dict[str, list[str]] = {kind: [] for kind in kinds}
