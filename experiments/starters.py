@@ -22,6 +22,7 @@ from ringmoe_jax.models.swin import windows
 from ringmoe_jax.sensors import COMPLEX
 
 PRETRAIN, FINETUNE = "pretrain.py", "finetune_{}.py"
+PATCH = 4  # pixels: the model's default
 GRID, WINDOW, STAGES = 32, 8, 4  # at most: tokens a side, tokens a side of a window, stages
 BATCH, FRAMES = 8, 2  # images of a step; series of a tracking step, which show several images each
 EPOCHS, STEPS = 40, (150, 600)  # of fine-tuning, and the fewest and most steps
@@ -29,10 +30,10 @@ PRETRAIN_STEPS = (200, 800)
 HEIGHT = "m above ground"  # unit of a sensor whose pixels are a truth
 _SHOWN = 8  # names in a comment
 
-_FCN = dict(name="fcn", channels=64, dropout=0.1)
-_CHANGE = dict(name="change_difference", decoder="fcn", channels=64, dropout=0.1)
-_FCOS = dict(name="fcos", channels=32, depth=2, groups=8, finer=1, coarser=0)
-_HEIGHT = dict(name="height", decoder="fcn", channels=64, bins=32, residual=False)
+_FCN = dict(name="fcn", channels=64)
+_CHANGE = dict(name="change_difference", channels=64)
+_FCOS = dict(name="fcos", channels=32, depth=2, groups=8, finer=1)
+_HEIGHT = dict(name="height", channels=64, bins=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Geometry:
         """The geometry of a tile of `side` pixels, without resizing it where that can be: at most `GRID` tokens a
         side, as many stages as can be, patches of 4 pixels or little more."""
         for size in (side, *(side // unit * unit for unit in (32, 16, 8)), 8):
-            found = [(patch < 4, -stages, patch) for patch, stages in _pyramids(size)]
+            found = [(patch < PATCH, -stages, patch) for patch, stages in _pyramids(size)]
             if found:
                 _, stages, patch = min(found)
                 grid = size // patch
@@ -140,7 +141,7 @@ def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping
         shown = (target.sensor,)
     read = (*shown, target.name) if target.name in metadata.sensors else shown
     geometry = Geometry.of(_side(metadata, shown, target.sensor))
-    usual = common.encoder(shown, geometry.size)
+    usual = dict(patch=PATCH) | common.encoder(shown, geometry.size)
     model = {k: v for k, v in _fields(geometry).items() if usual[k] != v}
     train = samples.get("train", 0)
     batch = max(1, min(target.batch, train))
@@ -184,22 +185,23 @@ def _pretrain(folder: Path, metadata: Metadata, samples: Mapping[str, int], modu
     python -m experiments.report   --workdir {run}
 
 {_counted(folder, samples)}"""
-    model = dict(sensors=names, image_size=geometry.size) | _fields(geometry)
-    model |= dict(dtype="float32", remat="none", power_input=True)
-    del model["depths"]
-    terms = {name: dict(name=_objective(name), sensor=name, scale=1.0) for name in names}
-    validated = steps // 4 if "validation" in samples else 0
+    model = dict(sensors=names, image_size=geometry.size, window=geometry.window)
+    model |= dict(patch=geometry.patch) if geometry.patch != PATCH else {}
+    model |= dict(power_input=True) if any(map(_is_complex, names)) else {}
+    losses = {name: _objective(name) for name in names}
+    data = dict(image_size=geometry.size, batch_size=batch, mask_unit=2 * geometry.patch, rotate=True)
+    train = dict(steps=steps, log_every=20, checkpoint_every=steps // 2)
+    train["evaluate_every"] = steps // 4 if "validation" in samples else 0
     lines = [
         f"config = common.ringmoe(width=16, depths={_code(geometry.depths)}, head_width=16)",
         *[f"config.modules = {_code(modules)}"] * bool(modules),
         f"config.model.update({_arguments(model)})",
-        f"config.objectives = {_code(terms | dict(balance=dict(name='balance', scale=4e-3)))}",
-        f'stream = dict(directory={_code(str(folder))}, split="train", crop_scale=(0.4, 1.0), weight=1.0)',
-        f"config.data.streams = {{name: stream | dict(sensors=(name,)) for name in {_code(names)}}}",
-        f"config.data.update(image_size={geometry.size}, batch_size={batch}, mask_unit={2 * geometry.patch}, "
-        "rotate=True)",
-        "config.optimizer.update(learning_rate=2e-3, warmup_steps=None, warmup_fraction=0.05)",
-        f"config.train.update(steps={steps}, log_every=20, checkpoint_every={steps // 2}, evaluate_every={validated})",
+        'config.model.update(dtype="float32", remat="none")',
+        f"config.objectives = common.masked({_arguments(losses)})",
+        f"config.data.streams = common.streams({_code(names)}, {_code(str(folder))}, crop_scale=(0.4, 1.0))",
+        f"config.data.update({_arguments(data)})",
+        "config.optimizer = dict(learning_rate=2e-3)",
+        f"config.train.update({_arguments(train)})",
     ]
     return _file(head, "configs", lines)
 
@@ -224,12 +226,16 @@ def _fields(geometry: Geometry) -> dict[str, Any]:
 def _side(metadata: Metadata, names: Sequence[str], grid: str) -> int:
     """Pixels along a tile: of a complex sensor, which is cut and never resized; of `grid`; or of the first sensor."""
     sides = {name: min(metadata.sensors[name].shape[1:]) for name in (*names, *([grid] if grid else []))}
-    native = [sides[name] for name in names if metadata.sensors[name].resampling == COMPLEX]
+    native = [sides[name] for name in names if _is_complex(name)]
     return min(native) if native else sides[grid or names[0]]
 
 
+def _is_complex(name: str) -> bool:
+    return sensor_table.get(name).resampling == COMPLEX
+
+
 def _objective(name: str) -> str:
-    return "log_total_power" if sensor_table.get(name).resampling == COMPLEX else "masked_l1"
+    return "log_total_power" if _is_complex(name) else "masked_l1"
 
 
 def _steps(samples: int, batch: int, limits: tuple[int, int]) -> int:

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from experiments import common, downstream, prepare, starters
-from experiments.common import ExperimentConfig, read_config
-from experiments.downstream import DownstreamConfig, Encoder, Subject
+from experiments import prepare, starters
+from experiments.run import data
+from experiments.run.cli import read_config
+from experiments.run.finetune import encoder_of
 from input_pipeline.synthetic import dataset as synthetic
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.run import FinetuneConfig, PretrainConfig, build
 
 SIDES = (8, 12, 16, 20, 24, 30, 32, 48, 60, 64, 96, 100, 101, 120, 128, 200, 224, 256, 264, 300, 512)
 TASKS = {
@@ -71,23 +73,22 @@ def test_what_a_data_set_teaches_has_a_configuration(scenes):
 @pytest.mark.parametrize("name", fast_first(TASKS, "oriented", "ndsm"))
 def test_a_fine_tuning_configuration_builds(scenes, name):
     """All of it: encoder, head, task and objectives, from the data set's own description."""
-    values = read_config(str(scenes / f"finetune_{name}.py"))
-    config = DownstreamConfig.of(values)
+    config = FinetuneConfig.of(read_config(str(scenes / f"finetune_{name}.py")))
     assert (config.task["name"], config.task["target"]) == (TASKS[name], name)
     assert config.task.get("rotated", False) == (name in ("oriented", "tracks"))
-    encoder = Encoder.of(config)
+    encoder = encoder_of(config)
     assert name not in encoder.sensors
-    dataset = downstream.open_data(config, encoder)
-    subject = Subject.of(config, dataset)
-    parts = downstream.build(config, encoder, subject, {})
+    spec = data.task_spec(config, data.open_labelled(config, encoder))
+    parts = build.finetuning(config, encoder, spec, {})
     assert set(parts.sensors) == ({"rgb"} if name == "tracks" else {"rgb", "s1_grd", "slc_dual", "ndsm"} - {name})
     assert config.data.batch_size == (2 if name == "tracks" else 6)
     assert config.optimizer.warmup(config.train.steps) < config.train.steps == starters.STEPS[0]
 
 
 def test_a_pre_training_configuration_builds(scenes):
-    config = ExperimentConfig.of(read_config(str(scenes / "pretrain.py")))
-    parts = common.build(config, {})
+    config = PretrainConfig.of(read_config(str(scenes / "pretrain.py")))
+    config.check_streams()
+    parts = build.pretraining(config, {})
     assert set(parts.sensors) == {"rgb", "s1_grd", "slc_dual", "ndsm"}
     assert config.objectives["slc_dual"]["name"] == "log_total_power"
     assert models.image_sizes(config.model) == dict.fromkeys(parts.sensors, 48)  # the complex one
@@ -137,9 +138,9 @@ def test_prepare_says_what_comes_next(places, capsys):
 def test_a_label_that_is_not_there_is_answered_with_those_that_are(places):
     out = places / "data" / "town"
     prepare.main(["--source", str(places / "in"), "--out", str(out)])
-    config = DownstreamConfig.of(read_config(str(out / "finetune_mask.py")))
-    dataset = downstream.open_data(config, Encoder.of(config))
-    assert Subject.of(config, dataset).target.colours == ("#c0a080", "#d02020")
+    config = FinetuneConfig.of(read_config(str(out / "finetune_mask.py")))
+    dataset = data.open_labelled(config, encoder_of(config))
+    assert data.task_spec(config, dataset).target.colours == ("#c0a080", "#d02020")
     wrong = dataclasses.replace(config, task=config.task | dict(target="land_cover"))
     with pytest.raises(ConfigError, match=r"its labels are mask \(map\); set config.task.target to one of them"):
-        Subject.of(wrong, dataset)
+        data.task_spec(wrong, dataset)
