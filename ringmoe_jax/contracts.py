@@ -39,6 +39,7 @@ Outputs of a model are a dict as well:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -70,6 +71,24 @@ TRACKS = "tracks"  # one row an object and date; see `TRACK`
 # not used. `track` and `date` are whole numbers: who it is, and which of the T dates.
 BOX = ("class", "x", "y", "width", "height", "angle")
 TRACK = (*BOX, "track", "date")
+BOX_UNITS = "x, y, width, height in pixels and angle in radians, see ringmoe_jax.contracts.BOX"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What an output means to whoever reads it elsewhere.
+
+    Attributes:
+        axes: names of its axes behind the batch, as mlm's `dim_order` wants them: lower case.
+        description: one sentence; unit and range.
+        classes: names of the classes that it tells apart, in the order of their indices.
+        of_classes: whether it tells the target's classes apart, along an axis "class" or by their index.
+    """
+
+    axes: tuple[str, ...]
+    description: str
+    classes: tuple[str, ...] = ()
+    of_classes: bool = False
 
 
 def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:

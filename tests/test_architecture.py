@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "errors",
+    "config",
+    "registry",
     "sensors",
     "geo",
     "data_config",
@@ -16,6 +19,7 @@ ORDER = [
     "parallel",
     "moe",
     "models",
+    "encoding",
     "pretext",
     "objectives",
     "training",

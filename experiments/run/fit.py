@@ -27,7 +27,7 @@ REQUEST = "request.json"  # of one run of a grid
 
 def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
     """A state at step 0, in its place on the mesh."""
-    rule = optimizer.build(config.optimizer, config.train.steps)
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
 
 
@@ -64,7 +64,7 @@ def fit(
     """
 
     def passes(built: Parts) -> tuple[Step, Evaluate | None]:
-        rule = optimizer.build(config.optimizer, config.train.steps)
+        rule = optimizer.build(config.optimizer, config.train.steps, built.model.blocks_above)
         rate = optimizer.schedule(config.optimizer, config.train.steps)
         options = dict(seed=config.train.seed, accumulate=config.train.accumulate, mesh=built.mesh)
         train_step = step.make_train_step(built.pretext, built.objectives, rule, rate, **options)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ringmoe_jax.contracts import Meaning
 from ringmoe_jax.deploy.program import PLATFORMS, Program
 from ringmoe_jax.sensors import Sensor, Statistics
 
@@ -31,21 +32,6 @@ ENTRIES = {
     "time": (("time",), "days since 1970-01-01, -2147483648 where unknown"),
     "location": (("coordinate",), "latitude and longitude in degrees (WGS 84), NaN where unknown"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Meaning:
-    """What an output of a program means.
-
-    Attributes:
-        axes: names of its axes behind the batch, as mlm's `dim_order` wants them: lower case.
-        description: one sentence; unit and range.
-        classes: names of the classes that it tells apart, in the order of their indices.
-    """
-
-    axes: tuple[str, ...]
-    description: str
-    classes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ class MoEConfig:
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
         normalise_gates: the released code's gate, see `moe.routing.route`.
         engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
-            the products that "dropless" chooses from by platform, see `moe.engines`.
+            the products that "dropless" chooses from by platform, see `moe.engines`; or `module:function`.
         priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
             routing, V-MoE section 3); False serves tokens in their order.
         groups: token groups that compete for buffer rows on their own; 0 means one per device
@@ -60,9 +60,14 @@ class MoEConfig:
     measure: bool = False
 
     def __post_init__(self):
-        parallel.check(self.engine)
+        parallel.find(self.engine)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
+
+    @property
+    def routed(self) -> bool:
+        """Whether there are router groups, not only a dense feed-forward."""
+        return bool(self.specialised or self.collaborative)
 
     def tables(self, modalities: int, layer: int = 0) -> dict[str, np.ndarray]:
         """The router groups and who may choose what in a layer: {group: allowed[M, E]}."""

@@ -168,6 +168,17 @@ class SwinConfig:
         starts = [first, *(layer for layer in self.breaks if first < layer < last), last]
         return tuple(itertools.starmap(range, itertools.pairwise(starts)))
 
+    @property
+    def blocks_above(self) -> dict[str, int | tuple[int, ...]]:
+        """Blocks of the pyramid above its parts, see `ringmoe_jax.models.api.Model`."""
+        total, above = sum(self.depths), {}
+        for i in range(len(self.depths)):
+            left = total - sum(self.depths[: i + 1])
+            above |= {f"stages/stage{i}/norms": left, f"merges/merge{i}": left}
+            for j, run in enumerate(self.runs(i)):
+                above[f"stages/stage{i}/blocks/run{j}"] = tuple(total - 1 - layer for layer in run)
+        return above
+
     def stage_window(self, stage: int) -> int:
         """Window of a stage, clamped to its grid (released code)."""
         return min(self.window, self.grid // 2**stage)

@@ -186,13 +186,13 @@ def _complete_objectives(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _complete_head(head: Mapping[str, Any]) -> dict[str, Any]:
     """A head's config without the values that are its defaults; as it is where the task chooses the head."""
-    if head.get("name") not in HEADS:
+    if "name" not in head:
         return dict(head)
-    cls, _ = HEADS[head["name"]]
-    fields = {key: value for key, value in head.items() if key != "name"}
-    stated = dataclasses.asdict(configuration.build(cls, fields, "config.head"))
-    defaults = dataclasses.asdict(cls())
-    return {"name": head["name"]} | {key: value for key, value in stated.items() if value != defaults[key]}
+    stated = HEADS.build(head, "config.head")
+    defaults = {field.name: field.default for field in dataclasses.fields(stated)}
+    return {"name": head["name"]} | {
+        key: value for key, value in dataclasses.asdict(stated).items() if value != defaults[key]
+    }
 
 
 def sensors_of(model: Mapping[str, Any], bands: Mapping[str, Sequence[str]]) -> dict[str, Sensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -95,8 +96,24 @@ def decays(params, no_decay: str):
     return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(no_decay, path_name(path)), params)
 
 
-def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` steps."""
+def build(
+    config: OptimizerConfig, steps: int, blocks_above: Mapping[str, int | Sequence[int]] | None = None
+) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` steps.
+
+    Args:
+        config: see there.
+        steps: of the run.
+        blocks_above: of a model that is fine-tuned, see `models.api.Model`; for `layer_decay`.
+
+    Raises:
+        ConfigError: `layer_decay` below 1 where there is no `blocks_above`; or see `schedule`.
+    """
+    if config.layer_decay < 1 and not blocks_above:
+        raise ConfigError(
+            f"optimizer.layer_decay = {config.layer_decay}: this model does not say in which order its blocks are "
+            "(Model.blocks_above of an encoder that is fine-tuned): set it to 1"
+        )
     adamw = optax.adamw(
         schedule(config, steps),
         b1=config.beta1,
@@ -107,11 +124,11 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         mu_dtype=config.momentum_dtype,
     )
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    layers = [_by_layer(config.layer_decay)] if config.layer_decay < 1 else []
+    layers = [_by_layer(config.layer_decay, blocks_above)] if config.layer_decay < 1 else []
     return optax.chain(*clip, adamw, *layers) if clip or layers else adamw
 
 
-def layer_rates(params, layer_decay: float):
+def layer_rates(params, layer_decay: float, blocks_above: Mapping[str, int | Sequence[int]]):
     """Factor of the learning rate for every parameter of `pretext.supervised`, a tree of numbers or [L, 1, ...].
 
     decay ^ (1 + blocks above) in the encoder and its low-rank changes, 1 in the head.
@@ -119,16 +136,18 @@ def layer_rates(params, layer_decay: float):
     return {
         name: jax.tree.map(lambda _: 1.0, part)
         if name == DECODER
-        else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part))
+        else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part, blocks_above))
         for name, part in params.items()
     }
 
 
-def _by_layer(layer_decay: float) -> optax.GradientTransformation:
+def _by_layer(layer_decay: float, blocks_above) -> optax.GradientTransformation:
     """Scales updates, decoupled weight decay among them, as a lower learning rate would."""
 
     def scale(updates, params):
         del params
-        return jax.tree.map(lambda u, rate: (u * rate).astype(u.dtype), updates, layer_rates(updates, layer_decay))
+        return jax.tree.map(
+            lambda u, rate: (u * rate).astype(u.dtype), updates, layer_rates(updates, layer_decay, blocks_above)
+        )
 
     return optax.stateless(scale)

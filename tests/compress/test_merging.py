@@ -6,8 +6,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.compress import MERGES, Usage, merge, merged_config, prune, submodel
-from ringmoe_jax.compress.network import split
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.network import split
 from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.statistics import Statistics
 from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, built, network, outputs, shapes, with_moe
