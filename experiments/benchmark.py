@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 import jax
 
 from experiments import common
-from experiments.benchmarks import clock, moe
+from experiments.benchmarks import moe
+from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.training.loop import count_images
 
