@@ -19,14 +19,15 @@ ORDER = [
     "parallel",
     "moe",
     "models",
+    "encoding",
     "pretext",
     "objectives",
     "training",
-    "compress",
-    "planning",
     "evaluate",
+    "compress",
     "tasks",
     "run",
+    "planning",
     "deploy",
 ]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))

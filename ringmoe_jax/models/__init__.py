@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "Params",
     "build",
+    "complete",
     "count",
     "from_module",
     "image_sizes",
@@ -64,6 +65,15 @@ def image_sizes(config: Mapping) -> dict[str, int]:
         ConfigError: as `read`.
     """
     return read(config).image_sizes
+
+
+def complete(config: Mapping) -> dict[str, Any]:
+    """The same config with every default of the model's dataclass filled in.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    return {"name": config["name"], **dataclasses.asdict(read(config))}
 
 
 def with_engine(config: Mapping, engine: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -24,7 +25,7 @@ from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.stack import REMAT_POLICIES
-from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
+from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
@@ -87,15 +88,19 @@ class RingMoEConfig(ModelConfig):
         if self.width % min(self.head_width, self.width):
             raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
         if self.image_size % self.stride:
-            raise ConfigError(f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels")
+            raise ConfigError(
+                f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels, a patch of "
+                f"{self.patch} halved {len(self.depths) - 1} times: use {self._near()} px"
+            )
         entries, layers = len(self.moe.allowed), sum(self.depths)
         if entries not in (0, layers):
             raise ConfigError(f"model.moe.allowed has {entries} entries, the model {layers} layers: give one each")
         for stage in range(len(self.depths)):
             if self.grid(stage) % self.pyramid.stage_window(stage):
+                fitting = ", ".join(map(str, windows(self.grid(0), len(self.depths))))
                 raise ConfigError(
                     f"stage {stage + 1} has {self.grid(stage)} tokens a side, no multiple of window = {self.window}: "
-                    f"use an image_size that is a multiple of {self.patch * self.window * 2**stage} or another window"
+                    f"set model.window to one of {fitting}, or use an image_size of {self._near()} px"
                 )
 
     @property
@@ -122,6 +127,17 @@ class RingMoEConfig(ModelConfig):
     def grid(self, stage: int) -> int:
         """Tokens along one side in a stage."""
         return self.image_size // (self.patch * 2**stage)
+
+    def _near(self) -> str:
+        """The nearest smaller and larger image sizes that patches and windows tile, for messages."""
+        below, count = self.image_size // self.stride, len(self.depths)
+
+        def fits(grid: int) -> bool:
+            return self.window in windows(grid, count) or grid < self.window
+
+        smaller = next((n for n in range(below, 0, -1) if fits(n * 2 ** (count - 1))), 0)
+        larger = next(n for n in itertools.count(below + 1) if fits(n * 2 ** (count - 1)))
+        return " or ".join(str(n * self.stride) for n in (smaller, larger) if n)
 
     @property
     def image_sizes(self) -> dict[str, int]:

@@ -184,6 +184,18 @@ class SwinConfig:
         return min(self.window, self.grid // 2**stage)
 
 
+def windows(grid: int, stages: int) -> list[int]:
+    """Windows that tile every stage of a pyramid, in tokens a side, ascending.
+
+    Args:
+        grid: tokens along one side of the first stage; each further stage has half as many, whole or not.
+        stages: their number.
+    """
+    sides = [grid // 2**stage for stage in range(stages) if grid % 2**stage == 0]
+    tiled = range(1, grid + 1) if len(sides) == stages else ()
+    return [window for window in tiled if all(side % min(window, side) == 0 for side in sides)]
+
+
 class SwinPyramid(nnx.Module):
     """Stages of `SwinBlock`s with `PatchMerging` between them.
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor
 
@@ -224,7 +224,13 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     """
     built = {}
     for label, values in config.items():
-        built[label] = OBJECTIVES.build(values, f"config.objectives.{label}")
+        where = f"config.objectives.{label}"
+        if "name" not in values:
+            others = nearest(label, [other for other in config if other != label])
+            raise ConfigError(
+                f"{where} has no name of an objective: give one, or name an entry that is there: {others}"
+            )
+        built[label] = OBJECTIVES.build(values, where)
     if not built:
         raise ConfigError("config.objectives is empty: name at least one objective")
     return built

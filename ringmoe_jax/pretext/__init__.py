@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ringmoe_jax.pretext import masked as _masked  # noqa: F401  (registers)
 from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
 from ringmoe_jax.pretext.contrastive import ContrastiveConfig
 
-__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "PretextConfig", "Wanted", "build", "register"]
+__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "PretextConfig", "Wanted", "build", "complete", "register"]
 
 register = PRETEXTS.register
 
@@ -34,3 +35,12 @@ def build(config: Mapping[str, Any], model: Model, wanted: Wanted = Wanted()) ->
             'make: set pretext.name = "contrastive"'
         )
     return built.build(model, wanted)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every default of the task's dataclass filled in.
+
+    Raises:
+        ConfigError: unknown task or key, the message names the nearest.
+    """
+    return {"name": config["name"], **dataclasses.asdict(PRETEXTS.build(config, "config.pretext"))}

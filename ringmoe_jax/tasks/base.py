@@ -31,6 +31,7 @@ class Target:
         names: classes.
         sensor: whose grid maps and boxes lie on; "" where there is none.
         dates: T of that sensor.
+        colours: "#rrggbb" of every class, or none.
     """
 
     name: str
@@ -38,11 +39,12 @@ class Target:
     names: tuple[str, ...]
     sensor: str = ""
     dates: int = 1
+    colours: tuple[str, ...] = ()
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Target:
         """Inverse of `dataclasses.asdict`, after a way through JSON."""
-        return Target(**dict(values) | {"names": tuple(values["names"])})
+        return Target(**dict(values) | {name: tuple(values.get(name, ())) for name in ("names", "colours")})
 
 
 SENSOR = "sensor"  # kind of a target that is a sensor

@@ -82,7 +82,7 @@ class Segmentation(_Map):
     def figures(self, title: str, metric: Overlap, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
         rows = [(e.images[0], e.truth, e.answer["classes"]) for e in examples]
         return {
-            "masks": task_figures.masks(title, rows, target.names),
+            "masks": task_figures.masks(title, rows, target.names, target.colours),
             "confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names),
         }
 

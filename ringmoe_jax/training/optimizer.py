@@ -17,13 +17,15 @@ from ringmoe_jax.parallel.sharding import path_name
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults follow the released RingMoE configuration.
+    """Defaults follow the released RingMoE configuration, but for the warm-up (200 of its 100,000 steps).
 
     Attributes:
         learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling).
         min_learning_rate: at the last step.
         warmup_learning_rate: at step 0.
-        warmup_steps: linear warm-up.
+        warmup_steps: linear warm-up, shorter than the run; None for the share `warmup_fraction` of it.
+        warmup_fraction: of the run, at least 0 and below 1; not looked at where `warmup_steps` is given. 0.05 is our
+            choice.
         beta1: of AdamW.
         beta2: of AdamW.
         epsilon: of AdamW.
@@ -40,7 +42,8 @@ class OptimizerConfig:
     learning_rate: float = 2.5e-4
     min_learning_rate: float = 5e-7
     warmup_learning_rate: float = 1e-6
-    warmup_steps: int = 200
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -53,6 +56,23 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optimizer.layer_decay = {self.layer_decay}: wanted above 0 and at most 1")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"optimizer.warmup_fraction = {self.warmup_fraction}: wanted at least 0 and below 1")
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the linear warm-up of a run of `steps` steps.
+
+        Raises:
+            ConfigError: the warm-up is not shorter than the run.
+        """
+        if self.warmup_steps is None:
+            return min(round(self.warmup_fraction * steps), steps - 1)
+        if not 0 <= self.warmup_steps < steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps = {self.warmup_steps} must be less than train.steps = {steps}: set "
+                "optimizer.warmup_steps to None for a share of the run, optimizer.warmup_fraction"
+            )
+        return self.warmup_steps
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -61,12 +81,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     Raises:
         ConfigError: the warm-up is not shorter than the run.
     """
-    if not 0 <= config.warmup_steps < steps:
-        raise ConfigError(f"optimizer.warmup_steps = {config.warmup_steps} must be less than train.steps = {steps}")
+    warmup = config.warmup(steps)
     return optax.warmup_cosine_decay_schedule(
-        config.warmup_learning_rate if config.warmup_steps else config.learning_rate,
+        config.warmup_learning_rate if warmup else config.learning_rate,
         config.learning_rate,
-        config.warmup_steps,
+        warmup,
         steps,
         config.min_learning_rate,
     )
