@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from experiments.benchmarks import clock, moe
+from experiments.benchmarks import moe
 from experiments.run import cli
+from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
