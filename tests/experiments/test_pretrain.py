@@ -134,8 +134,9 @@ def test_another_model_does_not_resume(config, uninterrupted):
     )
 
 
-def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys):
+def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys, monkeypatch):
     """As older ones did; a value that is not the default is told apart."""
+    monkeypatch.setattr(common, "make_mesh", lambda config: None)
     values = common.read_config(str(config))
     fuller = values | {"pretext": {"name": "masked"}, "optimizer": values["optimizer"] | {"clip_norm": 5.0}}
     fuller["model"] = values["model"] | {"patch": 4, "moe": {"top_k": 1, "engine": "capacity"}}
@@ -148,6 +149,7 @@ def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted,
 
 def test_a_record_that_states_fewer_keys_resumes(config, uninterrupted, capsys, monkeypatch):
     """A run that was written before a record held every default."""
+    monkeypatch.setattr(common, "make_mesh", lambda config: None)
     record = Checkpointer.record
     monkeypatch.setattr(
         Checkpointer, "record", lambda self, step=None: record(self, step) | {"config": common.read_config(str(config))}
