@@ -64,8 +64,8 @@ class Setting:
         moe.Point(16_384, 1024, count, 2, "bfloat16", popularity)
         for count, popularity in ((8, "even"), (8, "zipf"), (64, "even"), (64, "zipf"))
     )
-    config: tuple[str, ...] = ("configs/ringmoe_tiny.py", "--config.model.remat=none")
-    skysense: tuple[str, ...] = ("configs/skysense_small.py", "--config.data.batch_size=32")
+    config: tuple[str, ...] = ("configs/ringmoe.py:tiny", "--config.model.remat=none")
+    skysense: tuple[str, ...] = ("configs/skysense.py:small", "--config.data.batch_size=32")
     program: tuple[str, ...] = ("configs/ringmoe_micro.py",)
 
 
@@ -229,7 +229,7 @@ def exported(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     with jax.default_matmul_precision("highest"):
         params = jax.jit(model.init)(jax.random.key(0))
         used = deploy.trim(apply, params, one)
-        program = deploy.export(*used)
+        program = deploy.lower(*used)
         wanted = jax.jit(used.apply)(used.params, inputs)
     outputs = {}
     for where in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):
