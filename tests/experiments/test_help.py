@@ -21,7 +21,6 @@ SLOW = (  # verbs that import too much before they read their command line; one 
     "finetune",
     "plan",
     "predict",
-    "prepare",
     "pretrain",
     "report",
 )
