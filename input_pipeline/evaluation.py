@@ -10,6 +10,7 @@ from input_pipeline import augment, pipeline, schema, views
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import open_dataset
 from input_pipeline.views import View
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError
 
 
@@ -88,6 +89,57 @@ class EvalBatches:
         self._length = -(-len(positions) // (hosts * batch_size))
         order = positions[host::hosts]
         self._order = np.concatenate([order, np.full(self._length * batch_size - len(order), -1)])
+
+    @classmethod
+    def of(
+        cls,
+        data: DataConfig,
+        directory: str,
+        sensors: Sequence[str],
+        *,
+        split: str,
+        batch_size: int,
+        masked: bool = False,
+        host: int = 0,
+        hosts: int = 1,
+        positions: np.ndarray | None = None,
+    ) -> EvalBatches:
+        """Opens a split and shows it as a data config says: the same ground, bands, sizes and dates for whoever asks.
+
+        Args:
+            data: what training reads.
+            directory: TFDS directory; need not be one of the config's streams.
+            sensors: sensors to read.
+            split: split to read.
+            batch_size: samples of a batch on this host.
+            masked: whether cells are hidden as `data.mask_unit` and `data.mask_ratio` say.
+            host: index of this process.
+            hosts: number of processes.
+            positions: records to show; all by default.
+
+        Raises:
+            UserError: see `__init__`.
+        """
+        by_sensor = lambda values: {name: v for name, v in values.items() if name in sensors}  # noqa: E731
+        grid = data.views.grid if data.views and data.views.grid in sensors else ""
+        return cls(
+            directory,
+            tuple(sensors),
+            split=split,
+            image_size=data.image_size,
+            sizes=by_sensor(data.sizes),
+            frames=by_sensor(data.frames),
+            grid=grid,
+            batch_size=batch_size,
+            bands=data.bands,
+            mask_unit=data.mask_unit if masked else 0,
+            mask_ratio=data.mask_ratio,
+            seed=data.shuffle_seed,
+            host=host,
+            hosts=hosts,
+            max_bad_records=data.max_bad_records,
+            positions=positions,
+        )
 
     @property
     def bad_records(self) -> int:

@@ -8,13 +8,13 @@ import pytest
 
 from configs import common
 from configs.finetune import common as finetuning
-from experiments import ablate, downstream
-from experiments.common import ExperimentConfig, build, build_objectives, check_streams
-from experiments.downstream import DownstreamConfig, Encoder, Subject
+from experiments import ablate
+from experiments.run import finetune
 from experiments.run.cli import read_config
 from ringmoe_jax import config as configuration
-from ringmoe_jax import tasks
+from ringmoe_jax import run, tasks
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.run import FinetuneConfig, PretrainConfig, TaskSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,19 +47,19 @@ def test_all_are_there():
 def test_it_is_sound(path):
     """Every key and type; what is recorded of it is the same configuration; objectives suit sensors and streams."""
     values = read_config(path)
-    cls = DownstreamConfig if "task" in values else ExperimentConfig
+    cls = FinetuneConfig if "task" in values else PretrainConfig
     for config in map(cls.of, runs(values)):
         assert cls.of(config.complete()).complete() == config.complete()
-        if cls is ExperimentConfig:
-            check_streams(config)
-            build_objectives(config)
+        if cls is PretrainConfig:
+            config.check_streams()
+            run.build_objectives(config)
 
 
 @pytest.mark.parametrize("path", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in SHIPPED])
 def test_it_builds(path):
     """By shapes alone; nothing is compiled."""
     for values in runs(read_config(path)):
-        parts = build_task(values) if "task" in values else build(ExperimentConfig.of(values), {})
+        parts = build_task(values) if "task" in values else run.pretraining(PretrainConfig.of(values), {})
         assert parts.objectives
         assert parts.model.streams
 
@@ -73,12 +73,13 @@ def runs(values):
 
 
 def build_task(values):
-    config = DownstreamConfig.of(values)
+    config = FinetuneConfig.of(values)
     task = tasks.build(config.task)
     (stream,) = config.data.streams.values()
     truth = task.target if task.target in stream.sensors else ""
     target = tasks.Target(task.target, task.kinds[0], () if truth else ("a", "b"), truth, dates=2)
-    return downstream.build(config, Encoder.of(config), Subject(target, dict.fromkeys(stream.sensors, 2)), {})
+    spec = TaskSpec(target, dict.fromkeys(stream.sensors, 2))
+    return run.finetuning(config, finetune.encoder_of(config), spec, {})
 
 
 RECIPES = {
@@ -113,6 +114,6 @@ def without(values, path):
 def complete(values):
     """None where a key is missing that has no default."""
     try:
-        return (DownstreamConfig if "task" in values else ExperimentConfig).of(values).complete()
+        return (FinetuneConfig if "task" in values else PretrainConfig).of(values).complete()
     except ConfigError:
         return None

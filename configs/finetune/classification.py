@@ -20,6 +20,6 @@ def get_config():
     config.model.depths = (2, 2)
     config.head = dict(name="linear", pool="max")  # a few houses make a town
     config.data.batch_size = 16
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.update(learning_rate=1e-3, warmup_fraction=1 / 9)
     config.train.steps = 900
     return config

@@ -23,7 +23,7 @@ def encoder(sensors: tuple[str, ...], size: int) -> dict:
 def base(
     task: dict, *, directory: str = "data/simulated_1m", sensors: tuple[str, ...] = ("rgb",), size: int = 96
 ) -> ConfigDict:
-    """A task on one data set; adaptation, head, losses and the rest are defaults, see `DownstreamConfig`.
+    """A task on one data set; adaptation, head, losses and the rest are defaults, see `ringmoe_jax.run.FinetuneConfig`.
 
     Set `config.init_from` to a pre-training run to start from it; as it stands, the small encoder of
     `configs/dense_simulated.py` is trained from scratch, which a laptop can.
@@ -41,7 +41,7 @@ def base(
             model=encoder(tuple(name for name in sensors if name != task["target"]), size),
             override=dict(moe=dict(engine="dropless")),  # what is said of an image hangs on no other image
             data=dict(streams=dict(data=stream), image_size=size, batch_size=8, mask_unit=0),
-            optimizer=dict(learning_rate=2e-3, min_learning_rate=1e-6, warmup_steps=100),
+            optimizer=dict(learning_rate=2e-3, min_learning_rate=1e-6, warmup_fraction=1 / 6),
             train=dict(steps=600, log_every=20, keep_checkpoints=1),
         )
     )

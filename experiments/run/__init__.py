@@ -1,1 +1,1 @@
-"""What every verb shares: the command line, a run from its configuration to its last step, and its scores."""
+"""What several verbs share: the command line, data for a run, training, evaluation. Verbs parse, call, and print."""

@@ -15,20 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.compress.network import Network, Tables, layer_tables, read, with_tables
 from ringmoe_jax.compress.pruning import Allowed, prune
 from ringmoe_jax.compress.quantise import nbytes
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import count
+from ringmoe_jax.models.network import Network, Tables, layer_tables, read, with_tables
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 from ringmoe_jax.pretext import Pretext
+from ringmoe_jax.training.loop import Evaluate, Step, Training
 from ringmoe_jax.training.state import TrainState, state_shardings
 
 GROUPS = ("specialised", "collaborative")
 CHOICES = "choices"  # entry of the pretext task's state
-
-Step = Callable[[TrainState, Mapping], tuple[TrainState, dict]]
-Evaluate = Callable[[TrainState], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,69 +112,77 @@ def counted(pretext: Pretext, model: Mapping[str, Any], config: PruningConfig) -
     return dataclasses.replace(pretext, init=init, apply=apply)
 
 
+@dataclasses.dataclass(frozen=True)
 class OnlinePruning:
-    """The training step of a model that loses experts: as `training.step`'s, and unused ones go when a window ends.
+    """Callback: takes unused experts away at the end of every window, and lets training go on with what is left.
 
     Windows end at the multiples of `config.every`. The decision needs nothing but the state, so a run that is resumed
-    from any checkpoint takes the same ones.
+    from any checkpoint takes the same ones. Checkpoints say in their record's config.model what is left.
 
-    Args:
+    Attributes:
         config: when experts go.
-        model: `config.model`.
-        build: `build(model) -> (step, evaluate)` of a `config.model`: the training step, whose pretext task is
-            `counted`, and the validation pass, which may be None.
-        report: called at the end of every window.
-        step: optimiser steps that were taken.
+        build: `build(model) -> (train_step, evaluate)` of a `config.model` with fewer experts: the training step, whose
+            pretext task is `counted`, and the validation pass, which may be None.
         mesh: None is one device.
+        report: told of the end of every window; default: the screen and the metrics.
 
     Raises:
         ConfigError: experts are split over devices, or the state over processes.
     """
 
-    def __init__(
-        self,
-        config: PruningConfig,
-        model: dict[str, Any],
-        build: Callable[[dict[str, Any]], tuple[Step, Evaluate | None]],
-        report: Callable[[Dropped], None],
-        *,
-        step: int,
-        mesh=None,
-    ):
-        if mesh is not None and mesh.shape[EXPERT_AXIS] > 1:
+    config: PruningConfig
+    build: Callable[[dict[str, Any]], tuple[Step, Evaluate | None]]
+    mesh: jax.sharding.Mesh | None = None
+    report: Callable[[Training, Dropped], None] | None = None
+
+    def __post_init__(self):
+        if self.mesh is not None and self.mesh.shape[EXPERT_AXIS] > 1:
             raise ConfigError(
-                f"pruning with mesh.expert = {mesh.shape[EXPERT_AXIS]}: the experts that are left may not divide over "
-                "so many devices: set mesh.expert = 1 and use mesh.fsdp"
+                f"pruning with mesh.expert = {self.mesh.shape[EXPERT_AXIS]}: the experts that are left may not divide "
+                "over so many devices: set mesh.expert = 1 and use mesh.fsdp"
             )
         if jax.process_count() > 1:
             raise ConfigError("pruning while training runs in one process: train on one host, or prune afterwards")
-        self.config, self.model, self.build, self.report = config, model, build, report
-        self.taken, self.mesh = step, mesh
-        self.passes = build(model)
 
-    def __call__(self, state: TrainState, batch: Mapping) -> tuple[TrainState, dict]:
-        """One step; the state is donated."""
-        state, metrics = self.passes[0](state, batch)
-        self.taken += 1
-        if self.taken % self.config.every == 0:
-            with jax.transfer_guard("allow"):
-                state = self._end_window(state)
-        return state, metrics
+    def due(self, training: Training) -> bool:
+        """See `training.loop.Callback`."""
+        return training.step % self.config.every == 0
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Validation metrics of the present model."""
-        return self.passes[1](state)
-
-    def _end_window(self, state: TrainState) -> TrainState:
+    def __call__(self, training: Training) -> None:
+        """See `training.loop.Callback`."""
+        state, before = training.state, training.record["config"]["model"]
         choices = jax.device_get(state.pretext[CHOICES])
-        model = remaining(self.model, choices, self.config)
+        model = remaining(before, choices, self.config)
         cleared = {group: jnp.zeros_like(sums) for group, sums in state.pretext[CHOICES].items()}
         state = dataclasses.replace(state, pretext=state.pretext | {CHOICES: cleared})
-        smaller = shrink(state, self.model, model, self.mesh) if model != self.model else state
-        self.report(_dropped(self.taken, self.model, model, state, smaller))
-        if model != self.model:
-            self.model, self.passes = model, self.build(model)
-        return smaller
+        smaller = shrink(state, before, model, self.mesh) if model != before else state
+        (self.report or _report)(training, _dropped(training.step, before, model, state, smaller))
+        training.state = smaller
+        if model != before:
+            training.record = {**training.record, "config": {**training.record["config"], "model": model}}
+            training.train_step, training.evaluate = self.build(model)
+
+
+def _report(training: Training, dropped: Dropped) -> None:
+    """Says what the end of a window took, in the metrics and on the screen."""
+    scalars = {"experts": dropped.count, "parameters": dropped.parameters, "bytes": dropped.nbytes}
+    training.writer.write(
+        dropped.step,
+        {f"pruning/{name}": value for name, value in scalars.items()},
+        {f"pruning/{group}/left": counts for group, counts in dropped.left.items()},
+    )
+    if not dropped.count:
+        print(f"pruning     step {dropped.step}: every expert was used", flush=True)
+        return
+    for group, layers in dropped.experts.items():
+        went = "; ".join(f"layer {layer}: {', '.join(map(str, numbers))}" for layer, numbers in layers.items())
+        print(f"pruning     step {dropped.step}: unused {group} experts went ({went})")
+    left = sum(int(counts.sum()) for counts in dropped.left.values())
+    print(
+        f"            {dropped.count} experts with {dropped.parameters:,} parameters, with the optimiser's state "
+        f"{dropped.nbytes / 1e6:,.1f} MB; {left} experts are left",
+        flush=True,
+    )
 
 
 def used(choices: np.ndarray, allowed: np.ndarray, *, least: float, top_k: int) -> np.ndarray:

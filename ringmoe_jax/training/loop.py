@@ -1,12 +1,11 @@
-"""The loop: batches in, steps, metrics one step late, checkpoints, and a clean stop at any time."""
+"""The loop: batches in, steps, metrics one step late, callbacks, checkpoints, and a clean stop at any time."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -57,39 +56,95 @@ class DataIterator(Protocol):
     def get_state(self) -> dict: ...
 
 
+Step = Callable[[TrainState, Mapping], tuple[TrainState, dict]]
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Training:
+    """A run while it trains, as callbacks see it; they may replace `state`, `train_step`, `evaluate` and `record`.
+
+    Attributes:
+        state: after the last step.
+        train_step: from `make_train_step`; donates its state.
+        record: config, statistics and so on, saved with every checkpoint.
+        writer: where metrics go.
+        config: how long.
+        evaluate: validation metrics of a state; None where there is no validation.
+        step: optimiser steps taken.
+    """
+
+    state: TrainState
+    train_step: Step
+    record: dict[str, Any]
+    writer: MetricsWriter
+    config: TrainConfig
+    evaluate: Evaluate | None = None
+    step: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was taken."""
+        return self.step == self.config.steps
+
+
+class Callback(Protocol):
+    """What watches or changes a run while it trains: validation, pruning, pictures. Its time counts for no rate."""
+
+    def due(self, training: Training) -> bool:
+        """Whether to be called after the step that was just taken; looks at `step` and `config`, costs nothing."""
+
+    def __call__(self, training: Training) -> None:
+        """Acts; metrics of the step have been checked. Host and device may exchange arrays here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Logs validation metrics every `train.evaluate_every` steps and after the last one."""
+
+    def due(self, training: Training) -> bool:
+        """See `Callback`."""
+        every = training.config.evaluate_every
+        return training.evaluate is not None and every > 0 and (training.done or training.step % every == 0)
+
+    def __call__(self, training: Training) -> None:
+        """See `Callback`."""
+        scalars = training.evaluate(training.state)
+        training.writer.write(training.step, {f"validation/{name}": value for name, value in scalars.items()})
+        width = 2 * len(str(training.config.steps)) + 6
+        print(f"{'validation':<{width}} | loss {describe_losses(scalars)}", flush=True)
+
+
 def train(
-    state: TrainState,
-    step: Callable[[TrainState, Mapping], tuple[TrainState, dict]],
+    training: Training,
     data: DataIterator,
-    config: TrainConfig,
     checkpointer: Checkpointer,
-    writer: MetricsWriter,
+    callbacks: Sequence[Callback] = (),
     *,
-    record: Mapping[str, Any],
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     mesh=None,
 ) -> TrainState:
-    """Trains from `state.step` to `config.steps`.
+    """Trains from `training.state.step` to `training.config.steps`.
 
     SIGTERM and SIGINT finish the step, save, and return. A loss or gradient that is not finite stops the
     run before anything is saved.
 
     Args:
-        state: new or restored.
-        step: from `make_train_step`.
+        training: a new or restored state and what it is trained with.
         data: batches of this process; its position goes into checkpoints.
-        config: how long.
         checkpointer: where states go.
-        writer: where metrics go.
-        record: config, statistics and so on, saved with every checkpoint.
-        evaluate: validation metrics of a state.
+        callbacks: called in this order after the steps for which they are due, before a checkpoint is saved.
         mesh: None is one device.
 
     Raises:
         TrainingError: a metric is not finite (names it and the step), or a checkpoint cannot be written.
     """
-    first = int(state.step)
-    progress = _Progress(config, writer, first)
+    config = training.config
+    first = int(training.state.step)
+    progress = _Progress(config, training.writer, first)
+    if first < config.steps:
+        print(
+            "compiling    the first step: 20 to 90 s on a CPU, a few where the compilation cache knows it", flush=True
+        )
     try:
         with _StopSignals() as stop, jax.transfer_guard("disallow"):
             for number in range(first + 1, config.steps + 1):
@@ -97,22 +152,24 @@ def train(
                 batch = place(next(data), mesh)
                 waited = time.perf_counter() - started
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                    state, metrics = step(state, batch)
+                    training.state, metrics = training.train_step(training.state, batch)
+                training.step = number
                 progress.after_step(number, metrics, images=count_images(batch), waited=waited)
-                done = number == config.steps
                 stopping = stop.requested or checkpointer.preempted(number)
-                if evaluate and (done or (config.evaluate_every and number % config.evaluate_every == 0)):
-                    progress.flush()
-                    progress.validation(number, functools.partial(evaluate, state))
-                if done or stopping or number % config.checkpoint_every == 0:
-                    progress.flush()  # a state whose metrics are not finite is never saved
-                    checkpointer.save(number, state, dict(record) | {"data": data.get_state()})
-                if stopping and not done:
+                due = [callback for callback in callbacks if callback.due(training)]
+                saving = training.done or stopping or number % config.checkpoint_every == 0
+                if due or saving:
+                    progress.flush()  # a state whose metrics are not finite is never looked at and never saved
+                if due:
+                    progress.without(lambda due=due: [callback(training) for callback in due])
+                if saving:
+                    checkpointer.save(number, training.state, training.record | {"data": data.get_state()})
+                if stopping and not training.done:
                     print(f"stopped at step {number} as asked; the same command goes on from here")
                     break
     finally:
         checkpointer.wait()  # whatever happened, a save that was under way is finished
-    return state
+    return training.state
 
 
 def place(batch: Mapping, mesh) -> Mapping:
@@ -186,27 +243,27 @@ class _Progress:
         remaining = (now - self.began) / max(step - self.first, 1) * (self.config.steps - step)
         width = len(str(self.config.steps))
         print(
-            f"step {step:>{width}}/{self.config.steps} | loss {_losses(scalars)} | "
+            f"step {step:>{width}}/{self.config.steps} | loss {describe_losses(scalars)} | "
             f"{scalars['perf/images_per_second']:.0f} images/s, input wait {scalars['perf/input_wait']:.0%} | "
             f"{int(remaining) // 60}:{int(remaining) % 60:02d} left",
             flush=True,
         )
 
-    def validation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
-        """Runs and logs a validation pass; its time counts for no rate."""
+    def without(self, act: Callable[[], Any]) -> None:
+        """Does something whose time counts for no rate, and that may move arrays between host and device."""
         started = time.perf_counter()
-        scalars = evaluate()
-        self.writer.write(step, {f"validation/{name}": value for name, value in scalars.items()})
-        width = 2 * len(str(self.config.steps)) + 6
-        print(f"{'validation':<{width}} | loss {_losses(scalars)}", flush=True)
+        with jax.transfer_guard("allow"):
+            act()
         spent = time.perf_counter() - started
         self.since += spent
         self.began = None if self.began is None else self.began + spent
 
 
-def _losses(scalars: Mapping[str, float]) -> str:
-    parts = [f"{name.removeprefix('loss/')} {v:.3f}" for name, v in scalars.items() if name.startswith("loss/")]
-    return f"{scalars['loss']:.3f} ({', '.join(parts)})"
+def describe_losses(scalars: Mapping[str, float]) -> str:
+    """The total and its terms, each times its weight, as they add up: "1.250 = rgb 1.000 + balance 0.250"."""
+    terms = {name.removeprefix("weighted/"): v for name, v in scalars.items() if name.startswith("weighted/")}
+    parts = [f"{label} {value:.3f}" for label, value in terms.items()]
+    return f"{scalars['loss']:.3f} = {' + '.join(parts)}"
 
 
 class _StopSignals:

@@ -74,12 +74,13 @@ def make_eval_step(
 
 
 def mean_losses(sums: Sequence[Mapping], objectives: Mapping[str, Objective]) -> dict[str, float]:
-    """Exact means over several batches of `make_eval_step`'s sums, and their weighted total under "loss"."""
+    """Exact means over several batches of `make_eval_step`'s sums, what each weighs, and their total under "loss"."""
     losses = {}
     for label in objectives:
         value, weight = (sum(float(batch[label][i]) for batch in sums) for i in (0, 1))
         losses[f"loss/{label}"] = value / max(weight, EPSILON)
-    return {"loss": sum(objectives[label].scale * losses[f"loss/{label}"] for label in objectives)} | losses
+    weighted = {f"weighted/{label}": term.scale * losses[f"loss/{label}"] for label, term in objectives.items()}
+    return {"loss": sum(weighted.values())} | losses | weighted
 
 
 def _jit(step, mesh, *seeds: int, donate: bool):
@@ -125,10 +126,12 @@ def _gradients(state, batch, key, pretext, objectives, accumulate):
         outputs, pretext_state, terms = forward(params, pretext_state, part, part_key)
         weights = {label: term[1] for label, term in terms.items()} if weights is None else weights
         losses = {label: term[0] / jnp.maximum(weights[label], EPSILON) for label, term in terms.items()}
-        total = sum(objectives[label].scale_at(state.step) * losses[label] for label in objectives)
+        weighted = {label: objectives[label].scale_at(state.step) * losses[label] for label in objectives}
+        total = sum(weighted.values())
         metrics = {f"loss/{label}": value for label, value in losses.items()} | {"loss": total}
+        metrics |= {f"weighted/{label}": value for label, value in weighted.items()}
         details = {f"{label}/{name}": v / accumulate for label, term in terms.items() for name, v in term[2].items()}
-        routing = {name: v / accumulate for name, v in routing_metrics(outputs["routing"]).items()}
+        routing = {name: v / accumulate for name, v in routing_metrics(outputs.get("routing", {})).items()}
         return total, (pretext_state, metrics | details | routing)
 
     differentiate = jax.grad(loss, has_aux=True)
@@ -176,7 +179,7 @@ def routing_metrics(routing: Mapping) -> dict[str, jax.Array]:
     metrics = {}
     for group, s in routing.items():
         choices, load = s.load.sum(axis=-1), s.load.sum(axis=1)  # [L, M], [L, E]
-        reached = s.probability.sum(axis=1) > 0  # [L, E]: a softmax is 0 only where an expert is out of reach
+        reached = s.reach.sum(axis=1) > 0  # [L, E]
         count = reached.sum(axis=1)
         metrics |= {
             f"moe/{group}/drop_rate": s.dropped.sum() / jnp.maximum(choices.sum(), 1),

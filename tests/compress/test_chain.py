@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import ringmoe
-from experiments.common import ExperimentConfig
 from ringmoe_jax import compress, models
 from ringmoe_jax.compress import Network
 from ringmoe_jax.models import count
+from ringmoe_jax.run import PretrainConfig
 from tests.compress.cases import HEADS, MODEL, assert_equal, network, outputs
 from tests.tiny import batch
 
@@ -20,7 +20,7 @@ def test_14b_becomes_1b():
     the last stage lose all four.
     """
     values = ringmoe.get_config("14b").to_dict()
-    full = ExperimentConfig.of(values).model
+    full = PretrainConfig.of(values).model
     one = compress.submodel_config(full, ("rgb",))
     importance = {"collaborative": np.random.default_rng(0).random((24, 1, 4))}
     allowed = compress.choose(Network(one, {}), importance, keep=0.25)

@@ -14,11 +14,9 @@ from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import common as configurations
-from experiments import common
-from experiments.common import ExperimentConfig
-from experiments.pretrain import build as build_parts
-from experiments.pretrain import pretrain
+from experiments.run.pretrain import pretrain
 from ringmoe_jax import models, objectives, pretext, sensors
+from ringmoe_jax import run as runs
 from ringmoe_jax.compress.online import (
     CHOICES,
     OnlinePruning,
@@ -32,7 +30,8 @@ from ringmoe_jax.compress.online import (
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.moe import routing, table
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.training import metrics, optimizer, step
+from ringmoe_jax.run import PretrainConfig, Run
+from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
 from tests import tiny
@@ -146,14 +145,21 @@ def starved():
         built.append(model)
         return (whole if model == MODEL else build(model, config)).step, None
 
-    pruning = OnlinePruning(config, MODEL, passes, reports.append, step=0)
-    state, batch, seen = starve(whole.state()), masked_batch(), []
-    for number in range(4):
-        state, measured = pruning(state, batch)
+    pruning = OnlinePruning(config, passes, report=lambda training, dropped: reports.append(dropped))
+    record, steps = {"config": {"model": MODEL}}, loop.TrainConfig(steps=4)
+    training = loop.Training(starve(whole.state()), passes(MODEL)[0], record, None, steps)
+    batch, seen = masked_batch(), []
+    for number in range(1, 5):
+        training.state, measured = training.train_step(training.state, batch)
+        training.step = number
         seen.append(jax.device_get(measured))
-        if number == 0:
-            first = jax.device_get(state)
-    return SimpleNamespace(config=config, state=state, first=first, reports=reports, built=built, seen=seen)
+        if number == 1:
+            first = jax.device_get(training.state)
+        if pruning.due(training):
+            pruning(training)
+    assert training.record["config"]["model"] == reports[0].model
+    assert record == {"config": {"model": MODEL}}  # records of earlier checkpoints stay what they were
+    return SimpleNamespace(config=config, state=training.state, first=first, reports=reports, built=built, seen=seen)
 
 
 def test_an_expert_that_no_token_chooses_goes_after_a_window(starved):
@@ -237,7 +243,7 @@ def test_models_without_such_experts():
 
 def test_experts_that_are_split_over_devices():
     with pytest.raises(ConfigError, match=r"pruning with mesh.expert = 2: .* set mesh.expert = 1"):
-        OnlinePruning(PruningConfig(every=1), MODEL, None, None, step=0, mesh=make(MeshConfig(4, 1, 2)))
+        OnlinePruning(PruningConfig(every=1), None, make(MeshConfig(4, 1, 2)))
 
 
 def test_a_checkpoint_with_fewer_experts_is_taken_over():
@@ -256,7 +262,7 @@ def test_a_checkpoint_with_fewer_experts_is_taken_over():
 @pytest.fixture(scope="module")
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "make_mesh", lambda config: None)
+        patch.setattr(runs, "make_mesh", lambda config: None)
         yield
 
 
@@ -299,7 +305,7 @@ def logged(workdir):
 def test_checkpoints_say_what_is_left(uninterrupted):
     workdir, state = uninterrupted
     assert [bool(allowed_at(workdir, number)) for number in (2, 4, 5)] == [False, True, True]
-    trained = common.load(str(workdir))
+    trained = Run.open(str(workdir))
     assert jax.tree.map(np.shape, trained.params) == jax.tree.map(np.shape, state.params)
     assert jax.tree.map(np.shape, trained.params) == jax.tree.map(np.shape, trained.parts.model.shapes())
     (window,) = [r for r in metrics.read(workdir) if "pruning/experts" in r]
@@ -328,8 +334,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(values, uninterrupted, tmp_path, monk
 
 
 def test_off_by_default(values):
-    assert not ExperimentConfig.of(values).pruning.every
-    parts = build_parts(ExperimentConfig.of(values), {"rgb": sensors.get("rgb").statistics})
+    assert not PretrainConfig.of(values).pruning.every
+    parts = runs.pretraining(PretrainConfig.of(values), {"rgb": sensors.get("rgb").statistics})
     assert parts.pretext.init({}, None) == ({}, {})  # counts nothing
 
 

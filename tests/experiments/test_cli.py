@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common import ExperimentConfig
-from experiments.downstream import DownstreamConfig
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.run import FinetuneConfig, PretrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 MICRO = "configs/ringmoe_micro.py"
@@ -52,7 +51,7 @@ def test_an_argument_with_a_default_may_be_left_out(tmp_path):
 
 def test_overrides_add_what_the_file_does_not_state():
     values = cli.read_config(MICRO, ["--config.mesh.fsdp=2", "--config.pruning.every=5", "--config.model.patch=2"])
-    config = ExperimentConfig.of(values)
+    config = PretrainConfig.of(values)
     assert (config.mesh.fsdp, config.pruning.every, config.complete()["model"]["patch"]) == (2, 5, 2)
 
 
@@ -89,7 +88,7 @@ def test_only_two_sensors():
     assert values["model"]["sensors"] == ("rgb", "s2_12")
     assert set(values["data"]["streams"]) == {"rgb", "s2_12"}
     assert set(values["objectives"]) == {"rgb", "s2_12", "balance"}
-    assert list(ExperimentConfig.of(values).sensors) == ["rgb", "s2_12"]
+    assert list(PretrainConfig.of(values).sensors) == ["rgb", "s2_12"]
 
 
 def test_one_sensor_of_views():
@@ -99,19 +98,19 @@ def test_one_sensor_of_views():
     assert values["data"]["views"]["photometric"] == {"s2_12": {"gain": 0.1}}
     levels = ("pixel", "object", "image")
     assert set(values["objectives"]) == {f"{stream}_{level}" for stream in ("s2_12", "fused") for level in levels}
-    ExperimentConfig.of(values).complete()
+    PretrainConfig.of(values).complete()
 
 
 def test_what_else_names_a_sensor_is_said():
     values = cli.read_config("configs/skysense_micro.py", sensors=["s1_grd"])
     with pytest.raises(ConfigError, match=r"data.views.grid = 's2_12': wanted .* a sensor that every stream reads"):
-        ExperimentConfig.of(values)
+        PretrainConfig.of(values)
 
 
 def test_the_truth_of_a_task_stays():
     values = cli.read_config("configs/finetune/height.py", sensors=["rgb"])
     assert values["data"]["streams"]["data"]["sensors"] == ("rgb", "ndsm")
-    assert DownstreamConfig.of(values).model["sensors"] == ("rgb",)
+    assert FinetuneConfig.of(values).model["sensors"] == ("rgb",)
     assert "--sensors ndsm: the configuration has no sensor" in message("configs/finetune/height.py", sensors=["ndsm"])
 
 

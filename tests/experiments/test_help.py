@@ -15,13 +15,9 @@ SLOW = (  # verbs that import too much before they read their command line; one 
     "ablate",
     "benchmark",
     "compress",
-    "evaluate",
     "export",
     "few_labels",
-    "finetune",
-    "plan",
     "predict",
-    "pretrain",
     "report",
 )
 PROGRAM = "import runpy, sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; " + (

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import common, pretrain
-from experiments.common import ExperimentConfig
+from experiments.run import cli, pretrain
+from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.checkpoint import Checkpointer
 from tests.input_pipeline import tiny_data
 
@@ -136,8 +137,8 @@ def test_another_model_does_not_resume(config, uninterrupted):
 
 def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys, monkeypatch):
     """As older ones did; a value that is not the default is told apart."""
-    monkeypatch.setattr(common, "make_mesh", lambda config: None)
-    values = common.read_config(str(config))
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
+    values = cli.read_config(str(config))
     fuller = values | {"pretext": {"name": "masked"}, "optimizer": values["optimizer"] | {"clip_norm": 5.0}}
     fuller["model"] = values["model"] | {"patch": 4, "moe": {"top_k": 1, "engine": "capacity"}}
     assert pretrain.pretrain(fuller, str(uninterrupted[0])).step == 40
@@ -149,12 +150,12 @@ def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted,
 
 def test_a_record_that_states_fewer_keys_resumes(config, uninterrupted, capsys, monkeypatch):
     """A run that was written before a record held every default."""
-    monkeypatch.setattr(common, "make_mesh", lambda config: None)
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
     record = Checkpointer.record
     monkeypatch.setattr(
-        Checkpointer, "record", lambda self, step=None: record(self, step) | {"config": common.read_config(str(config))}
+        Checkpointer, "record", lambda self, step=None: record(self, step) | {"config": cli.read_config(str(config))}
     )
-    assert pretrain.pretrain(common.read_config(str(config)), str(uninterrupted[0])).step == 40
+    assert pretrain.pretrain(cli.read_config(str(config)), str(uninterrupted[0])).step == 40
     assert "resuming" in capsys.readouterr().out
 
 
@@ -195,7 +196,7 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
 )
 def test_misspelt_arguments(config, arguments, message):
     with pytest.raises(ConfigError) as error:
-        pretrain.complete(common.read_config(str(config), arguments))
+        PretrainConfig.of(cli.read_config(str(config), arguments)).complete()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -204,7 +205,7 @@ def test_image_sizes_must_agree(config):
     with pytest.raises(
         ConfigError, match=r"image_size = 32, but data shows \"rgb\" at 16 pixels: set config.data.image_size"
     ):
-        ExperimentConfig.of(common.read_config(str(config), ["--config.model.image_size=32"]))
+        PretrainConfig.of(cli.read_config(str(config), ["--config.model.image_size=32"]))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,6 @@ def test_image_sizes_must_agree(config):
 )
 def test_bad_runs_end_with_one_line(config, tmp_path, arguments, message):
     with pytest.raises(UserError) as error:
-        pretrain.pretrain(common.read_config(str(config), arguments), str(tmp_path))
+        pretrain.pretrain(cli.read_config(str(config), arguments), str(tmp_path))
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -3,9 +3,9 @@
 import pytest
 
 from configs import ringmoe, ringmoe_micro
-from experiments.common import ExperimentConfig
 from ringmoe_jax import models
 from ringmoe_jax.models.layers import count
+from ringmoe_jax.run import PretrainConfig
 
 # Millions of parameters without decoders: full model, one modality (its 4 + 4 + 1 experts), dense twin.
 # 14b: "14.7 B", "6.5 B" and "1 B" of the paper (arXiv 2504.03166); the rest by the same formula.
@@ -28,7 +28,7 @@ QUICK = ("nano", "14b")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
 def test_parameter_counts(name):
     values = ringmoe.get_config(name).to_dict()
-    config = ExperimentConfig.of(values).model
+    config = PretrainConfig.of(values).model
     full, single, dense = TABLE[name]
     assert millions(config) == pytest.approx(full, rel=0.006)
     assert millions(config, sensors=("rgb",)) == pytest.approx(single, rel=0.015)
@@ -38,4 +38,4 @@ def test_parameter_counts(name):
 
 def test_micro_is_about_ten_million():
     values = ringmoe_micro.get_config().to_dict()
-    assert millions(ExperimentConfig.of(values).model) == pytest.approx(10.2, rel=0.05)
+    assert millions(PretrainConfig.of(values).model) == pytest.approx(10.2, rel=0.05)

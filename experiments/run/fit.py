@@ -1,0 +1,169 @@
+"""A run from its first or last checkpoint to its last step; pre-training, fine-tuning and distillation alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from input_pipeline.reader import BatchIterator
+from ringmoe_jax.compress import online
+from ringmoe_jax.compress.online import OnlinePruning
+from ringmoe_jax.errors import ConfigError, TrainingError
+from ringmoe_jax.run import COMPRESSED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
+from ringmoe_jax.training import loop, optimizer, step
+from ringmoe_jax.training.checkpoint import Checkpointer, check_same
+from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
+from ringmoe_jax.training.metrics import MetricsWriter
+from ringmoe_jax.training.state import TrainState, create
+
+REQUEST = "request.json"  # of one run of a grid
+
+
+def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
+    """A state at step 0, in its place on the mesh."""
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
+    return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
+
+
+def fit(
+    workdir: str | Path,
+    state: TrainState,
+    data: BatchIterator,
+    parts: Parts,
+    config: PretrainConfig | FinetuneConfig,
+    record: Mapping[str, Any],
+    sections: Sequence[str],
+    *,
+    held_out: Sequence[Mapping] = (),
+    rebuild: Callable[[dict[str, Any]], Parts] | None = None,
+) -> TrainState:
+    """Trains, going on from the newest checkpoint of `workdir` where there is one, exactly.
+
+    Args:
+        workdir: folder of the run.
+        state: a new one.
+        data: batches.
+        parts: forward passes, objectives, mesh.
+        config: optimiser, length and, with `rebuild`, which experts go.
+        record: JSON types that are saved with every checkpoint; holds "config", complete, and "statistics".
+        sections: of the config that must be those of the checkpoint.
+        held_out: validation batches, passed over every `train.evaluate_every` steps.
+        rebuild: `rebuild(model) -> parts` of a `config.model` with fewer experts; None where none go.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: the checkpoint is of another configuration, or training failed; nothing that was saved is lost.
+    """
+
+    def passes(built: Parts) -> tuple[Step, Evaluate | None]:
+        rule = optimizer.build(config.optimizer, config.train.steps, built.model.blocks_above)
+        rate = optimizer.schedule(config.optimizer, config.train.steps)
+        options = dict(seed=config.train.seed, accumulate=config.train.accumulate, mesh=built.mesh)
+        train_step = step.make_train_step(built.pretext, built.objectives, rule, rate, **options)
+        return train_step, validation(built, held_out) if held_out else None
+
+    checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
+    if checkpointer.latest is not None:
+        state = _resume(checkpointer, state, data, config, record, sections)
+        print(f"resuming {workdir} at step {int(state.step)}")
+    callbacks: list[loop.Callback] = [Validation()]
+    if rebuild:
+        callbacks.insert(0, OnlinePruning(config.pruning, lambda model: passes(rebuild(model)), parts.mesh))
+    writer = MetricsWriter(workdir, resume_step=int(state.step))
+    train_step, evaluate = passes(parts)
+    training = Training(state, train_step, dict(record), writer, config.train, evaluate, int(state.step))
+    try:
+        state = loop.train(training, data, checkpointer, callbacks, mesh=parts.mesh)
+    finally:
+        writer.close()
+        data.close()
+    checkpointer.close()
+    if data.bad_records:
+        print(f"{data.bad_records} broken records were skipped, see the messages above")
+    return state
+
+
+def validation(parts: Parts, batches: Sequence[Mapping]) -> Evaluate:
+    """Builds the pass over validation batches."""
+    evaluate_batch = step.make_eval_step(parts.pretext, parts.objectives, parts.mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums = [jax.device_get(evaluate_batch(state, loop.place(batch, parts.mesh))) for batch in batches]
+        return step.mean_losses(sums, parts.objectives)
+
+    return evaluate
+
+
+def require_done(state: TrainState, steps: int, workdir: str | Path) -> None:
+    """Raises a `TrainingError` where a run was stopped before its last step: what comes after it has to wait."""
+    if int(state.step) < steps:
+        raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
+
+
+def _resume(
+    checkpointer: Checkpointer,
+    state: TrainState,
+    data: BatchIterator,
+    config: PretrainConfig | FinetuneConfig,
+    record: Mapping[str, Any],
+    sections: Sequence[str],
+) -> TrainState:
+    """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
+    saved = checkpointer.record()
+    if kind_of(saved) == COMPRESSED:
+        raise ConfigError(
+            f"{checkpointer.directory.parent} holds a compressed model, which has no optimiser state to resume from: "
+            "choose a new --workdir"
+        )
+    before, now = type(config).of(saved["config"]).complete(), config.complete()
+    for section in sections:
+        check_same({section: before[section]}, {section: now[section]}, "config")
+    check_same(saved["statistics"], record["statistics"], "statistics")
+    state = checkpointer.restore(state)
+    data.set_state(saved["data"])
+    return state
+
+
+def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, Any]:
+    """A configuration with the experts that the newest checkpoint of `workdir` has left; as it is where there is none.
+
+    Args:
+        values: nested dict of a configuration with online pruning.
+        workdir: folder of the run.
+    """
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return values
+    checkpointer = Checkpointer.open(workdir)
+    saved = checkpointer.record()["config"] if checkpointer.latest is not None else {}
+    checkpointer.close()
+    return {**values, "model": online.taken_over(values["model"], saved.get("model", {}))}
+
+
+def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[], Any]) -> None:
+    """Does one run of a grid of them, unless its result is there; what it prints goes to `log.txt`.
+
+    Args:
+        values: configuration of the run.
+        workdir: its folder.
+        result: the file in it that `run` writes last.
+        run: does it, or goes on with it.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
+    claim(workdir, REQUEST, {"config": json.loads(json.dumps(values))})
+    if (workdir / result).exists():
+        return
+    started = time.perf_counter()
+    print(f"{workdir}  ...", end="", flush=True)
+    with (workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+        run()
+    print(f" {time.perf_counter() - started:.0f} s", flush=True)

@@ -1,0 +1,98 @@
+"""Pre-training, from a configuration to its last step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from experiments.run import data as run_data
+from experiments.run.data import VALIDATION
+from experiments.run.fit import fit, new_state, with_experts_left
+from input_pipeline.evaluation import EvalBatches
+from input_pipeline.reader import BatchIterator, train_batches
+from ringmoe_jax import run as runs
+from ringmoe_jax.models import count
+from ringmoe_jax.run import Parts, PretrainConfig
+from ringmoe_jax.training.state import TrainState
+
+SECTIONS = ("model", "pretext", "objectives", "data", "optimizer", "pruning")  # that a resumed run must share
+VALIDATION_BATCHES = 4
+
+
+def pretrain(values: Mapping, workdir: str) -> TrainState:
+    """Runs a configuration to its last step.
+
+    Args:
+        values: nested dict of a configuration file.
+        workdir: folder of the run; a checkpoint found there is resumed, exactly.
+
+    Raises:
+        UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
+    """
+    config = PretrainConfig.of(values)
+    config.check_streams()
+    if prunes := bool(config.pruning.every):
+        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
+
+    mesh = runs.make_mesh(config.mesh)
+    data = run_data.open_training(config.data, mesh, config.train.accumulate)
+    parts = runs.pretraining(config, data.statistics, mesh)
+    state = new_state(parts, config)
+    describe(parts, state, data)
+    return fit(
+        workdir,
+        state,
+        data,
+        parts,
+        config,
+        {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
+        SECTIONS,
+        held_out=validation_batches(config) if config.train.evaluate_every else (),
+        rebuild=_rebuilder(config, data, mesh) if prunes else None,
+    )
+
+
+def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):
+    """Builds the parts of the same run for a model with fewer experts."""
+
+    def rebuild(model: dict[str, Any]) -> Parts:
+        return runs.pretraining(dataclasses.replace(config, model=model), data.statistics, mesh)
+
+    return rebuild
+
+
+def validation_batches(config: PretrainConfig) -> list[dict]:
+    """The same batches every time: whole tiles side by side, or the first drawn views where training sees views."""
+    data, host, hosts = config.data, jax.process_index(), jax.process_count()
+    if data.views:
+        streams = {name: dataclasses.replace(stream, split=VALIDATION) for name, stream in data.streams.items()}
+        drawn = train_batches(dataclasses.replace(data, streams=streams), host=host, hosts=hosts)
+        batches = [next(drawn) for _ in range(VALIDATION_BATCHES)]
+        drawn.close()
+        return [{"sensors": batch["sensors"], "views": batch["views"]} for batch in batches]
+    rows = data.batch_size // hosts
+    where = dict(split=VALIDATION, batch_size=rows, masked=True, host=host, hosts=hosts)
+    readers = [EvalBatches.of(data, stream.directory, stream.sensors, **where) for stream in data.streams.values()]
+    parts = [[batch for batch, _ in zip(reader, range(VALIDATION_BATCHES), strict=False)] for reader in readers]
+    return [
+        {"sensors": {name: entry for batch in side_by_side for name, entry in batch["sensors"].items()}}
+        for side_by_side in zip(*parts, strict=False)
+    ]
+
+
+def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
+    """Prints what is about to be trained, on what, from which data."""
+    devices = jax.devices()
+    mesh = f", mesh {dict(parts.mesh.shape)}" if parts.mesh else ""
+    print(f"devices     {len(devices)} x {devices[0].device_kind}{mesh}")
+    print(f"parameters  {count(state.params):,} in all")
+    for name, part in sorted(state.params.items(), key=lambda item: -count(item[1])):
+        print(f"            {count(part):>14,} {name}")
+    for name, dataset in data.datasets.items():
+        sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
+        print(f"stream      {name}: {data.sizes[name]} images a step of {sensors} from {dataset.directory}")
+    for label, objective in parts.objectives.items():
+        print(f"objective   {label}: {objective}")

@@ -1,0 +1,207 @@
+"""Probes of a checkpoint's frozen features beside baselines: which tiles fit, which choose, which are scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.run import data as run_data
+from experiments.run.data import TRAIN, VALIDATION
+from input_pipeline import schema
+from input_pipeline.dataset import Dataset
+from ringmoe_jax.contracts import FUSED
+from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.evaluate import baselines, bootstrap, features, probes, reconstruction
+from ringmoe_jax.evaluate.rank import rankme
+from ringmoe_jax.models import Params
+from ringmoe_jax.models.geo_context import BANK
+from ringmoe_jax.run import Run
+
+PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
+TRAINED = "pre-trained"
+PLAIN = "fused without context"  # the same, less what was read for the place's coordinates
+DRAWS = 5  # of shares of the labels
+TEXT = (
+    "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
+    "Features are z-scored on the tiles that are fitted. "
+    "knn5, knn20: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. "
+    "Where a data set has a test split it is scored, with C chosen on the validation tiles and refitted on training "
+    "and validation tiles; else the validation tiles are scored, with C chosen on a fifth of the training tiles and "
+    "refitted on all. Intervals: 95 % bootstrap over spatial blocks of the tiles that are scored, "
+    f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block."
+)
+FEW = (
+    "Few labels: a share of the tiles of every class, but one at least, or of all tiles where they have several "
+    "labels. Means over {draws} draws; intervals of the bootstrap resamples of all draws together."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How features are probed.
+
+    Attributes:
+        name: a key of `PROTOCOLS`.
+        fractions: shares of the labels that are used, each above 0, at most 1.
+        draws: how many draws of each share below 1.
+        split: the one to score; "" for "test" where the data set has one, else "validation".
+        without: sensors that are hidden in the split that is scored.
+        seed: of inner splits, draws and intervals.
+
+    Raises:
+        ConfigError: no such protocol, a number out of its range, or the training split is to be scored.
+    """
+
+    name: str = "all"
+    fractions: tuple[float, ...] = (1.0,)
+    draws: int = DRAWS
+    split: str = ""
+    without: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.name not in PROTOCOLS:
+            raise ConfigError(f'--protocol "{self.name}" does not exist: {nearest(self.name, PROTOCOLS)}')
+        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ConfigError(f"--fractions {' '.join(map(str, self.fractions))}: wanted shares above 0, at most 1")
+        if self.draws < 1:
+            raise ConfigError(f"--draws {self.draws}: wanted 1 or more")
+        if self.split == TRAIN:
+            raise ConfigError(f"--split {TRAIN}: probes are fitted on it, give one that is not")
+
+    @property
+    def text(self) -> str:
+        """What is done, for a reader."""
+        return f"{TEXT} {FEW.format(draws=self.draws)}" if min(self.fractions) < 1 else TEXT
+
+    def shown(self, dataset: Dataset) -> tuple[str, ...]:
+        """The sensors of a data set that are not hidden.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        left = tuple(name for name in dataset.sensors if name not in self.without)
+        if not left:
+            raise ConfigError(f"--without {' '.join(self.without)} leaves no sensor of {dataset.directory} to look at")
+        return left
+
+    def scored(self, dataset: Dataset) -> str:
+        """The split of a data set that is scored.
+
+        Raises:
+            DataError: the data set does not have it.
+        """
+        return run_data.scored_split(dataset, self.split)
+
+    def splits(self, dataset: Dataset) -> tuple[str, ...]:
+        """What is read: training tiles, validation tiles where they only choose, the tiles that are scored."""
+        scored = self.scored(dataset)
+        return (TRAIN, VALIDATION, scored) if VALIDATION in dataset.counts and scored != VALIDATION else (TRAIN, scored)
+
+    def sentence(self, dataset: Dataset) -> str:
+        """Which tiles are used for what."""
+        *_, chosen, scored = self.splits(dataset)
+        choice = "a fifth of it" if chosen == TRAIN else f"{chosen} and refitted on both"
+        hidden = f" without {', '.join(self.without)}" if self.without else ""
+        return f"probes are fitted on {TRAIN}, with C chosen on {choice}, and scored on {scored}{hidden}"
+
+
+def encoders(trained: Run, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
+    """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes.
+
+    Args:
+        trained: the checkpoint.
+        random: fresh parameters of its model.
+        inspect: maps parameters and a batch to what `reconstruction.inspector` gives.
+        seed: of the random convolutions.
+    """
+    parts, data = trained.parts, trained.config.data
+    cells = data.image_size // data.mask_unit if data.mask_unit else 1
+
+    def pooled(params, batch):
+        found = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
+        if FUSED in found and BANK in params:
+            found = found | {PLAIN: found[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
+        return found
+
+    model = {TRAINED: lambda batch: pooled(trained.params, batch)}
+    if random is None:
+        return model
+    statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
+    return model | {
+        "random weights": lambda batch: pooled(random, batch),
+        "random convolutions": baselines.random_convolutions(statistics, seed=seed),
+        "image statistics": baselines.image_statistics(parts.sensors),
+    }
+
+
+def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[dict[str, Any]]:
+    """Probes every label, encoder and set of sensors of a data set, and what a fusion makes of them.
+
+    Args:
+        dataset: opened.
+        parts: features by split, as `protocol.splits` lists them.
+        protocol: how.
+
+    Returns:
+        The fields of `probes.Probe` with "dataset", "label", "features" and "encoder".
+    """
+    name, shown = dataset.metadata.name, protocol.shown(dataset)
+    labels = {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
+    if not labels:
+        print(f"note        {name}: no class labels, nothing to probe")
+    sets = [(sensor,) for sensor in shown] + ([shown] if len(shown) > 1 else []) + [(FUSED,), (PLAIN,)]
+    results = []
+    for label, info in labels.items():
+        for chosen in sets:
+            where = {"dataset": name, "label": label, "features": " + ".join(chosen)}
+            for encoder in (e for e, values in parts[TRAIN].values.items() if set(chosen) <= set(values)):
+                splits = [_split(part, encoder, chosen, label) for part in parts.values()]
+                try:
+                    found = _probes(splits, info.names, protocol)
+                except DataError as error:
+                    print(f"note        {name}/{label}: {error}")
+                    break
+                results += [where | {"encoder": encoder} | dataclasses.asdict(probe) for probe in found]
+    return results
+
+
+def ranks(dataset: Dataset, part: features.Features, protocol: Protocol) -> list[dict[str, Any]]:
+    """How many directions the features of a split fill, by encoder and kind of features."""
+    name = dataset.metadata.name
+    return [
+        {"dataset": name, "features": kind, "encoder": encoder, "width": x.shape[1], "rank": rankme(x)}
+        for encoder, of in part.values.items()
+        for kind, x in of.items()
+        if kind not in protocol.without
+    ]
+
+
+def _probes(splits: Sequence[probes.Split], names: Sequence[str], protocol: Protocol) -> list[probes.Probe]:
+    """Every method with every share of the labels."""
+    train, *validation, scored = splits
+    return [
+        found
+        for fraction in protocol.fractions
+        for found in probes.probe(
+            train,
+            scored,
+            names,
+            PROTOCOLS[protocol.name],
+            validation=validation[0] if validation else None,
+            fraction=fraction,
+            draws=protocol.draws,
+            seed=protocol.seed,
+        )
+    ]
+
+
+def _split(part: features.Features, encoder: str, sensors: Sequence[str], label: str) -> probes.Split:
+    if sensors in ((FUSED,), (PLAIN,)):
+        observed = np.any(list(part.observed.values()), axis=0)
+    else:
+        observed = np.all([part.observed[sensor] for sensor in sensors], axis=0)
+    return probes.Split(part.joined(encoder, sensors), part.labels[label], part.groups).where(observed)

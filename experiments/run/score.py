@@ -1,0 +1,198 @@
+"""Scores a fine-tuned run on a split: metrics with intervals beside the best constant answer, and pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.run import data as run_data
+from experiments.run.tables import table, with_interval
+from input_pipeline.dataset import Dataset
+from input_pipeline.evaluation import EvalBatches
+from ringmoe_jax.errors import DataError
+from ringmoe_jax.evaluate import bootstrap, figures, quicklook
+from ringmoe_jax.evaluate.metrics.base import Metric
+from ringmoe_jax.evaluate.metrics.base import score as scored
+from ringmoe_jax.models import count
+from ringmoe_jax.run import RANDOM, Parts, Run, results
+from ringmoe_jax.tasks import SENSOR, Example
+
+BATCH = 16
+SHOWN = 4  # samples in a picture
+LOOKED_AT = 500  # training samples that the constant answer is taken from
+MODEL, CONSTANT = "model", "constant"
+RESULT = "task.json"  # of one run
+SEEDS = "seeds.json"  # of `experiments.finetune --seeds`
+
+
+def score(
+    run: Run,
+    datasets: Sequence[str] = (),
+    *,
+    split: str = "",
+    without: Sequence[str] = (),
+    seed: int = 0,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Scores a run.
+
+    Args:
+        run: of a task.
+        datasets: folder of a data set, at most one; default the one that the run was trained on.
+        split: default "test" where the data set has one, else "validation".
+        without: sensors that the model is not shown: their pixels are taken for not observed.
+        seed: of the bootstrap.
+        out: folder for numbers and pictures; default `<run>/report`, or a folder in it for other data and splits than
+            the default ones.
+
+    Returns:
+        What `task.json` holds: scores of the model and of the best constant answer, tables, names of pictures.
+
+    Raises:
+        UserError: several data sets, no such split or sensor, or truth that cannot be right.
+    """
+    started, parts = time.perf_counter(), run.parts
+    if len(datasets) > 1:
+        raise DataError(f"--dataset {' '.join(datasets)}: a fine-tuned run is scored on one data set at a time")
+    dataset = run_data.open_labelled(run.config, run.encoder, *datasets)
+    _check_classes(run, dataset)
+    run_data.check_hidden(without, parts.sensors)
+    report = run.folder / "report"
+    folder = Path(out) if out else results.folder_of(report, datasets, split, without)
+    split = run_data.scored_split(dataset, split)
+    answers = _Answers(run, dataset, tuple(without))
+    metrics, groups, examples = answers(split)
+    scores = {name: scored(metric, groups, seed) for name, metric in metrics.items()}
+    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metrics[MODEL], examples, parts.target)
+    result = {
+        "split": split,
+        "without": without,
+        "samples": len(metrics[MODEL]),
+        "blocks": len(np.unique(groups)),
+        "scores": scores[MODEL],
+        "constant": scores[CONSTANT],
+        "classes": metrics[MODEL].table() if hasattr(metrics[MODEL], "table") else {},
+        "left_out": metrics[MODEL].left_out() if hasattr(metrics[MODEL], "left_out") else (),
+        "notes": answers.notes,
+        "dataset": dataset.about(),
+        "figures": {name: figures.save(f, folder / f"task_{name}.png").name for name, f in drawn.items()},
+    }
+    return results.write(folder / RESULT, result | _about(run) | {"seconds": time.perf_counter() - started})
+
+
+def _check_classes(run: Run, dataset: Dataset) -> None:
+    """Raises unless the data set's truth is the one that was learnt."""
+    learnt, stored = run.spec.target, run_data.task_spec(run.config, dataset).target
+    if stored.names != learnt.names:
+        raise DataError(
+            f'{dataset.directory} has the classes {", ".join(stored.names)} in "{learnt.name}", the model learnt '
+            f"{', '.join(learnt.names)}: score it on a data set with the same classes in this order"
+        )
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """The run, and when and on what it was scored."""
+    config = run.config
+    encoder = {
+        "model": run.encoder.model["name"],
+        "from": config.init_from,
+        "step": run.encoder.step,
+        "weights": config.weights if config.init_from else RANDOM,
+    }
+    learnt = {"task": config.task["name"], "target": run.spec.target, "step": run.step, "encoder": encoder}
+    return learnt | results.provenance() | {"parameters": {"trained": run.trained, "total": count(run.params)}}
+
+
+class _Answers:
+    """Predictions for all samples of a split."""
+
+    def __init__(self, run: Run, dataset: Dataset, without: tuple[str, ...]):
+        self.run, self.dataset, self.without = run, dataset, without
+        self.notes: list[str] = []
+        task, target, model = run.parts.task, run.parts.target, run.parts.model
+        self.params = jax.device_put(run.params, jax.local_devices()[0])
+        self.answer = jax.jit(lambda params, batch: task.answer(model.apply(params, batch)["predictions"], target))
+
+    def __call__(self, split: str) -> tuple[dict[str, Metric], np.ndarray, list[Example]]:
+        parts, task = self.run.parts, self.run.parts.task
+        constant = task.constant(self._training_truths(), parts.target)
+        metrics = {name: task.metric(parts.target) for name in (MODEL, CONSTANT)}
+        locations, examples = [], []
+        shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
+        for batch in self._batches(split):
+            check_truth(batch, parts)
+            truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
+            answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
+            for row in np.flatnonzero(batch["real"]):
+                own = {name: x[row] for name, x in answers.items()}
+                true = jax.tree.map(lambda x, row=row: x[row], truth)
+                task.add(metrics[MODEL], own, true)
+                task.add(metrics[CONSTANT], constant, true)
+                locations.append(next(iter(batch["sensors"].values()))["location"][row])
+                if int(batch["index"][row]) in shown:
+                    examples.append(Example(int(batch["index"][row]), self._images(batch, row), own, true))
+        groups = bootstrap.blocks(np.array(locations))
+        if (groups < 0).all():
+            self.notes.append("samples have no coordinates: overlapping ones count as independent")
+        return metrics, groups, examples
+
+    def _training_truths(self) -> list[Any]:
+        task, truths = self.run.parts.task, []
+        for batch in self._batches(run_data.TRAIN):
+            check_truth(batch, self.run.parts)
+            truth = task.truth(batch)
+            truths += [jax.tree.map(lambda x, row=row: x[row], truth) for row in np.flatnonzero(batch["real"])]
+            if len(truths) >= LOOKED_AT:
+                self.notes.append(f"the constant answer is taken from the first {len(truths)} training samples")
+                break
+        return truths
+
+    def _batches(self, split: str) -> EvalBatches:
+        rows = min(BATCH, self.dataset.size(split))
+        directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
+        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=rows)
+
+    def _images(self, batch: Mapping, row: int) -> list[np.ndarray]:
+        """What to look at: the dates of the sensor that predictions lie on, or of the first one."""
+        parts = self.run.parts
+        name = parts.target.sensor if parts.target.kind != SENSOR and parts.target.sensor else next(iter(parts.sensors))
+        entry = batch["sensors"][name]
+        values = [quicklook.view(self.dataset.sensors[name], pixels)[0] for pixels in entry["pixels"][row]]
+        limits = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]))
+        return [quicklook.paint(v, limits, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
+
+
+def check_truth(batch: Mapping, parts: Parts) -> None:
+    """Raises a `DataError` where the truth of a batch cannot be right."""
+    real = batch.get("real")
+    truth = parts.task.truth(batch)
+    parts.task.check_truth(truth if real is None else jax.tree.map(lambda x: x[real], truth), parts.target)
+
+
+# ---- Output -------------------------------------------------------------------------------------------
+
+
+def show(result: Mapping) -> None:
+    """Prints the table of a run."""
+    print(f"\n{result['task']} of {result['target']['name']}, {result['dataset']['name']}/{result['split']}, ", end="")
+    print(f"{result['samples']} samples in {result['blocks']} blocks; 95 % bootstrap intervals")
+    if result["without"]:
+        print(f"without {', '.join(result['without'])}")
+    rows = [(name, with_interval(s), with_interval(result["constant"][name])) for name, s in result["scores"].items()]
+    print(table(("metric", MODEL, "constant answer"), rows))
+    for note in result["notes"]:
+        print(f"note        {note}")
+    if result["left_out"]:
+        print(f"note        classes that no sample holds are not scored: {', '.join(result['left_out'])}")
+
+
+def show_seeds(joined: Mapping) -> None:
+    """Prints means over seeds."""
+    print(f"\n{joined['task']}: mean and 95 % t interval over the seeds {', '.join(map(str, joined['seeds']))}")
+    rows = [(name, with_interval(score)) for name, score in joined["scores"].items()]
+    print(table(("metric", "mean"), rows))

@@ -1,0 +1,306 @@
+"""A run is a folder: kind, configuration, sensors, statistics, model, parameters and step, for every verb."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ringmoe_jax import config as configuration
+from ringmoe_jax import models, objectives
+from ringmoe_jax.compress import Network
+from ringmoe_jax.data_config import DataConfig
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models import Model, Params
+from ringmoe_jax.run import build, results
+from ringmoe_jax.run.build import Encoder, Parts, TaskSpec
+from ringmoe_jax.run.config import FinetuneConfig, PretrainConfig
+from ringmoe_jax.sensors import Sensor, Statistics
+from ringmoe_jax.training.checkpoint import Checkpointer
+from ringmoe_jax.training.state import TrainState
+
+PRETRAINING, TASK, COMPRESSED = "pre-training", "task", "compressed"
+FEATURES = (PRETRAINING, COMPRESSED)  # kinds whose model is an encoder without a head
+ADVICE = {  # what to do where a verb wants another kind
+    PRETRAINING: "give the folder of an experiments.pretrain",
+    COMPRESSED: "give the folder of an experiments.compress",
+    TASK: "give the folder of an experiments.finetune",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint of a run, ready to use on one device. What is expensive is made when it is first asked for.
+
+    Attributes:
+        record: JSON types that lie beside the arrays: "config", "statistics", "step", "versions"; of a task also
+            "encoder" and "subject"; of a compressed run "compressed".
+        params: what `model` takes: trained parameters, or those that the pretext task exports (a teacher's).
+        trained: number of parameters that training changed.
+        folder: where it lies; None for one that is in memory only.
+    """
+
+    record: dict[str, Any]
+    params: Params
+    trained: int = 0
+    folder: Path | None = None
+
+    @staticmethod
+    def open(folder: str | Path, step: int | None = None, *, engine: str = "", kinds: Collection[str] = ()) -> Run:
+        """Opens the newest checkpoint of a run, or the one of `step`.
+
+        Args:
+            folder: of `experiments.pretrain`, `finetune` or `compress`.
+            step: optimiser steps of the checkpoint.
+            engine: that computes the experts, default the run's; see `ringmoe_jax.moe.engines`.
+            kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`; any by default.
+
+        Raises:
+            DataError: there is no checkpoint, or one of another kind.
+        """
+        checkpointer = Checkpointer.open(folder)
+        try:
+            record = checkpointer.record(step)
+            _check_kind(folder, record, kinds)
+            params, state = checkpointer.restore_model(record["step"])
+        finally:
+            checkpointer.close()
+        run = Run(record, params, models.count(params), Path(folder)).with_engine(engine)
+        return dataclasses.replace(run, params=run.parts.pretext.export(params, state))
+
+    # ---- What the record says ---------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """`PRETRAINING`, `TASK` or `COMPRESSED`."""
+        return kind_of(self.record)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that were taken."""
+        return self.record["step"]
+
+    @functools.cached_property
+    def config(self) -> PretrainConfig | FinetuneConfig:
+        """Of the run, checked."""
+        return (FinetuneConfig if self.kind == TASK else PretrainConfig).of(self.record["config"])
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, Statistics]:
+        """Normalisation by sensor."""
+        return {name: Statistics(**s) for name, s in self.record["statistics"].items()}
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The encoder by itself; of a task, the one that its head was put on."""
+        if self.kind == TASK:
+            return Encoder.from_json(self.record["encoder"])
+        bands = {name: tuple(chosen) for name, chosen in self.config.data.bands.items()}
+        return Encoder(self.record["config"]["model"], bands, self.statistics, self.step)
+
+    @functools.cached_property
+    def spec(self) -> TaskSpec:
+        """What the head of a task was built for."""
+        return TaskSpec.from_json(self.record["subject"])
+
+    # ---- What it builds ---------------------------------------------------------------------------
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """Model, objectives and the rest, on one device."""
+        return self.build()
+
+    def build(self, mesh: jax.sharding.Mesh | None = None) -> Parts:
+        """The parts on a mesh."""
+        if self.kind == TASK:
+            return build.finetuning(self.config, self.encoder, self.spec, self.statistics, mesh)
+        return build.pretraining(self.config, self.statistics, mesh)
+
+    @property
+    def model(self) -> Model:
+        """Pure functions; `model.apply(run.params, batch)` gives what `ringmoe_jax.contracts` describes."""
+        return self.parts.model
+
+    @property
+    def sensors(self) -> dict[str, Sensor]:
+        """That the model is shown, by name, with the bands that it reads."""
+        return self.parts.sensors if self.kind == TASK else self.config.sensors
+
+    @property
+    def data(self):
+        """What the run reads, with the bands that the model reads: a `DataConfig`."""
+        return self.encoder.data(self.config.data)
+
+    @property
+    def network(self) -> Network:
+        """What `ringmoe_jax.compress` works on: `config.model` and the encoder's parameters."""
+        return Network(self.record["config"]["model"], self.params)
+
+    # ---- Other runs of it -------------------------------------------------------------------------
+
+    def with_engine(self, engine: str) -> Run:
+        """The same with experts that another engine computes; as it is for ""."""
+        if not engine:
+            return self
+        where = "encoder" if self.kind == TASK else "config"
+        model = models.with_engine(self.record[where]["model"], engine)
+        return dataclasses.replace(self, record={**self.record, where: {**self.record[where], "model": model}})
+
+    def with_network(self, network: Network, steps: int = 0) -> Run:
+        """The same run with another network, in memory: without the data and objectives of sensors that it lacks.
+
+        Args:
+            network: of `ringmoe_jax.compress`.
+            steps: optimiser steps that it was trained for since.
+
+        Raises:
+            ConfigError: no stream or no objective of the run suits the sensors that are left.
+        """
+        config = _narrowed(self.record["config"], network.model)
+        statistics = {name: s for name, s in self.record["statistics"].items() if name in network.model["sensors"]}
+        record = {**self.record, "config": config, "statistics": statistics, "step": self.step + steps}
+        return Run(record, network.params, models.count(network.params))
+
+    def save(self, folder: Path, compressed: Mapping[str, Any]) -> Run:
+        """Writes a checkpoint without an optimiser's state, and gives the run that lies there.
+
+        Args:
+            folder: of the run.
+            compressed: where it comes from, JSON types for the record.
+        """
+        params, state = self.parts.pretext.init(self.params, jax.random.key(0))
+        kept = {name: self.record[name] for name in ("config", "statistics")}
+        record = {**kept, "compressed": results.plain(compressed)}
+        checkpointer = Checkpointer(folder)
+        checkpointer.save(self.step, TrainState(np.int32(self.step), params, {}, state), record)
+        checkpointer.wait()
+        checkpointer.close()
+        return dataclasses.replace(self, record={**self.record, **record}, folder=folder)
+
+    def describe(self) -> dict[str, Any]:
+        """How many parameters the model has, and what this is computed with: JSON types."""
+        parts = {name: models.count(part) for name, part in self.params.items()}
+        return results.provenance() | {"parameters": {"total": sum(parts.values()), "parts": parts}}
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """The kind of the run that a checkpoint's record is of."""
+    return TASK if "encoder" in record else COMPRESSED if "compressed" in record else PRETRAINING
+
+
+def read_record(folder: str | Path, kinds: Collection[str] = ()) -> dict[str, Any]:
+    """The record of the newest checkpoint, without its arrays.
+
+    Raises:
+        DataError: there is no checkpoint, or one of another kind than `kinds`, where any are given.
+    """
+    checkpointer = Checkpointer.open(folder)
+    try:
+        record = checkpointer.record()
+    finally:
+        checkpointer.close()
+    _check_kind(folder, record, kinds)
+    return record
+
+
+def claim(folder: Path, name: str, request: Mapping[str, Any]) -> bool:
+    """Writes down what a folder is for.
+
+    Args:
+        folder: is made where it does not exist.
+        name: of the file that keeps the request.
+        request: JSON types; the same request may come back and find what was done.
+
+    Returns:
+        Whether the same request was there already.
+
+    Raises:
+        ConfigError: the folder is for something else.
+    """
+    path, request = folder / name, results.plain(request)
+    before = results.read(path)
+    if before == request:
+        return True
+    if before is not None:
+        key = next(k for k in sorted({*before, *request}) if before.get(k) != request.get(k))
+        raise ConfigError(
+            f"{folder} holds another run: {key} was {_short(before.get(key))}, is {_short(request.get(key))}: "
+            "choose another folder, or delete it"
+        )
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder} holds another run: choose another folder, or delete it")
+    if jax.process_index() == 0:
+        results.write(path, request)
+    return False
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _check_kind(folder: str | Path, record: Mapping[str, Any], kinds: Collection[str]) -> None:
+    kind = kind_of(record)
+    if kinds and kind not in kinds:
+        advice = ADVICE[next(iter(kinds))]
+        raise DataError(f"{folder} holds a {kind} run, wanted one of {' or '.join(kinds)}: {advice}")
+
+
+def _narrowed(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config for a model with fewer sensors or experts."""
+    left, data = set(model["sensors"]), config["data"]
+    streams = {
+        name: {**stream, "sensors": [sensor for sensor in stream["sensors"] if sensor in left]}
+        for name, stream in data["streams"].items()
+        if left & set(stream["sensors"])
+    }
+    if not streams:
+        raise ConfigError(f"no stream of the run's data shows {', '.join(model['sensors'])}: keep another modality")
+    by_sensor = {key: data[key] for key in ("bands", "sizes", "frames") if key in data}
+    by_sensor = {key: {name: v for name, v in values.items() if name in left} for key, values in by_sensor.items()}
+    before, routed = PretrainConfig.of(config), models.read(model).has_experts
+    terms = {
+        label: config["objectives"][label]
+        for label, term in objectives.build(before.objectives).items()
+        if _looks_at(term, before.sensors) <= left and (routed or not isinstance(term, objectives.Balance))
+    }
+    if not terms:
+        raise ConfigError(f"no objective of the run looks at {', '.join(model['sensors'])} alone: keep further sensors")
+    data = {**data, **by_sensor, "streams": streams}
+    if data.get("views"):
+        data = {**data, "views": _narrowed_views(data)}
+    config = {name: group for name, group in config.items() if name != "pruning"}  # of experts, while a run trains
+    return {**config, "model": model, "data": data, "objectives": terms}
+
+
+def _narrowed_views(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Views of the streams that are left: the first sensor that the rest allows stands in for one that went.
+
+    Without such a sensor boxes are drawn by `crop_scale`, and there are no local crops.
+    """
+    views, reads = data["views"], [stream["sensors"] for stream in data["streams"].values()]
+    shown = list(dict.fromkeys(name for sensors in reads for name in sensors))
+    everywhere = [name for name in shown if all(name in sensors for sensors in reads)]
+    photometric = {name: values for name, values in views.get("photometric", {}).items() if name in shown}
+    grid, local = views.get("grid", ""), views.get("local_sensor", "")
+    grids = [grid] if grid in ("", *everywhere) else [*everywhere, ""]
+    crops = [{"local_sensor": name} for name in ([local] if local in ("", *shown) else shown)]
+    for crop in [*crops, {"local_sensor": "", "local": 0}]:
+        for name in grids:
+            changed = {**views, "photometric": photometric, "grid": name, **crop}
+            with contextlib.suppress(ConfigError):
+                configuration.build(DataConfig, {**data, "views": changed}, "config.data")
+                return changed
+    return views  # was wrong before
+
+
+def _looks_at(term: objectives.Objective, sensors: Mapping[str, Sensor]) -> set[str]:
+    """The sensors that an objective cannot do without."""
+    return set(term.heads(sensors)) | set(term.together()) | (set(term.projections()) & set(sensors))
