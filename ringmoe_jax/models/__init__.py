@@ -73,7 +73,7 @@ def complete(config: Mapping) -> dict[str, Any]:
     Raises:
         ConfigError: as `build`.
     """
-    return {"name": config["name"], **dataclasses.asdict(read(config))}
+    return dataclasses.asdict(read(config)) | {"name": config["name"]}
 
 
 def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
@@ -86,4 +86,4 @@ def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
     Raises:
         ConfigError: as `read`.
     """
-    return {"name": config["name"], **dataclasses.asdict(read(config).with_engine(engine))}
+    return dataclasses.asdict(read(config).with_engine(engine)) | {"name": config["name"]}
