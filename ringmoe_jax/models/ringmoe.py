@@ -78,9 +78,7 @@ class RingMoEConfig(ModelConfig):
     adapter: int = 0
 
     def __post_init__(self):
-        if not self.sensors:
-            raise ConfigError("model.sensors is empty: name at least one sensor")
-        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
+        super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.remat not in REMAT_POLICIES:
