@@ -9,7 +9,7 @@ import pytest
 
 from experiments import prepare as command
 from input_pipeline import catalog
-from input_pipeline.catalog import CATALOG, Entry, Own
+from input_pipeline.catalog import CATALOG, CustomReader, Entry
 from input_pipeline.dataset import open_dataset
 from input_pipeline.layouts import annotations
 from input_pipeline.layouts.files import Files
@@ -49,7 +49,7 @@ def test_every_entry_reads_its_layout(name, tmp_path):
     assert {split: dataset.size(split) for split in expected.counts} == expected.counts
     info = json.loads((tmp_path / "out/dataset_info.json").read_text())
     assert {split["name"] for split in info["splits"]} == set(expected.counts)
-    if isinstance(entry.layout, Own):
+    if isinstance(entry.layout, CustomReader):
         return
     assert (meta.licence, meta.source, tuple(meta.sensors)) == (entry.licence, entry.source, entry.layout.sensors)
     _, example = min(stored(tmp_path / "out").items())

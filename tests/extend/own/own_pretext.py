@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from ringmoe_jax.contracts import standardise
 from ringmoe_jax.pretext import Pretext, PretextConfig
