@@ -22,7 +22,7 @@ class SigmoidTopK(Router):
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice(Router):
-    """Every expert takes the k N / E tokens that like it most (Zhou et al. 2022): loads are even, tokens may get none."""
+    """Every expert takes the k N / E tokens that like it most (Zhou et al. 2022): even loads; a token may get none."""
 
     def __call__(self, scores, modality, allowed, k):
         tokens, experts = scores.shape
