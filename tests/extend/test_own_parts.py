@@ -102,13 +102,12 @@ def test_a_sensor(monkeypatch):
 # ---- A router -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["capacity", "dense", "blocks"])
-@pytest.mark.parametrize("name", ["SigmoidTopK", "ExpertChoice"])
+@pytest.mark.parametrize(("name", "engine"), [("SigmoidTopK", "blocks"), ("ExpertChoice", "capacity")])
 def test_a_router(name, engine):
     moe = EXPERTS | dict(router=dict(name=f"own_router:{name}"), engine=engine)
     terms = dict(rgb=dict(name="masked_l1", sensor="rgb"), balance=dict(name="balance"))
-    model = RINGMOE | dict(sensors=("rgb", "s1_grd"), moe=moe)
-    before, state, metrics = trained(model, terms, batch("rgb", "s1_grd"), steps=2)
+    model = RINGMOE | dict(sensors=("rgb",), moe=moe)
+    before, state, metrics = trained(model, terms, batch("rgb"), steps=2)
     last = metrics[-1]
     assert np.isfinite(last["loss"])
     assert any(path.endswith("collaborative/router") for path in moved(before, state))
