@@ -52,13 +52,19 @@ class ModelConfig(abc.ABC):
     """What a model states beside its functions. A model of your own is a frozen dataclass made from this class.
 
     It needs a field `sensors: tuple[str, ...]`, the images that the model takes, and `build`; the rest has defaults
-    that suit an encoder without experts that takes images of any size.
+    that suit an encoder without experts that takes images of any size. A `__post_init__` calls this class's.
 
     Attributes:
         title: what the literature calls the architecture, for exports and reports; "" is the name of the class.
     """
 
     title: ClassVar[str] = ""
+    sensors: ClassVar[tuple[str, ...]]  # a field of every model
+
+    def __post_init__(self):
+        if not self.sensors:
+            raise ConfigError("model.sensors is empty: name at least one sensor")
+        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
 
     @abc.abstractmethod
     def build(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.contracts import cells_to_pixels, standardise, validate
+from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
@@ -78,9 +78,7 @@ class RingMoEConfig(ModelConfig):
     adapter: int = 0
 
     def __post_init__(self):
-        if not self.sensors:
-            raise ConfigError("model.sensors is empty: name at least one sensor")
-        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
+        super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.remat not in REMAT_POLICIES:
@@ -265,7 +263,7 @@ class RingMoE(nnx.Module):
                 if name in self.decoders
             },
             "standardised": images,
-            "pixel_mask": {name: _pixel_mask(entry) for name, entry in entries.items()},
+            "pixel_mask": {name: pixel_mask(entry) for name, entry in entries.items()},
             "sensors": {name: self.sensors[name] for name in entries},
             "statistics": {name: self.statistics[name] for name in entries},
             "routing": routing,
@@ -323,11 +321,3 @@ def _with_power(image: jax.Array) -> jax.Array:
     seen = power > 1e-6
     logarithm = (jnp.log(jnp.where(seen, power, 1.0)) + np.euler_gamma) / (np.pi / np.sqrt(6))
     return jnp.concatenate([image, jnp.where(seen, logarithm, 0.0)], axis=-1)
-
-
-def _pixel_mask(entry: Mapping) -> jax.Array:
-    """Where the objectives look: hidden and valid; every valid pixel where nothing is hidden."""
-    valid = entry["valid"]
-    if "mask" not in entry:
-        return valid
-    return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]
