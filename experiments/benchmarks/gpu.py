@@ -29,7 +29,7 @@ from experiments import common
 from experiments.benchmarks import clock, experts, moe, train
 from ringmoe_jax import deploy, models
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.moe.engines import dropless
+from ringmoe_jax.moe.engines.dropless import choose
 from ringmoe_jax.training.loop import count_images
 
 PROGRAM_LIMIT = 1e-3  # largest error of an exported program in float32, over the largest output
@@ -155,7 +155,7 @@ def train_step(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = common.read_config(setting.config[0], setting.config[1:])
     dense = train.dense_backbone(config)
-    engines = dict.fromkeys(("capacity", dropless.choose(experts.platform()), "blocks"))
+    engines = dict.fromkeys(("capacity", choose(experts.platform()), "blocks"))
     variants = {name: train.with_engine(config, name) for name in engines} | {train.DENSE: dense}
     return _steps(setting, found, variants, dense, setting.config)
 
