@@ -64,11 +64,11 @@ def skysense(
 
 
 def _base() -> ConfigDict:
-    """Data and training of the released RingMoE configuration; its optimiser is the default."""
+    """Data and training of the released RingMoE configuration; its optimiser is the default but for the warm-up."""
     return ConfigDict(
         dict(
             data=dict(batch_size=32, max_bad_records=16, shuffle_seed=2022),
-            optimizer={},
+            optimizer=dict(warmup_steps=200),
             train=dict(steps=100_000, log_every=50, checkpoint_every=1000, evaluate_every=1000, seed=2022),
             mesh={},
         )
