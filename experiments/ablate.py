@@ -22,7 +22,7 @@ from typing import Any
 from experiments import common, tables
 from experiments.evaluate import evaluate
 from experiments.fitting import once
-from experiments.pretrain import pretrain
+from experiments.pretrain import complete, pretrain
 from experiments.probing import TRAINED
 from ringmoe_jax import config as configuration
 from ringmoe_jax.errors import ConfigError, TrainingError, nearest
@@ -132,7 +132,7 @@ def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
             raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
         evaluate(str(workdir), brief=True)
 
-    once(values, workdir, "ablation_run.json", run)
+    once(values, workdir, "ablation_run.json", run, complete)
     return scores_of(json.loads((workdir / "report" / "evaluation.json").read_text()), values["objectives"])
 
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from experiments import common
 from experiments.benchmarks import moe
+from experiments.run import cli
 from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 
 
@@ -54,9 +55,8 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     """The train step over the same backbone with a dense layer of equal active FLOPs, and over a PyTorch twin."""
     from experiments.benchmarks import train
 
-    config = common.read_config(arguments.config, arguments.overrides)
-    checked = common.ExperimentConfig.of(config)
-    jobs = train.measured(config, moe.ENGINES)
+    checked = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
+    jobs = train.measured(checked.complete(), moe.ENGINES)
     batch = train.random_batch(checked, 0)
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch)
@@ -76,7 +76,7 @@ def suite_input(arguments: argparse.Namespace) -> dict:
     """Images that the input pipeline delivers, as a fraction of what reading the same records alone delivers."""
     from experiments.benchmarks import reading
 
-    config = common.ExperimentConfig.of(common.read_config(arguments.config, arguments.overrides))
+    config = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
     found = reading.measure(config.data, batches=10 * arguments.repeats)
     print(
         f"pipeline {found['pipeline']:.0f} images/s, reading its records alone {found['records alone']:.0f} images/s: "
@@ -145,7 +145,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-@common.entry_point
+@cli.entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one suite."""
     parsed = parse(sys.argv[1:] if arguments is None else arguments)

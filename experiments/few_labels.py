@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments import common, downstream, scoring
 from experiments.downstream import RANDOM, DownstreamConfig
-from experiments.finetune import finetune
+from experiments.finetune import complete, finetune
 from experiments.fitting import once
 from experiments.tables import plain
 from ringmoe_jax.contracts import CLASSES
@@ -64,7 +64,8 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], runs:
             for arm, changes in ARMS.items():
                 own = _values(values, changes, fraction, seed, stratified)
                 workdir = Path(out) / arm.replace(", ", "_").replace(" ", "_") / f"{fraction:g}" / f"seed{seed}"
-                once(own, workdir, "few_labels_run.json", lambda own=own, workdir=workdir: finetune(own, str(workdir)))
+                run = lambda own=own, workdir=workdir: finetune(own, str(workdir))  # noqa: E731
+                once(own, workdir, "few_labels_run.json", run, complete)
                 found.setdefault(arm, []).append(json.loads((workdir / "report" / scoring.RESULT).read_text()))
         results += [_summary(arm, fraction, [r["scores"] for r in of]) for arm, of in found.items()]
         constant = [r["constant"] for r in next(iter(found.values()))]

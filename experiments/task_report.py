@@ -15,6 +15,7 @@ from experiments.downstream import CHECKPOINT, DownstreamConfig
 from ringmoe_jax import tasks
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import figures
+from ringmoe_jax.evaluate.metrics import COUNT, Quantity
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.tasks import Target, Task
 from ringmoe_jax.training import metrics
@@ -23,45 +24,7 @@ from ringmoe_jax.training.checkpoint import Checkpointer
 FEW = 10  # blocks below which a bootstrap interval says little (our choice)
 BETTER, WORSE, OPEN = "better", "worse", "open"
 VERDICTS = {BETTER: "better", WORSE: "worse", OPEN: "not to be told apart", "": "\N{EN DASH}"}
-MEANINGS = {
-    "accuracy": "share of images whose class is right",
-    "macro": "recall, mean over classes",
-    "top-5": "share of images whose class is among the five likeliest",
-    "mAP micro": "average precision over all pairs of image and class",
-    "mAP macro": "average precision, mean over classes",
-    "F1 macro": "F1, mean over classes",
-    "mIoU": "intersection over union, mean over classes",
-    "mF1": "F1, mean over classes",
-    "OA": "share of pixels whose class is right",
-    "F1": "of changed pixels: harmonic mean of precision and recall",
-    "IoU": "of changed pixels: intersection over union",
-    "precision": "share of what was called changed that is",
-    "recall": "share of what changed that was found",
-    "AP": "average precision, mean over overlaps 0.50, 0.55, ... 0.95 and over classes",
-    "AP50": "average precision at an overlap of 0.5",
-    "AP75": "average precision at an overlap of 0.75",
-    "AP50 (07)": "the same at 0.5 by the rules of PASCAL VOC 2007",
-    "AP50 (12)": "the same at 0.5 by the rules of PASCAL VOC 2012",
-    "HOTA": "geometric mean of detection and association, over overlaps",
-    "DetA": "how well objects are found",
-    "AssA": "how well they keep their identity",
-    "MOTA": f"1 {page.MINUS} (missed + false + switches) / true positions; may be negative",
-    "MOTP": "how closely matches meet the truth",
-    "IDF1": "F1 of positions with the right identity",
-    "ID switches": "true tracks that pass to another predicted one",
-    "FP": "false positions",
-    "FN": "missed positions",
-    "RMSE": "root of the mean squared error, m",
-    "MAE": "mean absolute error, m",
-    "NRMSE": "RMSE as a share of the range of true heights",
-    "REL": "mean error as a share of the true height",
-    "delta 1": "share of pixels within a factor of 1.25 of the truth",
-    "delta 2": "within 1.25²",
-    "delta 3": "within 1.25³",
-}
 PARTS = ("neck", "adaptation", "objectives", "optimizer", "train")  # of the configuration, that settings list
-COUNTS = ("ID switches", "FP", "FN")  # parts of MOTA; who says nothing has no false position
-LESS = ("RMSE", "MAE", "NRMSE", "REL", *COUNTS)  # is better
 CAPTIONS = {
     "masks": "Samples from all over the split: image, true classes, predicted classes, and in red where they differ. "
     "Hatched: void, which is not scored.",
@@ -89,23 +52,29 @@ class Row:
         metric: its name.
         model: value and 95 % interval.
         constant: likewise.
-        less: whether less is better.
+        quantity: direction, unit and range.
     """
 
     metric: str
     model: Mapping[str, float | None]
     constant: Mapping[str, float | None]
-    less: bool = False
+    quantity: Quantity
+
+    @property
+    def less(self) -> bool:
+        """Whether less is better."""
+        return not self.quantity.higher_is_better
 
     @property
     def meaning(self) -> str:
-        """What is measured; "" of a metric that this page does not know."""
-        return MEANINGS.get(self.metric, "")
+        """What is measured, and its unit."""
+        unit = "" if self.quantity.unit in ("", COUNT) else f", {self.quantity.unit}"
+        return self.quantity.meaning + unit
 
     @property
     def digits(self) -> int:
         """After the decimal point."""
-        return 0 if self.metric in COUNTS else 3
+        return 0 if self.quantity.unit == COUNT else 3
 
     @property
     def verdict(self) -> str:
@@ -114,7 +83,7 @@ class Row:
         "" where one has no interval, and for counts, which answer different questions.
         """
         ends = (self.model["low"], self.model["high"], self.constant["low"], self.constant["high"])
-        if self.metric in COUNTS or None in ends:
+        if not self.quantity.comparable or None in ends:
             return ""
         above, below = self.model["low"] > self.constant["high"], self.model["high"] < self.constant["low"]
         if not (above or below):
@@ -167,9 +136,9 @@ class Run:
     @property
     def rows(self) -> list[Row]:
         """All metrics, the main one first."""
-        closer = ("MOTP",) if self.config.task.get("distance") else ()  # a distance then, not an overlap
+        stated = self.task.metric(Target.from_json(self.result["target"])).quantities
         return [
-            Row(name, value, self.result["constant"][name], name in (*LESS, *closer))
+            Row(name, value, self.result["constant"][name], stated[name])
             for name, value in self.result["scores"].items()
         ]
 
@@ -315,7 +284,7 @@ def _setup(run: Run) -> Iterator[tuple[str, str]]:
     yield "encoder", f"{encoder['model']}, {origin}"
     yield "adaptation", _adaptation(config.adaptation)
     purpose = run.task.purpose(Target.from_json(target))
-    head = {"name": purpose.heads[0]} | config.head
+    head = {"name": purpose.head} | config.head
     chosen = ", ".join(f"{k} {page.setting(v)}" for k, v in head.items() if k != "name")
     yield "head", head["name"] + (f" ({chosen})" if chosen else "")
     trained, total = result["parameters"]["trained"], result["parameters"]["total"]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from experiments import common
+from ringmoe_jax import run as runs
 from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training import state as states
 from ringmoe_jax.training.step import make_train_step
@@ -22,13 +23,13 @@ def measured(config: Mapping, engines: tuple[str, ...], seed: int = 0) -> dict[s
     """One job per engine and one for the dense backbone: a whole step on a batch that is already there.
 
     Args:
-        config: of `experiments.common.read_config`.
+        config: with every default filled in, of `PretrainConfig.complete`.
         engines: keys of `moe.engines.ENGINES`.
         seed: of the batch.
     """
-    batch = jax.device_put(random_batch(common.ExperimentConfig.of(config), seed))
+    batch = jax.device_put(random_batch(PretrainConfig.of(config), seed))
     variants = {engine: with_engine(config, engine) for engine in engines} | {DENSE: dense_backbone(config)}
-    return {name: _step(common.ExperimentConfig.of(variant), batch) for name, variant in variants.items()}
+    return {name: _step(PretrainConfig.of(variant), batch) for name, variant in variants.items()}
 
 
 def with_engine(config: Mapping, engine: str) -> dict:
@@ -49,7 +50,7 @@ def dense_backbone(config: Mapping) -> dict:
     return changed
 
 
-def random_batch(config: common.ExperimentConfig, seed: int) -> dict:
+def random_batch(config: PretrainConfig, seed: int) -> dict:
     """One batch as the pipeline gives it, with random pixels inside each sensor's valid range.
 
     [B, 1, H, W, C] float32 in physical units, everything valid, `data.mask_ratio` of the cells hidden.
@@ -66,8 +67,8 @@ def random_batch(config: common.ExperimentConfig, seed: int) -> dict:
     return {"sensors": entries}
 
 
-def _step(config: common.ExperimentConfig, batch) -> Callable[[], object]:
-    parts = common.build(config, {}, mesh=None)
+def _step(config: PretrainConfig, batch) -> Callable[[], object]:
+    parts = runs.pretraining(config, {})
     rule = optimizer.build(config.optimizer, config.train.steps)
     rate = optimizer.schedule(config.optimizer, config.train.steps)
     step = make_train_step(parts.pretext, parts.objectives, rule, rate, seed=config.train.seed)
@@ -81,7 +82,7 @@ def _step(config: common.ExperimentConfig, batch) -> Callable[[], object]:
     return job
 
 
-def torch_jobs(config: common.ExperimentConfig, batch) -> dict[str, Callable[[], object]]:
+def torch_jobs(config: PretrainConfig, batch) -> dict[str, Callable[[], object]]:
     """The step of `torch_ringmoe` on the same batch, both ways to run its experts."""
     from experiments.benchmarks import torch_ringmoe
     from ringmoe_jax import objectives

@@ -26,7 +26,7 @@ from ringmoe_jax import clock
 from ringmoe_jax.compress.quantise import nbytes
 from ringmoe_jax.errors import TrainingError
 from ringmoe_jax.models import Model, Params, count
-from ringmoe_jax.planning import hlo
+from ringmoe_jax.parallel import hlo
 from ringmoe_jax.sensors import Sensor
 
 REPEATS = 15  # timed calls

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ringmoe_jax.compress.costs import Costs, Gap, Size
-from ringmoe_jax.compress.network import Network, layer_tables
 from ringmoe_jax.compress.pruning import pruned_config
 from ringmoe_jax.compress.recipe import Recipe
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.evaluate.metrics.base import Score
+from ringmoe_jax.models.network import Network, layer_tables
 
 FULL, PART, INT8 = "checkpoint", "sub-model", "int8"  # what networks are called; others by their method
 RESULT, FRONT = "compression.json", "curve.json"  # files in `report`

@@ -265,11 +265,11 @@ def _narrowed(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
         raise ConfigError(f"no stream of the run's data shows {', '.join(model['sensors'])}: keep another modality")
     by_sensor = {key: data[key] for key in ("bands", "sizes", "frames") if key in data}
     by_sensor = {key: {name: v for name, v in values.items() if name in left} for key, values in by_sensor.items()}
-    before = PretrainConfig.of(config)
+    before, routed = PretrainConfig.of(config), models.read(model).has_experts
     terms = {
         label: config["objectives"][label]
         for label, term in objectives.build(before.objectives).items()
-        if _looks_at(term, before.sensors) <= left and (routed(model) or not isinstance(term, objectives.Balance))
+        if _looks_at(term, before.sensors) <= left and (routed or not isinstance(term, objectives.Balance))
     }
     if not terms:
         raise ConfigError(f"no objective of the run looks at {', '.join(model['sensors'])} alone: keep further sensors")
@@ -299,12 +299,6 @@ def _narrowed_views(data: Mapping[str, Any]) -> dict[str, Any]:
                 configuration.build(DataConfig, {**data, "views": changed}, "config.data")
                 return changed
     return views  # was wrong before
-
-
-def routed(model: Mapping[str, Any]) -> bool:
-    """Whether a model's config has router groups."""
-    moe = model.get("moe", {})
-    return bool(moe.get("specialised", True) or moe.get("collaborative", True))
 
 
 def _looks_at(term: objectives.Objective, sensors: Mapping[str, Sensor]) -> set[str]:

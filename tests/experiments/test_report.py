@@ -16,6 +16,7 @@ from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.evaluate.metrics import Height, Segmentation, Tracking
 from ringmoe_jax.models.adaptation import AdaptationConfig
 
 SIZE = 8
@@ -130,35 +131,42 @@ def value(low, high):
 
 
 @pytest.mark.parametrize(
-    ("metric", "less", "model", "constant", "verdict"),
+    ("metric", "name", "model", "constant", "verdict"),
     [
-        ("mIoU", False, (0.4, 0.6), (0.1, 0.3), BETTER),
-        ("mIoU", False, (0.1, 0.3), (0.4, 0.6), WORSE),
-        ("mIoU", False, (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
-        ("mIoU", False, (0.4, 0.6), (0.45, 0.5), OPEN),
-        ("RMSE", True, (1.0, 2.0), (3.0, 4.0), BETTER),
-        ("RMSE", True, (3.0, 4.0), (1.0, 2.0), WORSE),
-        ("MOTP", False, (0.5, 0.6), (None, None), ""),
-        ("FP", True, (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
+        (Segmentation("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
+        (Height(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
+        (Height(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
+        (Tracking(), "MOTP", (0.5, 0.6), (None, None), ""),
+        (Tracking(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
     ],
 )
-def test_a_verdict_needs_intervals_apart(metric, less, model, constant, verdict):
-    assert Row(metric, value(*model), value(*constant), less).verdict == verdict
+def test_a_verdict_needs_intervals_apart(metric, name, model, constant, verdict):
+    assert Row(name, value(*model), value(*constant), metric.quantities[name]).verdict == verdict
+
+
+def of_task(run, task, rows):
+    """The run as if it had learnt another task; `rows` are {metric: (of the model, of the constant answer)}."""
+    scores, constant = ({name: value(*both[i]) for name, both in rows.items()} for i in (0, 1))
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, task=task | {"target": "kind"}))
+    return with_result(other, scores=scores, constant=constant, classes={})
 
 
 def test_less_is_better_of_errors_and_of_distances(run):
-    scores = {name: value(0.1, 0.2) for name in ("HOTA", "MOTP", "FN", "RMSE", "delta 1")}
-    errors = with_result(run, scores=scores, constant=scores)
-    assert [row.metric for row in errors.rows if row.less] == ["FN", "RMSE"]
-    task = errors.config.task | {"distance": 5.0}
-    far = dataclasses.replace(errors, config=dataclasses.replace(errors.config, task=task))
-    assert [row.metric for row in far.rows if row.less] == ["MOTP", "FN", "RMSE"]
+    rows = dict.fromkeys(("HOTA", "MOTP", "FN"), ((0.1, 0.2), (0.1, 0.2)))
+    tracked = of_task(run, {"name": "tracking"}, rows).rows
+    assert [row.metric for row in tracked if row.less] == ["FN"]
+    assert [row.digits for row in tracked] == [3, 3, 0]
+    far = of_task(run, {"name": "tracking", "distance": 5.0}, rows).rows
+    assert [row.metric for row in far if row.less] == ["MOTP", "FN"]
+    assert far[1].meaning == "mean distance of matches from the truth, px"
 
 
 def test_findings_claim_no_more_than_intervals_do(run):
-    def said(**rows):
-        scores, constant = ({name: value(*both[i]) for name, both in rows.items()} for i in (0, 1))
-        return list(task_report._compared(with_result(run, scores=scores, constant=constant, classes={})))
+    def said(task="segmentation", **rows):
+        return list(task_report._compared(of_task(run, {"name": task}, rows)))
 
     apart, over = ((0.4, 0.6), (0.1, 0.2)), ((0.4, 0.6), (0.5, 0.7))
     (better,) = said(mIoU=apart, OA=apart)
@@ -170,7 +178,7 @@ def test_findings_claim_no_more_than_intervals_do(run):
     nothing, best = said(mIoU=over, OA=apart)
     assert best == "By OA it is better."
     assert f"these {SCORED} samples do not show that the model beats" in nothing
-    (worse,) = said(RMSE=apart)
+    (worse,) = said("height", RMSE=apart)
     assert re.search(r"\(less is better\).* the model is worse than", worse)
 
 

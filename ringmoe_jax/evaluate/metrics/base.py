@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 
 import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap
+from ringmoe_jax.registry import Registry
 
+COUNT = "count"  # unit of a quantity of whole numbers
 ELEMENTS = 4_000_000  # of one array of a step over resamples: bounds the memory (32 MB in float64)
 
 
@@ -22,8 +25,39 @@ class Score:
     high: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """What one value of a metric is.
+
+    Attributes:
+        meaning: for people, in a few words.
+        unit: "" for a share, `COUNT`, or a physical unit such as "m" or "px".
+        low: least possible value.
+        high: largest possible value.
+        higher_is_better: the direction.
+        comparable: whether it says on its own which of two answers is better, as parts of another value do not.
+    """
+
+    meaning: str
+    unit: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    higher_is_better: bool = True
+    comparable: bool = True
+
+
+def error(meaning: str, unit: str = "") -> Quantity:
+    """A quantity of 0 and more, of which less is better."""
+    return Quantity(meaning, unit, 0.0, math.inf, higher_is_better=False)
+
+
 class Metric(abc.ABC):
     """A metric of N images (or sequences), which an `add` of its own takes one after the other."""
+
+    @property
+    @abc.abstractmethod
+    def quantities(self) -> dict[str, Quantity]:
+        """What every key of `values` is: {metric: direction, unit and range}, the main metric first."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -39,6 +73,9 @@ class Metric(abc.ABC):
         Returns:
             {metric: [R] float64}, the main metric first; NaN where the drawn images do not define it.
         """
+
+
+METRICS = Registry("metric", Metric)
 
 
 class Sums(Metric):

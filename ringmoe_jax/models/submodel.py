@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ringmoe_jax.compress.network import Network, layer_tables, modalities, read, select_experts, with_tables
 from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.models.network import Network, layer_tables, modalities, read, select_experts, with_tables
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 
 
@@ -29,7 +29,7 @@ def submodel(network: Network, sensors: Sequence[str]) -> Network:
     model = submodel_config(network.model, sensors)
     params = dict(network.params)
     for part in {"stems", "decoders"} & params.keys():
-        params[part] = {name: leaves for name, leaves in params[part].items() if name in model["sensors"]}
+        params[part] = {name: leaves for name, leaves in params[part].items() if name in read(model).sensors}
     return select_experts(Network(network.model, params), model, _numbers(network.config, read(model)))
 
 
@@ -41,7 +41,7 @@ def submodel_config(model: Mapping[str, Any], sensors: Sequence[str]) -> dict[st
             raise ConfigError(f'the model has no sensor "{name}" to keep: {nearest(name, config.sensors)}')
     if not sensors:
         raise ConfigError(f"a sub-model of no sensors: name at least one of {', '.join(config.sensors)}")
-    kept = tuple(name for name in config.sensors if name in sensors)
+    kept = tuple(said for said, name in zip(model["sensors"], config.sensors, strict=True) if name in sensors)
     few = {**model, "sensors": kept, "moe": {**model.get("moe", {}), "allowed": ()}}
     rows, numbers = _rows(config, read(few)), _numbers(config, read(few))
     return with_tables(

@@ -1,4 +1,4 @@
-"""What `experiments.plan` found out about a step, and how it tells."""
+"""What is known of a training step on a machine that need not be there, and how it is told."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.common import ExperimentConfig
+from ringmoe_jax.parallel.hlo import Collective
 from ringmoe_jax.planning.ahead import Compiled, Refused
 from ringmoe_jax.planning.chips import Chip
-from ringmoe_jax.planning.hlo import Collective
 from ringmoe_jax.planning.topology import Topology
+from ringmoe_jax.run import PretrainConfig
 
 MIB, GIB = 2**20, 2**30
 
@@ -35,7 +35,7 @@ class Plan:
         refusal: why there is none.
     """
 
-    config: ExperimentConfig
+    config: PretrainConfig
     topology: Topology
     mesh: dict[str, int]
     rows: dict[str, int]

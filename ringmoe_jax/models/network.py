@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ringmoe_jax import config as configuration
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.models import Params
+from ringmoe_jax.models.api import MODELS, Params
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 
 Tables = dict[str, np.ndarray]  # of one layer: {router group: allowed [M, E] bool}
@@ -41,11 +40,12 @@ def read(model: Mapping[str, Any]) -> RingMoEConfig:
     Raises:
         ConfigError: a key is wrong, or the model is not RingMoE.
     """
-    values = dict(model)
-    name = values.pop("name", None)
-    if name != "ringmoe":
-        raise ConfigError(f'model.name = "{name}" cannot be compressed: wanted a network of model.name = "ringmoe"')
-    return configuration.build(RingMoEConfig, values, "config.model")
+    config = MODELS.build(model, "config.model")
+    if not isinstance(config, RingMoEConfig):
+        raise ConfigError(
+            f'model.name = "{model["name"]}" cannot be compressed: wanted a network of model.name = "ringmoe"'
+        )
+    return config
 
 
 def modalities(config: RingMoEConfig) -> tuple[str, ...]:
