@@ -342,7 +342,7 @@ def quality(folder: Path, dataset: str = "") -> Quality:
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
             evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
-    return Quality.of(results.read(where / EVALUATION, step))
+    return Quality.from_evaluation(results.read(where / EVALUATION, step))
 
 
 def _quality_in_memory(run: Run, params, dataset: str) -> Quality:

@@ -319,8 +319,8 @@ def test_memory_of_a_fresh_process(part):
 
 def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys):
     score = Score(0.5, 0.4, 0.6)
-    probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score, 6, 6)
-    worth = Quality((probe,), (ReconstructionGain("d", "rgb", "mean", score, score, 6, 6),), "", ("6 tiles",), True)
+    probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score)
+    worth = Quality((probe,), (ReconstructionGain("d", "rgb", score, score),), "", ("6 tiles",), True)
     monkeypatch.setattr(compress, "quality", lambda where, dataset: worth)
     monkeypatch.setattr(compress, "GRID", (Recipe("prune", keep=0.5), Recipe("svd")))
     options = dict(modality=["rgb"], statistics=str(folder / "usage" / "usage.npz"), steps=0)
