@@ -33,8 +33,6 @@ class ProbeScore:
         protocol: "linear", "knn5", "knn20".
         metric: what the score is.
         score: on the tiles that are scored, with a 95 % interval.
-        test: tiles that are scored.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
@@ -43,8 +41,6 @@ class ProbeScore:
     protocol: str
     metric: str
     score: Score
-    test: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +50,14 @@ class ReconstructionGain:
     Attributes:
         dataset: its name.
         objective: label of the objective.
-        best: name of the trivial predictor.
         loss: of the network, in the unit of the objective.
         gain: loss of that predictor less that of the network, in the same unit; above 0 the network is better.
-        tiles: that were looked at.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
     objective: str
-    best: str
     loss: Score
     gain: Score
-    tiles: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +79,7 @@ class Quality:
     simulated: bool
 
     @staticmethod
-    def of(evaluation: Mapping[str, Any]) -> Quality:
+    def from_evaluation(evaluation: Mapping[str, Any]) -> Quality:
         """From what `evaluation.json` holds."""
         data = evaluation["datasets"]
         return Quality(
@@ -126,16 +116,13 @@ class Quality:
 
 def _probe(row: Mapping[str, Any]) -> ProbeScore:
     metric, score = next(iter(row["scores"].items()))
-    about = {key: row[key] for key in ("dataset", "label", "features", "protocol", "test", "blocks")}
+    about = {key: row[key] for key in ("dataset", "label", "features", "protocol")}
     return ProbeScore(**about, metric=metric, score=_score(score))
 
 
 def _gain(row: Mapping[str, Any]) -> ReconstructionGain:
-    less = _score(row["difference"])
-    about = {key: row[key] for key in ("dataset", "objective", "best", "tiles", "blocks")}
-    return ReconstructionGain(
-        **about, loss=_score(row["losses"]["model"]), gain=Score(-less.value, -less.high, -less.low)
-    )
+    loss, less = _score(row["losses"]["model"]), _score(row["difference"])
+    return ReconstructionGain(row["dataset"], row["objective"], loss, Score(-less.value, -less.high, -less.low))
 
 
 def _score(values: Mapping[str, float | None]) -> Score:
