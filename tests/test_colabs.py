@@ -123,9 +123,9 @@ def test_install_as_in_colab(elsewhere, monkeypatch):
     assert list((package.parent / "experiments").rglob("*.j2"))
     # Verbs find the configurations that came with the package.
     command = [elsewhere.python / "bin" / "python", "-m", "experiments.pretrain", "--workdir", "runs/never"]
-    command += ["--config", "configs/ringmoe_micro.py", "--config.data.batch_sise=3"]
+    command += ["--config", "configs/ringmoe_micro.py", "--sensors", "rbg"]
     done = subprocess.run(command, cwd=elsewhere.content, capture_output=True, text=True, timeout=120, check=False)
-    assert 'did you mean "batch_size"' in done.stderr
+    assert 'did you mean "rgb"' in done.stderr
 
 
 @pytest.mark.slow

@@ -109,7 +109,10 @@ def attach(
         ConfigError: no such head, or one that does not suit the task; a stream that the encoder does not give.
     """
     built = purpose.chosen(head)
-    shapes = jax.eval_shape(lambda p, b: pyramids(encoder.apply(p, b)), encoder.shapes(), dict(example))
+    try:
+        shapes = jax.eval_shape(lambda p, b: pyramids(encoder.apply(p, b)), encoder.shapes(), dict(example))
+    except KeyError as error:
+        raise ConfigError(f"the encoder gives no outputs[{error}], which heads read: see contracts.py") from error
     make = lambda rngs: Decoder(built, neck, purpose, shapes, rngs, dtype=jnp.dtype(dtype))  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 

@@ -56,8 +56,8 @@ def measure(config: PretrainConfig) -> Shapes:
     state = states.shapes(parts.model, parts.pretext, rule)
     sensors = rows_of(config, 1)
     step = _train_step(config, parts, accumulate=1)
-    flops = ahead.count_flops(step, state, _batch(config, sensors))
-    batches = [_batch(config, dict.fromkeys(sensors, rows)) for rows in (1, 2)]
+    flops = ahead.count_flops(step, state, batch_shapes(config, sensors))
+    batches = [batch_shapes(config, dict.fromkeys(sensors, rows)) for rows in (1, 2)]
     return Shapes(state, flops, ahead.kept_bytes(parts.pretext, parts.objectives, state, batches))
 
 
@@ -71,7 +71,7 @@ def place(config: PretrainConfig, topology: Topology, shapes: Shapes | None = No
     rows = rows_of(config, topology.count)
     shapes = shapes or measure(config)
     where = state_shardings(shapes.state, mesh)
-    batch = _batch(config, rows)
+    batch = batch_shapes(config, rows)
     parameters = ahead.bytes_per_device(shapes.state.params, where.params)
     return Plan(
         config=config,
@@ -100,7 +100,7 @@ def compiled(plan: Plan, *, full: bool = False) -> Plan:
     state = states.shapes(parts.model, parts.pretext, rule)
     step = _train_step(config, parts, accumulate=config.train.accumulate)
     options = topologies.compiler_options(plan.topology, full=full)
-    answer = ahead.compile_step(step, state, _batch(config, plan.rows), mesh, options)
+    answer = ahead.compile_step(step, state, batch_shapes(config, plan.rows), mesh, options)
     return dataclasses.replace(plan, compiled=answer)
 
 
@@ -120,7 +120,7 @@ def rows_of(config: PretrainConfig, devices: int) -> dict[str, int]:
     return {sensor: size for stream in config.data.streams.values() for sensor in stream.sensors}
 
 
-def _batch(config: PretrainConfig, rows: Mapping[str, int]) -> dict:
+def batch_shapes(config: PretrainConfig, rows: Mapping[str, int]) -> dict:
     """Shapes of a batch. Series have as many dates as `data.frames` says, one where it does not."""
     data, views = config.data, config.data.views
     images = {

@@ -7,9 +7,9 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
+from ringmoe_jax.parallel.hlo import Collective
 from ringmoe_jax.planning.ahead import Compiled, Refused
 from ringmoe_jax.planning.chips import Chip
-from ringmoe_jax.planning.hlo import Collective
 from ringmoe_jax.planning.topology import Topology
 from ringmoe_jax.run import PretrainConfig
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,29 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
+
+
+def parse(kind: Any, value: Any) -> Any:
+    """Inverse of `plain`.
+
+    Args:
+        kind: type of the result: a dataclass, dict, tuple, array or scalar; null becomes NaN where it says float.
+        value: JSON types.
+
+    Raises:
+        TypeError: a field is missing or too much.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+        return kind(**{name: parse(kinds.get(name), v) for name, v in value.items()})
+    if origin is dict:
+        return {k: parse(arguments[1], v) for k, v in value.items()}
+    if origin is tuple:
+        return tuple(parse(arguments[0], v) for v in value)
+    if kind is np.ndarray:
+        return np.array(value)
+    return math.nan if kind is float and value is None else value
 
 
 def write(path: Path, result: Any) -> dict[str, Any]:

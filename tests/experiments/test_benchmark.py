@@ -9,8 +9,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import clock, moe, train
+from experiments.benchmarks import moe, train
 from experiments.run import cli
+from ringmoe_jax import clock
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
 from ringmoe_jax.run import PretrainConfig

@@ -32,7 +32,7 @@ def test_wrong_files_and_arguments(tmp_path):
         'configs/ringmoe.py has no size "lrage": did you mean "large"? (known: 14b, base, large, nano, tiny)'
     )
     assert message("configs/ringmoe.py").startswith(
-        "configs/ringmoe.py wants to know its size, say configs/ringmoe.py:<"
+        "configs/ringmoe.py wants its size, say configs/ringmoe.py:<size>: (known: "
     )
     assert message(f"{MICRO}:large") == f"{MICRO}:large: get_config of this file takes no argument, say {MICRO}"
     assert message("configs/ringmoe_mico.py").startswith(
@@ -103,9 +103,7 @@ def test_one_sensor_of_views():
 
 def test_what_else_names_a_sensor_is_said():
     values = cli.read_config("configs/skysense_micro.py", sensors=["s1_grd"])
-    with pytest.raises(
-        ConfigError, match=r"data.views.grid = 's2_12': wanted \"\" or a sensor that every stream reads"
-    ):
+    with pytest.raises(ConfigError, match=r"data.views.grid = 's2_12': wanted .* a sensor that every stream reads"):
         PretrainConfig.of(values)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.downstream import DownstreamConfig
 
 from experiments import few_labels
-from experiments.downstream import DownstreamConfig
 from ringmoe_jax.errors import ConfigError
 
 VALUES = dict(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.run import cli, pretrain
+from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, UserError
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.checkpoint import Checkpointer
@@ -134,8 +135,9 @@ def test_another_model_does_not_resume(config, uninterrupted):
     )
 
 
-def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys):
+def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys, monkeypatch):
     """As older ones did; a value that is not the default is told apart."""
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
     values = cli.read_config(str(config))
     fuller = values | {"pretext": {"name": "masked"}, "optimizer": values["optimizer"] | {"clip_norm": 5.0}}
     fuller["model"] = values["model"] | {"patch": 4, "moe": {"top_k": 1, "engine": "capacity"}}
@@ -148,6 +150,7 @@ def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted,
 
 def test_a_record_that_states_fewer_keys_resumes(config, uninterrupted, capsys, monkeypatch):
     """A run that was written before a record held every default."""
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
     record = Checkpointer.record
     monkeypatch.setattr(
         Checkpointer, "record", lambda self, step=None: record(self, step) | {"config": cli.read_config(str(config))}

@@ -12,10 +12,10 @@ from ringmoe_jax import contracts as contract
 from ringmoe_jax import sensors
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel.hlo import Collective
 from ringmoe_jax.planning import ahead, hlo, topology
 from ringmoe_jax.planning import plan as planning
 from ringmoe_jax.planning.chips import CHIPS
-from ringmoe_jax.planning.hlo import Collective
 from ringmoe_jax.planning.report import bounds, describe, link_seconds, to_json
 from ringmoe_jax.run import PretrainConfig
 from tests.input_pipeline import tiny_data

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 import jax
 
 
-def interleaved(jobs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, float]:
+def interleaved(
+    jobs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2, calls: int = 1
+) -> dict[str, float]:
     """Median seconds of every job.
 
     The jobs take turns, so that a machine whose speed wanders slows all of them.
@@ -19,15 +21,20 @@ def interleaved(jobs: Mapping[str, Callable[[], object]], repeats: int, warmup: 
         jobs: each does its work and returns JAX arrays, which are waited for, or anything else.
         repeats: timed turns.
         warmup: turns before, which compile and fill caches.
+        calls: of a job in each turn. An accelerator works through them while the host prepares the next, so that short
+            jobs are not timed by how fast the host can start them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     gc.collect()
     for turn in range(warmup + repeats):
         for name, job in jobs.items():
             started = time.perf_counter()
-            jax.block_until_ready(job())
+            for _ in range(calls):
+                result = job()  # replaces the last one, whose memory is free again
+            jax.block_until_ready(result)
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / calls)
+            del result
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

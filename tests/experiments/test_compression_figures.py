@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ringmoe_jax.evaluate import compression_figures as figures
+from experiments.reports import compression_figures as figures
 
 
 def test_experts_that_went_are_struck_out():
