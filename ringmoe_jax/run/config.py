@@ -81,7 +81,7 @@ class PretrainConfig:
 
     def check_streams(self) -> None:
         """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks."""
-        model, streams = self.model.get("sensors", ()), self.data.streams
+        model, streams = sensor_table.own_names(self.model.get("sensors", ())), self.data.streams
         read = {name for stream in streams.values() for name in stream.sensors}
         both = [name for name in model if name in read]
         fix = f"take the sensor out everywhere with --sensors {' '.join(both)}, or " if both else ""
