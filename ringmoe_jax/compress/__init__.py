@@ -19,7 +19,8 @@ from ringmoe_jax.compress.merging import MERGES, merge, merged_config
 from ringmoe_jax.compress.pruning import choose, prune, pruned_config
 from ringmoe_jax.compress.quantise import Quantised, dequantise, nbytes, quantise
 from ringmoe_jax.compress.usage import IMPORTANCES, Usage, importance
-from ringmoe_jax.models.network import Network, read
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import read
 from ringmoe_jax.models.submodel import submodel, submodel_config
 
 __all__ = [

@@ -14,7 +14,8 @@ from ringmoe_jax.compress.pruning import pruned_config
 from ringmoe_jax.compress.recipe import Recipe
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.evaluate.metrics.base import Score
-from ringmoe_jax.models.network import Network, layer_tables
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import layer_tables, read
 
 FULL, PART, INT8 = "checkpoint", "sub-model", "int8"  # what networks are called; others by their method
 RESULT, FRONT = "compression.json", "curve.json"  # files in `report`
@@ -157,7 +158,7 @@ def kept_experts(network: Network, recipe: Recipe, usage: Usage) -> dict[str, Ke
 
 def _stacked(network: Network) -> dict[str, np.ndarray]:
     """{router group: who may choose whom [L, M, E] bool}."""
-    layers = layer_tables(network.config)
+    layers = layer_tables(read(network.model))
     return {group: np.stack([layer[group] for layer in layers]) for group in layers[0]}
 
 
