@@ -50,9 +50,13 @@ def test_defaults_of_recipes():
 
 def used(loads):
     """Usage of the collaborative experts of one modality, the same in every layer; the others are used evenly."""
-    table = lambda row: np.tile(np.float64(row), (LAYERS, 1, 1))  # noqa: E731
     ones = np.ones((LAYERS, 1))
-    group = lambda row: Statistics(10 * ones, table(row), table(row), ones, ones, table(row), np.zeros(LAYERS), None)  # noqa: E731
+
+    def group(row):
+        load = np.tile(np.float64(row), (LAYERS, 1, 1))
+        reach = 10 * np.ones_like(load)
+        return Statistics(10 * ones, load, load, reach, ones, ones, gate=load, balance=np.zeros(LAYERS))
+
     return Usage(("optical",), {"optical": 1}, {"specialised": group([5, 5]), "collaborative": group(loads)})
 
 
