@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import page
 from experiments.compression import costs
 from experiments.compression.quality import headline, kept, quality
 from experiments.compression.recipe import PRUNE, SUBMODEL, Recipe, Version, select
@@ -18,10 +17,11 @@ from experiments.compression.report import PAGE, about
 from experiments.compression.steps import claim, reduce, submodel
 from experiments.compression.usage import load, measure
 from experiments.fitting import once
+from experiments.reports import page
 from experiments.tables import plain, table, with_interval
 from ringmoe_jax import compress
 from ringmoe_jax.compress import Usage
-from ringmoe_jax.evaluate import compression_figures, figures
+from ringmoe_jax.evaluate import compression_figures, style
 
 STEPS = 200  # of every distillation
 GRID = (
@@ -130,7 +130,7 @@ def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     (folder / "report" / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     title = f"Quality and size of {' and '.join(result['sensors'])} networks"
     drawn = compression_figures.front(title, _panels(result["points"]))
-    image = figures.save(drawn, folder / "report" / "front.png")
+    image = style.save(drawn, folder / "report" / "front.png")
     _show(result["points"])
     text = page.render(
         "compression_front.html.j2",

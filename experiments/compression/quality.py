@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import page
 from experiments.compression.recipe import Version
 from experiments.evaluate import evaluate
+from experiments.reports import page
 from experiments.task_report import newest
 from ringmoe_jax import compress
 

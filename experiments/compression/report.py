@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import page
 from experiments.compression.quality import headline, kept
 from experiments.compression.recipe import Recipe, Version
+from experiments.reports import page
 from experiments.tables import plain, table, with_interval
 from ringmoe_jax import compress
 from ringmoe_jax.compress import Usage
-from ringmoe_jax.evaluate import compression_figures, figures
+from ringmoe_jax.evaluate import compression_figures, style
 from ringmoe_jax.training.checkpoint import versions as packages
 
 RESULT = "compression.json"
@@ -69,7 +69,7 @@ def write(
     }
     result = plain(result | dict(measured) | about())
     result["figures"] = {
-        group: figures.save(_picture(group, of, result), folder / "report" / f"experts_{group}.png").name
+        group: style.save(_picture(group, of, result), folder / "report" / f"experts_{group}.png").name
         for group, of in result["experts"].items()
     }
     (folder / "report" / RESULT).write_text(json.dumps(result, indent=1) + "\n")

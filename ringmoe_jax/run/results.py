@@ -6,14 +6,49 @@ import dataclasses
 import datetime
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from ringmoe_jax.errors import DataError
 from ringmoe_jax.training.checkpoint import versions
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """When, on what and with what a result was computed, see `provenance`.
+
+    Attributes:
+        versions: of the packages that decide about numbers.
+        date: of the day and minute, UTC.
+        devices: how many of which kind.
+    """
+
+    versions: dict[str, str]
+    date: str
+    devices: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """How many parameters a model has.
+
+    Attributes:
+        total: all.
+        trained: those that training changed.
+        parts: by part of the model; of an encoder's features "encoder", "decoders" and the like.
+    """
+
+    total: int
+    trained: int = 0
+    parts: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def plain(value: Any) -> Any:
@@ -47,6 +82,48 @@ def read(path: Path, step: int | None = None) -> dict[str, Any] | None:
     return values if values is not None and (step is None or values.get("step") == step) else None
 
 
+def load(kind: type[T], path: Path, step: int | None = None) -> T | None:
+    """The dataclass that was given to `write`; None where there is nothing, or where it is about another step.
+
+    Args:
+        kind: a dataclass of numbers, texts, arrays, other dataclasses, and tuples and dicts of these. What the file
+            says beyond its fields is passed over, a field that it lacks has its default.
+        path: of the file.
+        step: that it must be about.
+
+    Raises:
+        DataError: the file lacks a field without a default, as one of another version may.
+    """
+    values = read(path, step)
+    try:
+        return None if values is None else _made(kind, values, kind.__name__)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} was written by another version ({error}): evaluate the run again") from error
+
+
+def _made(hint: Any, value: Any, where: str) -> Any:
+    """A value of the type that a hint names, from JSON types; null is NaN where a number is expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _made(arguments[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        hints, fields = typing.get_type_hints(hint), dataclasses.fields(hint)
+        for field in fields:
+            optional = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+            if field.name not in value and not optional:
+                raise KeyError(f"{where}.{field.name} is missing")
+        known = [field.name for field in fields if field.name in value]
+        return hint(**{name: _made(hints[name], value[name], f"{where}.{name}") for name in known})
+    if origin is tuple:
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_made(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if origin is dict:
+        return {key: _made(arguments[1], v, where) for key, v in value.items()}
+    if hint is np.ndarray:
+        return np.asarray(value, np.float64)
+    return float("nan" if value is None else value) if hint is float else value
+
+
 def folder_of(report: Path, datasets: Sequence[str] = (), split: str = "", without: Sequence[str] = ()) -> Path:
     """Where results lie that were asked for other data than the run's own, so that no result replaces another.
 
@@ -63,8 +140,18 @@ def folder_of(report: Path, datasets: Sequence[str] = (), split: str = "", witho
     return report / ",".join([*asked, *(f"without {name}" for name in sorted(without))])
 
 
+def every(report: Path, name: str) -> list[Path]:
+    """All results of one kind of a run: on its own data first, then those that `folder_of` put into folders.
+
+    Args:
+        report: as of `folder_of`.
+        name: of the file.
+    """
+    return [path for path in (report / name, *sorted(report.glob(f"*/{name}"))) if path.exists()]
+
+
 def provenance() -> dict[str, Any]:
-    """When, on what and with what something is computed: JSON types."""
+    """The fields of a `Provenance` of now."""
     return {
         "versions": versions(),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",

@@ -12,7 +12,7 @@ height.py           errors in metres and relative ones
 boxes.py            overlap of upright and rotated boxes, non-maximum suppression
 """
 
-from ringmoe_jax.evaluate.metrics.base import Metric, Score, score
+from ringmoe_jax.evaluate.metrics.base import COUNT, Metric, Quantity, Score, score
 from ringmoe_jax.evaluate.metrics.classification import Classification, MultiLabel
 from ringmoe_jax.evaluate.metrics.detection import Detection
 from ringmoe_jax.evaluate.metrics.height import Height
@@ -20,12 +20,14 @@ from ringmoe_jax.evaluate.metrics.segmentation import Change, Segmentation, Sema
 from ringmoe_jax.evaluate.metrics.tracking import Tracking
 
 __all__ = [
+    "COUNT",
     "Change",
     "Classification",
     "Detection",
     "Height",
     "Metric",
     "MultiLabel",
+    "Quantity",
     "Score",
     "Segmentation",
     "SemanticChange",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import types
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22,8 +24,33 @@ class Score:
     high: float
 
 
+COUNT = "count"  # unit of a number of things
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """What a number of a metric says.
+
+    Attributes:
+        meaning: in words.
+        less: whether less is better.
+        unit: "" of a number that has none, for example a share; `COUNT` of a number of things, which grows with the
+            data.
+    """
+
+    meaning: str = ""
+    less: bool = False
+    unit: str = ""
+
+
 class Metric(abc.ABC):
-    """A metric of N images (or sequences), which an `add` of its own takes one after the other."""
+    """A metric of N images (or sequences), which an `add` of its own takes one after the other.
+
+    Attributes:
+        quantities: what each of its numbers says; one that is absent has no unit, and more of it is better.
+    """
+
+    quantities: Mapping[str, Quantity] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def __len__(self) -> int:

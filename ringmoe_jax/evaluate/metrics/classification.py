@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import sparse
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics.base import (
     Metric,
+    Quantity,
     check_classes,
     check_finite,
     confusion,
@@ -28,6 +30,14 @@ class Classification(Metric):
     Args:
         names: C class names.
     """
+
+    quantities = types.MappingProxyType(
+        {
+            "accuracy": Quantity("share of images whose class is right"),
+            "macro": Quantity("recall, mean over classes"),
+            "top-5": Quantity("share of images whose class is among the five likeliest"),
+        }
+    )
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
@@ -100,6 +110,14 @@ class MultiLabel(Metric):
         names: C class names.
         threshold: score from which on a class is predicted, for F1: 0.5 for probabilities, 0 for logits.
     """
+
+    quantities = types.MappingProxyType(
+        {
+            "mAP micro": Quantity("average precision over all pairs of image and class"),
+            "mAP macro": Quantity("average precision, mean over classes"),
+            "F1 macro": Quantity("F1, mean over classes"),
+        }
+    )
 
     def __init__(self, names: Sequence[str], threshold: float = 0.5):
         self.names, self.threshold = tuple(names), threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
-from ringmoe_jax.evaluate.metrics.base import Metric, mean_known, portions, ratio
+from ringmoe_jax.evaluate.metrics.base import Metric, Quantity, mean_known, portions, ratio
 
 # Exactly pycocotools' numbers: where a recall equals a step of the grid, the last bit decides.
 OVERLAPS = np.linspace(0.5, 0.95, 10)
@@ -32,6 +33,16 @@ class Detection(Metric):
         rotated: overlap of the rotated boxes instead of the upright ones around them.
         most: detections of one class that count in one image, those of the highest score.
     """
+
+    quantities = types.MappingProxyType(
+        {
+            "AP": Quantity("average precision, mean over overlaps 0.50, 0.55, ... 0.95 and over classes"),
+            "AP50": Quantity("average precision at an overlap of 0.5"),
+            "AP75": Quantity("average precision at an overlap of 0.75"),
+            "AP50 (07)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2007"),
+            "AP50 (12)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2012"),
+        }
+    )
 
     def __init__(self, names: Sequence[str], rotated: bool = False, most: int = MOST):
         self.names, self.rotated, self.most = tuple(names), rotated, most

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics.base import Sums, check_finite, ratio
+from ringmoe_jax.evaluate.metrics.base import Quantity, Sums, check_finite, ratio
 
 FLOOR = 1.0  # metres; below it a relative error says nothing (our choice)
 
@@ -21,6 +23,18 @@ class Height(Sums):
     Args:
         floor: metres, at least 0.
     """
+
+    quantities = types.MappingProxyType(
+        {
+            "RMSE": Quantity("root of the mean squared error", less=True, unit="m"),
+            "MAE": Quantity("mean absolute error", less=True, unit="m"),
+            "REL": Quantity("mean error as a share of the true height", less=True),
+            "delta 1": Quantity("share of pixels within a factor of 1.25 of the truth"),
+            "delta 2": Quantity("within 1.25\u00b2"),
+            "delta 3": Quantity("within 1.25\u00b3"),
+            "NRMSE": Quantity("RMSE as a share of the range of true heights", less=True),
+        }
+    )
 
     def __init__(self, floor: float = FLOOR):
         super().__init__()

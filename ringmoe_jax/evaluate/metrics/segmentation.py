@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics.base import Sums, confusion, mean_known, ratio
+from ringmoe_jax.evaluate.metrics.base import Quantity, Sums, confusion, mean_known, ratio
 
 CHANGE = ("unchanged", "changed")
 
@@ -22,6 +23,14 @@ class Segmentation(Sums):
     Args:
         names: C class names.
     """
+
+    quantities: Mapping[str, Quantity] = types.MappingProxyType(
+        {
+            "mIoU": Quantity("intersection over union, mean over classes"),
+            "mF1": Quantity("F1, mean over classes"),
+            "OA": Quantity("share of pixels whose class is right"),
+        }
+    )
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
@@ -80,6 +89,16 @@ class Change(Segmentation):
     1 (changed) and, in the truth, -1 (void).
     """
 
+    quantities = types.MappingProxyType(
+        {
+            "F1": Quantity("of changed pixels: harmonic mean of precision and recall"),
+            "IoU": Quantity("of changed pixels: intersection over union"),
+            "precision": Quantity("share of what was called changed that is"),
+            "recall": Quantity("share of what changed that was called so"),
+            "OA": Quantity("share of pixels whose class is right"),
+        }
+    )
+
     def __init__(self):
         super().__init__(CHANGE)
 
@@ -107,6 +126,14 @@ class SemanticChange(Sums):
     Args:
         names: C class names.
     """
+
+    quantities = types.MappingProxyType(
+        {
+            "SCS": Quantity("mean of BC and SC"),
+            "BC": Quantity("of changed pixels: intersection over union"),
+            "SC": Quantity("intersection over union after the change, mean over classes"),
+        }
+    )
 
     def __init__(self, names: Sequence[str]):
         super().__init__()

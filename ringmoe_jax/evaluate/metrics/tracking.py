@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
-from ringmoe_jax.evaluate.metrics.base import Sums, check_finite, ratio
+from ringmoe_jax.evaluate.metrics.base import COUNT, Quantity, Sums, check_finite, ratio
 
 ALPHAS = np.arange(0.05, 0.99, 0.05)  # similarities that HOTA averages over
 ALIKE = 0.5  # similarity of a match, for CLEAR MOT and identities
@@ -57,6 +57,22 @@ class Tracking(Sums):
             raise DataError(f"the distance of a match is {distance}, wanted more than 0 pixels")
         super().__init__()
         self.rotated, self.distance = rotated, distance
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric`; MOTP is a distance where matches are."""
+        apart = self.distance is not None
+        return {
+            "HOTA": Quantity("geometric mean of detection and association, over overlaps"),
+            "DetA": Quantity("how well objects are detected"),
+            "AssA": Quantity("how well they keep their identity"),
+            "MOTA": Quantity("1 \u2212 (missed + false + switches) / true positions; may be negative"),
+            "MOTP": Quantity("how closely matches meet the truth", less=apart, unit="px" if apart else ""),
+            "IDF1": Quantity("F1 of positions with the right identity"),
+            "ID switches": Quantity("true tracks that pass to another predicted one", less=True, unit=COUNT),
+            "FP": Quantity("false positions", less=True, unit=COUNT),
+            "FN": Quantity("missed positions", less=True, unit=COUNT),
+        }
 
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """Adds one sequence.

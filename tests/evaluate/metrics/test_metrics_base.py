@@ -1,7 +1,43 @@
 import numpy as np
 import pytest
 
-from ringmoe_jax.evaluate.metrics import MultiLabel, Segmentation, base, score
+from ringmoe_jax.evaluate.metrics import (
+    Change,
+    Classification,
+    Detection,
+    Height,
+    MultiLabel,
+    Segmentation,
+    SemanticChange,
+    Tracking,
+    base,
+    score,
+)
+
+MAP = np.array([[0, 1]])
+BOX = np.array([[0.0, 5, 5, 4, 4, 0]])
+TRACK = np.array([[0.0, 5, 5, 4, 4, 0, 1, 0]])
+ONE_IMAGE = {  # of every metric, what `add` takes
+    Change(): (MAP, MAP),
+    Classification("abcdef"): (np.arange(6.0), 5),
+    Detection("a"): (BOX[:, 1:], np.ones(1), np.zeros(1, int), BOX),
+    Height(): (np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2), bool)),
+    MultiLabel("ab"): (np.ones(2), np.array([0, 1])),
+    Segmentation("ab"): (MAP, MAP),
+    SemanticChange("ab"): (np.stack([MAP, 1 - MAP]), np.stack([MAP, 1 - MAP])),
+    Tracking(): (TRACK, TRACK),
+    Tracking(distance=5.0): (TRACK, TRACK),
+}
+
+
+@pytest.mark.parametrize(("metric", "image"), ONE_IMAGE.items(), ids=lambda x: type(x).__name__)
+def test_every_number_says_what_it_is(metric, image):
+    metric.add(*image)
+    values = metric.values(np.ones((1, 1)))
+    assert set(metric.quantities) == set(values)
+    assert all(quantity.meaning for quantity in metric.quantities.values())
+    for name, quantity in metric.quantities.items():  # the truth itself: nothing could be better
+        assert values[name][0] == pytest.approx(0 if quantity.less else 1, nan_ok=True), name
 
 
 def test_ratios_and_means_without_what_is_undefined():

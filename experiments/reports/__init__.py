@@ -1,0 +1,1 @@
+"""Results in; pages, pictures and tables out."""
