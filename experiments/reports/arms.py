@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ringmoe_jax.evaluate.seeds import Ablation, ArmScores
-from ringmoe_jax.evaluate.style import BLUE, GREY, SERIES, panels, styled, titled
+from ringmoe_jax.evaluate.style import BLUE, GREY, SERIES, layout, styled, titled
 
 
 @styled
@@ -23,7 +23,7 @@ def scores(title: str, results: Sequence[ArmScores]) -> Figure:
     metrics = list(dict.fromkeys(metric for result in results for metric in result.scores))
     columns = min(4, len(metrics))
     lines = -(-len(metrics) // columns)
-    figure, axes = panels(0.35 + lines * (0.5 + 0.2 * len(arms)), lines, columns, sharey=True)
+    figure, axes = layout(0.35 + lines * (0.5 + 0.2 * len(arms)), lines, columns, sharey=True)
     for ax in axes.flat[len(metrics) :]:
         ax.set_visible(False)
     for ax, metric in zip(axes.flat, metrics, strict=False):
@@ -56,7 +56,7 @@ def labels(title: str, results: Sequence[ArmScores], metrics: Sequence[str] = ()
     fractions = sorted({result.fraction for result in results})
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
-    figure, axes = panels(0.6 + 2.0 * lines, lines, columns)
+    figure, axes = layout(0.6 + 2.0 * lines, lines, columns)
     for ax in axes.flat[len(metrics) :]:
         ax.set_visible(False)
     for ax, metric in zip(axes.flat, metrics, strict=False):
@@ -85,7 +85,7 @@ def ablation(title: str, study: Ablation) -> Figure:
     arms = list(dict.fromkeys(arm for summaries in study.metrics.values() for arm in summaries))
     columns = min(2, len(study.metrics))
     lines = -(-len(study.metrics) // columns)
-    figure, axes = panels(0.7 + lines * (0.55 + 0.16 * len(arms)), lines, columns, sharey=True)
+    figure, axes = layout(0.7 + lines * (0.55 + 0.16 * len(arms)), lines, columns, sharey=True)
     for ax in axes.flat[len(study.metrics) :]:
         ax.set_visible(False)
     for ax, (metric, summaries) in zip(axes.flat, study.metrics.items(), strict=False):

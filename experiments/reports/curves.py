@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.evaluate.style import BLUE, ORANGE, SERIES, panels, styled, titled
+from ringmoe_jax.evaluate.style import BLUE, ORANGE, SERIES, layout, styled, titled
 
 
 @styled
@@ -21,7 +21,7 @@ def losses(records: Sequence[Mapping[str, float]]) -> Figure:
     names.sort(key=lambda name: (name != "loss", name))
     columns = min(3, max(1, len(names)))
     rows = -(-max(1, len(names)) // columns)
-    figure, axes = panels(0.4 + 1.75 * rows, rows, columns, sharex=True)
+    figure, axes = layout(0.4 + 1.75 * rows, rows, columns, sharex=True)
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
     for ax, name in zip(axes.flat, names, strict=False):
@@ -60,7 +60,7 @@ def routers(group: str, series: Mapping[str, np.ndarray], modalities: Sequence[s
         series: one group of `routing.history`.
         modalities: names along M.
     """
-    figure, axes = panels(1.9, 1, len(ROUTER_PANELS), sharex=True)
+    figure, axes = layout(1.9, 1, len(ROUTER_PANELS), sharex=True)
     for ax, (name, title) in zip(axes[0], ROUTER_PANELS.items(), strict=True):
         for m, modality in enumerate(modalities):
             if np.isfinite(series[name][:, m]).any():
@@ -86,7 +86,7 @@ def collapse(records: Sequence[Mapping[str, float]], terms: Mapping[str, tuple[s
         terms: {label of a `self_distillation` objective: (stream, level)}; all were logged.
     """
     streams, levels = (list(dict.fromkeys(of[i] for of in terms.values())) for i in (0, 1))
-    figure, axes = panels(
+    figure, axes = layout(
         0.75 + 1.5 * len(COLLAPSE_PANELS), len(COLLAPSE_PANELS), len(levels), sharex=True, sharey=True
     )
     for label, (stream, level) in terms.items():

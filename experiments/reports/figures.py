@@ -14,7 +14,7 @@ from ringmoe_jax.evaluate.locations import NONE, Row
 from ringmoe_jax.evaluate.quicklook import Strip
 from ringmoe_jax.evaluate.reconstruction import MODEL, TRIVIAL
 from ringmoe_jax.evaluate.routing import GroupSummary
-from ringmoe_jax.evaluate.style import BLUE, GREY, RANKED, SERIES, SIGNED, WIDTH, panels, styled, titled
+from ringmoe_jax.evaluate.style import BLUE, GREY, RANKED, SERIES, SIGNED, WIDTH, layout, styled, titled
 from ringmoe_jax.run.evaluation import ComparisonRow, LocationRow, ProbeRow
 
 
@@ -27,7 +27,7 @@ def reconstruction(label: str, caption: str, strips: Sequence[Strip]) -> Figure:
         caption: bands and unit, see `quicklook.view`.
         strips: painted tiles.
     """
-    figure, axes = panels(0.6 + 1.72 * len(strips), len(strips), 4)
+    figure, axes = layout(0.6 + 1.72 * len(strips), len(strips), 4)
     titles = ("input", "what the encoder saw", "reconstruction", "visible + reconstruction")
     for row, strip in zip(axes, strips, strict=True):
         for ax, image in zip(row, strip.images, strict=True):
@@ -48,7 +48,7 @@ def comparisons(rows: Sequence[ComparisonRow]) -> Figure:
     """Masked loss of the model and of trivial predictors, with 95 % intervals, one panel an objective."""
     columns = min(2, len(rows))
     lines = -(-len(rows) // columns)
-    figure, axes = panels(0.3 + 1.25 * lines, lines, columns, sharey=True)
+    figure, axes = layout(0.3 + 1.25 * lines, lines, columns, sharey=True)
     for ax in axes.flat[len(rows) :]:
         ax.set_visible(False)
     names = (MODEL, *TRIVIAL)
@@ -78,7 +78,7 @@ def probes(title: str, results: Sequence[ProbeRow]) -> Figure:
         list(dict.fromkeys(getattr(result, key) for result in results)) for key in ("protocol", "features", "encoder")
     )
     height = 0.95 + len(rows) * (0.12 + 0.14 * len(encoders))
-    figure, axes = panels(height, 1, len(protocols), sharex=True, sharey=True)
+    figure, axes = layout(height, 1, len(protocols), sharex=True, sharey=True)
     offsets = np.linspace(-0.32, 0.32, len(encoders)) if len(encoders) > 1 else [0.0]
     for ax, protocol in zip(axes[0], protocols, strict=True):
         for encoder, offset, (colour, marker) in zip(encoders, offsets, SERIES, strict=False):
@@ -109,7 +109,7 @@ def experts(group: str, summary: GroupSummary, modalities: Sequence[str]) -> Fig
     """
     seen = [m for m in range(len(modalities)) if summary.tokens[m] > 0]
     layers = summary.load.shape[0]
-    figure, axes = panels(1.0 + 0.19 * layers, 1, len(seen), sharey=True)
+    figure, axes = layout(1.0 + 0.19 * layers, 1, len(seen), sharey=True)
     peak = np.nanmax(summary.load)
     for ax, m in zip(axes[0], seen, strict=True):
         columns = np.flatnonzero(np.isfinite(summary.load[:, m]).all(axis=0))
@@ -147,7 +147,7 @@ def locations(title: str, captions: Mapping[str, str], rows: Sequence[Row]) -> F
     side = WIDTH / (len(heads) + 0.35)
     titles = [f"{name}\n{textwrap.fill(text, int(17 * side))}" for name, text in heads.items()]
     lines = max(text.count("\n") for text in titles)
-    figure, axes = panels(0.5 + 0.15 * lines + 0.25 * mapped + (side + 0.12) * len(rows), len(rows), len(titles))
+    figure, axes = layout(0.5 + 0.15 * lines + 0.25 * mapped + (side + 0.12) * len(rows), len(rows), len(titles))
     for line, row in zip(axes, rows, strict=True):
         cells = [row.images.get(name, (None, "not observed")) for name in captions] + [(row.components, "")]
         cells += [(_ranked(row.ranks), row.note)] * mapped
@@ -190,7 +190,7 @@ def similarity(row: LocationRow) -> Figure:
     """Cosines of frames, with lines between places; frames of one place are neighbours."""
     labels, places, count = row.labels, row.places, len(row.labels)
     size = float(np.clip(150 / count, 3.5, 7))
-    figure, axes = panels(min(1.6 + 0.42 * count, 6.4), 1, 1)
+    figure, axes = layout(min(1.6 + 0.42 * count, 6.4), 1, 1)
     ax = axes[0, 0]
     image = ax.imshow(row.similarity, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
     if count <= 16:
@@ -227,7 +227,7 @@ def contact_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Figure:
     """
     titles = list(rows[0])
     side = WIDTH / len(titles)
-    figure, axes = panels(0.2 + side * len(rows), len(rows), len(titles))
+    figure, axes = layout(0.2 + side * len(rows), len(rows), len(titles))
     for line, row in zip(axes, rows, strict=True):
         for ax, title in zip(line, titles, strict=True):
             ax.imshow(row[title], interpolation="nearest")

@@ -66,7 +66,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def panels(height: float, rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
+def layout(height: float, rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
     """A figure as wide as a page, with its axes [rows, columns].
 
     Args:

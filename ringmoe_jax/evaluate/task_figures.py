@@ -32,7 +32,7 @@ from ringmoe_jax.evaluate.style import (
     SIGNED,
     SKY,
     WIDTH,
-    panels,
+    layout,
     styled,
     titled,
 )
@@ -73,7 +73,7 @@ def confusion_matrix(title: str, matrix: np.ndarray, names: Sequence[str]) -> Fi
     text = max(map(len, names)) * size * 0.6 / 72  # inches of the longest name
     side = min(0.3 + 0.55 * count, max(2.0, WIDTH - text - (1.1 if numbered else 2.0)))
     upright = text > 0.9 * side / count
-    figure, axes = panels(side + (text if upright else 0.15) + 0.75, 1, 1)
+    figure, axes = layout(side + (text if upright else 0.15) + 0.75, 1, 1)
     ax = axes[0, 0]
     ax.set_facecolor("#EEEEEE")
     ax.set_anchor("W")
@@ -280,7 +280,7 @@ def height_errors(title: str, truth: np.ndarray, valid: np.ndarray, prediction: 
     truth, prediction = truth[valid], prediction[valid]
     ends = np.percentile([truth, prediction], (0.1, 99.9), axis=1)
     low, high = min(0.0, ends[0].min()), max(1.0, ends[1].max())
-    figure, (axes,) = panels(3.2, 1, 2)
+    figure, (axes,) = layout(3.2, 1, 2)
     span = [(low, high), (low, high)]
     *_, image = axes[0].hist2d(truth, prediction, bins=60, range=span, cmap="cividis", norm=LogNorm())
     axes[0].plot(span[0], span[0], color=ORANGE, linewidth=1, label="prediction = truth")
@@ -313,7 +313,7 @@ def class_scores(title: str, names: Sequence[str], metric: str, values: np.ndarr
         values: [C] in 0..1, NaN where the class does not occur.
     """
     order = np.argsort(-np.where(np.isfinite(values), values, -1), kind="stable")
-    figure, axes = panels(0.75 + 0.15 * len(names), 1, 1)
+    figure, axes = layout(0.75 + 0.15 * len(names), 1, 1)
     ax = axes[0, 0]
     place = np.arange(len(names))
     ax.hlines(place, 0, values[order], color=BLUE, linewidth=1.3, alpha=0.35)
@@ -347,7 +347,7 @@ def _pictures(heads: Sequence[str], images: Sequence[Image], below: float = 0.0)
     side = (WIDTH - 0.1) / len(heads)
     heights = [max(0.35, side * image.shape[0] / image.shape[1]) + 0.2 for image in images]
     options = {"gridspec_kw": {"height_ratios": heights}}
-    figure, axes = panels(sum(heights) + 0.75 + below, len(images), len(heads), **options)
+    figure, axes = layout(sum(heights) + 0.75 + below, len(images), len(heads), **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
