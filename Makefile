@@ -29,12 +29,12 @@ help:
 env: $(VENV)/ready
 
 # uv installs in 20 s, byte-compiled, what takes pip more than a minute; it lives in the environment that it fills.
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: requirements.txt requirements-base.txt requirements-data.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=..." % sys.version_info[:2])'
 	@echo "creating the environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r requirements-dev.txt
+	@$(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 demo: env

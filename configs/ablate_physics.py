@@ -9,24 +9,13 @@ takes 25 to 60 s on 2 cores, the first of an arm twice that. Results: docs/bench
 
 from ml_collections import ConfigDict
 
-from configs import ringmoe_micro
-
-BALANCE = dict(name="balance", scale=4e-3)
+from configs import common, ringmoe_micro
 
 
 def get_config() -> ConfigDict:
     """The studies behind the README's table of what helps."""
-    config = ConfigDict()
-    config.seeds = (0, 1, 2)
-    config.studies = ConfigDict(
-        dict(
-            slc=study("slc_dual", arms_slc("slc_dual")),
-            grd=study("s1_grd", arms_grd("s1_grd")),
-            ms=study("s2_12", arms_ms("s2_12")),
-            rgb=study("rgb", arms_rgb("rgb")),
-        )
-    )
-    return config
+    arms = dict(slc=("slc_dual", arms_slc), grd=("s1_grd", arms_grd), ms=("s2_12", arms_ms), rgb=("rgb", arms_rgb))
+    return ConfigDict(dict(studies={name: study(sensor, make(sensor)) for name, (sensor, make) in arms.items()}))
 
 
 def study(sensor: str, arms: dict, *, baseline: str = "l1") -> dict:
@@ -35,14 +24,15 @@ def study(sensor: str, arms: dict, *, baseline: str = "l1") -> dict:
     base.model.update(sensors=(sensor,), depths=(2, 2))
     base.data.streams = {name: stream for name, stream in base.data.streams.items() if name == sensor}
     base.data.batch_size = 8
-    base.train.update(steps=250, log_every=50, checkpoint_every=250, evaluate_every=0)
+    base.train.update(steps=250, log_every=50, checkpoint_every=250)
+    del base.train.evaluate_every
     del base.objectives
     return dict(config=base, baseline=baseline, arms={name: arm(**terms) for name, terms in arms.items()})
 
 
 def arm(*, pretext: str = "masked", **objectives: dict) -> dict:
     """An arm with the balance loss beside its objectives."""
-    return dict(pretext=dict(name=pretext), objectives=objectives | dict(balance=BALANCE))
+    return dict(pretext=dict(name=pretext), objectives=objectives | dict(balance=common.BALANCE))
 
 
 def arms_slc(sensor: str) -> dict:
@@ -82,9 +72,9 @@ def arms_ms(sensor: str) -> dict:
         l1=dict(pixels=pixels),
         noise_weighted=dict(noise=of("noise_weighted")),
         native_resolution=dict(native=of("native_resolution")),
-        indices=dict(pixels=pixels, indices=of("spectral_indices", scale=1.0)),
-        angle=dict(pixels=pixels, angle=of("spectral_angle", scale=1.0)),
-        bounds=dict(pixels=pixels, bounds=of("reflectance_bounds", scale=1.0)),
+        indices=dict(pixels=pixels, indices=of("spectral_indices")),
+        angle=dict(pixels=pixels, angle=of("spectral_angle")),
+        bounds=dict(pixels=pixels, bounds=of("reflectance_bounds")),
     )
 
 

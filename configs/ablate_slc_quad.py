@@ -9,18 +9,16 @@ One scene of 200 x 200 pixels is enough to run it: the right quarter is held out
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs.ablate_physics import study
 
 
 def get_config() -> ConfigDict:
     """One study: every arm trains the same small model on 32 px images."""
-    config = ConfigDict(dict(seeds=(0, 1, 2)))
     chosen = study("slc_quad", arms("slc_quad"))
-    stream = dict(directory="data/slc_quad", sensors=("slc_quad",), split="train", crop_scale=(1.0, 1.0), weight=1.0)
-    chosen["config"].data.update(streams=dict(slc_quad=stream), image_size=32)
-    chosen["config"].model.image_size = 32
-    config.studies = ConfigDict(dict(quad=chosen))
-    return config
+    chosen["config"].data.streams = common.streams(("slc_quad",), "data/slc_quad", crop_scale=(1.0, 1.0))
+    chosen["config"].data.image_size = chosen["config"].model.image_size = 32
+    return ConfigDict(dict(studies=dict(quad=chosen)))
 
 
 def arms(sensor: str) -> dict:

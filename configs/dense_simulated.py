@@ -14,21 +14,11 @@ from configs.finetune.common import encoder
 
 def get_config() -> ConfigDict:
     """RingMoE's backbone without routed experts, masked L1 on aerial RGB."""
-    config = common.ringmoe(width=32, depths=(2, 2, 2, 2), head_width=16)
-    config.model.update(encoder(("rgb",), 96))
-    config.objectives = ConfigDict(dict(rgb=dict(name="masked_l1", sensor="rgb", scale=1.0)))
-    config.data.streams = ConfigDict(
-        dict(
-            rgb=dict(
-                directory="data/simulated_unlabelled",
-                sensors=("rgb",),
-                split="train",
-                crop_scale=(0.4, 1.0),
-                weight=1.0,
-            )
-        )
-    )
+    config = common.ringmoe(width=32, depths=(2, 2, 2, 2))
+    config.model = encoder(("rgb",), 96)
+    config.objectives = dict(rgb=dict(name="masked_l1", sensor="rgb"))
+    config.data.streams = common.streams(("rgb",), "data/simulated_unlabelled", crop_scale=(0.4, 1.0))
     config.data.update(image_size=96, batch_size=16, mask_unit=8, rotate=True)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
-    config.train.update(steps=1500, log_every=50, checkpoint_every=500, evaluate_every=500, keep_checkpoints=1)
+    config.train.update(steps=1500, checkpoint_every=500, evaluate_every=500, keep_checkpoints=1)
     return config

@@ -16,11 +16,10 @@ from configs import common, ringmoe_micro, skysense_micro
 def get_config() -> ConfigDict:
     """`ringmoe_micro` without masks, on `skysense_micro`'s views."""
     config, other = ringmoe_micro.get_config(), skysense_micro.get_config()
-    config.model.update(sensors=skysense_micro.SENSORS, image_size=32, window=4, depths=(2, 2))
-    config.pretext = other.pretext
-    config.objectives = common.contrastive_objectives(skysense_micro.SENSORS)
-    config.objectives.balance = ConfigDict(dict(name="balance", scale=4e-3))
-    config.data = other.data
+    config.model.update(sensors=skysense_micro.SENSORS, image_size=32, depths=(2, 2))
+    config.pretext, config.data = other.pretext, other.data
     config.data.image_size = 32
+    config.objectives = common.contrastive_objectives(skysense_micro.SENSORS)
+    config.objectives.balance = common.BALANCE
     config.train.steps = 400
     return config

@@ -15,19 +15,12 @@ from configs import common
 
 def get_config() -> ConfigDict:
     """All router groups over four modalities, three stages, masked reconstruction."""
-    sensors = ("rgb", "s2_12", "s1_grd", "slc_dual")
+    losses = dict(rgb="masked_l1", s2_12="masked_l1", s1_grd="masked_l1", slc_dual="log_total_power")
     config = common.ringmoe(width=16, depths=(2, 4, 2), head_width=16)
-    config.model.update(sensors=sensors, image_size=48, window=6, dtype="float32", remat="none", power_input=True)
-    config.objectives = ConfigDict(
-        {name: dict(name="masked_l1", sensor=name, scale=1.0) for name in sensors[:3]}
-        | {
-            "slc_dual": dict(name="log_total_power", sensor="slc_dual", scale=1.0),
-            "balance": dict(name="balance", scale=4e-3),
-        }
-    )
-    stream = dict(directory="data/simulated_four", split="train", crop_scale=(0.5, 1.0), weight=1.0)
-    config.data.streams = ConfigDict({name: stream | dict(sensors=(name,)) for name in sensors})
+    config.model.update(sensors=tuple(losses), image_size=48, window=6, power_input=True, dtype="float32", remat="none")
+    config.objectives = common.masked(**losses)
+    config.data.streams = common.streams(tuple(losses), "data/simulated_four", crop_scale=(0.5, 1.0))
     config.data.update(image_size=48, batch_size=8, mask_unit=8, rotate=True)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
-    config.train.update(steps=4000, log_every=50, checkpoint_every=500, evaluate_every=500, keep_checkpoints=1)
+    config.train.update(steps=4000, checkpoint_every=500, evaluate_every=500, keep_checkpoints=1)
     return config

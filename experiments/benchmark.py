@@ -4,6 +4,7 @@
     python -m experiments.benchmark --suite moe --widths 256 --dtypes float32
     python -m experiments.benchmark --suite train --config configs/ringmoe_micro.py
     python -m experiments.benchmark --suite input --config configs/ringmoe_micro.py
+    python -m experiments.benchmark --suite gpu --minutes 4           # on one accelerator; small sizes elsewhere
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
 """
@@ -11,6 +12,7 @@ PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import platform
@@ -20,9 +22,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from experiments import common
-from experiments.benchmarks import clock, moe
+from experiments.benchmarks import moe
+from experiments.run import cli
+from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 
 
@@ -53,9 +57,8 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     """The train step over the same backbone with a dense layer of equal active FLOPs, and over a PyTorch twin."""
     from experiments.benchmarks import train
 
-    config = common.read_config(arguments.config, arguments.overrides)
-    checked = common.ExperimentConfig.of(config)
-    jobs = train.measured(config, moe.ENGINES)
+    checked = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
+    jobs = train.measured(checked.complete(), moe.ENGINES)
     batch = train.random_batch(checked, 0)
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch)
@@ -75,7 +78,7 @@ def suite_input(arguments: argparse.Namespace) -> dict:
     """Images that the input pipeline delivers, as a fraction of what reading the same records alone delivers."""
     from experiments.benchmarks import reading
 
-    config = common.ExperimentConfig.of(common.read_config(arguments.config, arguments.overrides))
+    config = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
     found = reading.measure(config.data, batches=10 * arguments.repeats)
     print(
         f"pipeline {found['pipeline']:.0f} images/s, reading its records alone {found['records alone']:.0f} images/s: "
@@ -84,10 +87,20 @@ def suite_input(arguments: argparse.Namespace) -> dict:
     return found
 
 
+def suite_gpu(arguments: argparse.Namespace) -> dict:
+    """What one accelerator measures at best, and what experts, train steps and an exported program reach and give."""
+    from experiments.benchmarks import gpu
+
+    setting = gpu.TINY if arguments.tiny or jax.default_backend() == "cpu" else gpu.Setting()
+    changed = {name: getattr(arguments, name) for name in ("minutes", "repeats", "threads")}
+    return gpu.measure(dataclasses.replace(setting, **changed), arguments.parts)
+
+
 SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "moe": suite_moe,
     "train": suite_train,
     "input": suite_input,
+    "gpu": suite_gpu,
 }
 
 
@@ -129,7 +142,7 @@ def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help="moe, train or input")
+    parser.add_argument("--suite", required=True, help="moe, train, input or gpu")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
@@ -140,23 +153,29 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     layer.add_argument("--dtypes", type=listed(str, moe.DTYPES), default="float32,bfloat16")
     layer.add_argument("--routing", type=listed(str, tuple(moe.POPULARITY)), default="even,zipf")
     parser.add_argument("--config", default="configs/ringmoe_micro.py", help="suites train and input")
+    card = parser.add_argument_group("suite gpu")
+    card.add_argument("--minutes", type=float, default=4.0, help="no part begins later")
+    card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")
+    card.add_argument("--threads", type=int, default=8, help="that compile")
+    card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU")
     parsed, parsed.overrides = parser.parse_known_args(arguments)
     return parsed
 
 
-@common.entry_point
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one suite."""
+@cli.entry_point
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one suite; exit status 1 where a part of it failed."""
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
-    if parsed.suite == "moe" and parsed.overrides:
-        raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite moe')
+    if parsed.suite in ("moe", "gpu") and parsed.overrides:
+        raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     result = SUITES[parsed.suite](parsed)
     if parsed.json:
         print(json.dumps({"suite": parsed.suite, "machine": found} | result))
+    return 1 if result.get("failures") else 0
 
 
 if __name__ == "__main__":

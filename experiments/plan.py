@@ -1,8 +1,8 @@
 """Plans a run on machines that you need not own: does a step fit, what does it cost, what bounds it?
 
-python -m experiments.plan --config configs/ringmoe_14b.py --topology v5p:4x4x8 \\
+python -m experiments.plan --config configs/ringmoe.py:14b --topology v5p:4x4x8 \\
     --config.mesh.fsdp=32 --config.mesh.expert=4 --config.data.batch_size=128
-python -m experiments.plan --config configs/ringmoe_14b.py --topology h100:64 --fit --json
+python -m experiments.plan --config configs/ringmoe.py:14b --topology h100:64 --fit --json
 
 The training step of `experiments.pretrain` is compiled for the topology ahead of time. That needs the compilers in
 requirements-plan.txt; without them the part that needs no compiler is printed.
@@ -11,219 +11,35 @@ requirements-plan.txt; without them the part that needs no compiler is printed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
 
-import jax
-
-from experiments import common
-from experiments.common import ExperimentConfig
-from experiments.plan_report import GIB, Plan, describe, setting, to_json, verdict
-from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.models import count
-from ringmoe_jax.parallel import mesh as meshes
-from ringmoe_jax.parallel.mesh import MeshConfig
-from ringmoe_jax.planning import ahead
-from ringmoe_jax.planning import topology as topologies
-from ringmoe_jax.planning.topology import Topology
-from ringmoe_jax.training import optimizer
-from ringmoe_jax.training import state as states
-from ringmoe_jax.training.state import TrainState, state_shardings
-from ringmoe_jax.training.step import make_train_step
-
-MOST_COMPILATIONS = 6
-REMAT = ("none", "dots", "full")  # from least to most recomputation
+from experiments.run import cli
 
 
-# ---- Making a plan ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """What does not depend on the mesh.
-
-    Attributes:
-        state: shapes of the training state.
-        flops: of a step as it is written, over all devices.
-        kept_per_row: bytes kept for the backward pass for each row of a batch.
-    """
-
-    state: TrainState
-    flops: float
-    kept_per_row: float
-
-
-def measure(config: ExperimentConfig) -> Shapes:
-    """Traces a step without a mesh and without a compiler."""
-    parts = common.build(config, {})
-    rule = optimizer.build(config.optimizer, config.train.steps)
-    state = states.shapes(parts.model, parts.pretext, rule)
-    sensors = rows_of(config, 1)
-    step = _train_step(config, parts, accumulate=1)
-    flops = ahead.count_flops(step, state, _batch(config, sensors))
-    batches = [_batch(config, dict.fromkeys(sensors, rows)) for rows in (1, 2)]
-    return Shapes(state, flops, ahead.kept_bytes(parts.pretext, parts.objectives, state, batches))
-
-
-def place(config: ExperimentConfig, topology: Topology, shapes: Shapes | None = None) -> Plan:
-    """Checks a configuration against a topology and works out what needs no compiler.
-
-    Raises:
-        ConfigError: mesh, batch or experts do not divide over the devices.
-    """
-    mesh = meshes.abstract(config.mesh, topology.count)
-    rows = rows_of(config, topology.count)
-    shapes = shapes or measure(config)
-    where = state_shardings(shapes.state, mesh)
-    batch = _batch(config, rows)
-    parameters = ahead.bytes_per_device(shapes.state.params, where.params)
-    return Plan(
-        config=config,
-        topology=topology,
-        mesh=dict(mesh.shape),
-        rows=rows,
-        parameters=count(shapes.state.params),
-        flops=shapes.flops,
-        parameter_bytes=parameters,
-        optimizer_bytes=ahead.bytes_per_device(shapes.state, where) - parameters,
-        batch_bytes=ahead.bytes_per_device(batch, jax.tree.map(lambda _: meshes.batch_sharding(mesh), batch)),
-        kept_bytes=shapes.kept_per_row * config.data.batch_size / topology.count / config.train.accumulate,
-    )
-
-
-def compiled(plan: Plan, *, full: bool = False) -> Plan:
-    """Asks the compiler, with the effort of training where `full`; the plan says why where there is none."""
-    config = plan.config
-    try:
-        devices = topologies.devices(plan.topology)
-    except ConfigError as error:
-        return dataclasses.replace(plan, refusal=str(error))
-    mesh = meshes.make(config.mesh, devices)
-    parts = common.build(config, {}, mesh)
-    rule = optimizer.build(config.optimizer, config.train.steps)
-    state = states.shapes(parts.model, parts.pretext, rule)
-    step = _train_step(config, parts, accumulate=config.train.accumulate)
-    options = topologies.compiler_options(plan.topology, full=full)
-    answer = ahead.compile_step(step, state, _batch(config, plan.rows), mesh, options)
-    return dataclasses.replace(plan, compiled=answer)
-
-
-def rows_of(config: ExperimentConfig, devices: int) -> dict[str, int]:
-    """Images of each sensor in a step, over all devices. Streams share evenly, whatever their mixing.
-
-    Raises:
-        ConfigError: they do not split evenly over the devices.
-    """
-    size, unit = config.data.batch_size, devices * config.train.accumulate
-    if size % unit:
-        each = f"{devices} devices" + (f" x train.accumulate = {config.train.accumulate}" if unit > devices else "")
-        raise ConfigError(
-            f"config.data.batch_size = {size} does not split over {each}: wanted a multiple of {unit}, "
-            f"for example --config.data.batch_size={-(-size // unit) * unit}"
-        )
-    return {sensor: size for stream in config.data.streams.values() for sensor in stream.sensors}
-
-
-def _batch(config: ExperimentConfig, rows: Mapping[str, int]) -> dict:
-    """Shapes of a batch. Series have as many dates as `data.frames` says, one where it does not."""
-    data, views = config.data, config.data.views
-    images = {
-        name: ahead.Images(number, data.frames.get(name, 1), data.size(name), data.mask_unit, views is not None)
-        for name, number in rows.items()
-    }
-    further = {}
-    if views:
-        further["second"] = images
-        for i in range(views.local):
-            small = dataclasses.replace(images[views.local_sensor], size=views.local_size)
-            further[f"local{i}"] = {views.local_sensor: small}
-    return ahead.batch_shapes(config.sensors, images, further)
-
-
-def _train_step(config: ExperimentConfig, parts: common.Parts, *, accumulate: int):
-    rule = optimizer.build(config.optimizer, config.train.steps)
-    rate = optimizer.schedule(config.optimizer, config.train.steps)
-    return make_train_step(
-        parts.pretext, parts.objectives, rule, rate, seed=config.train.seed, accumulate=accumulate, mesh=parts.mesh
-    )
-
-
-# ---- Looking for one that fits ----------------------------------------------------------------------
-
-
-def fit(config: ExperimentConfig, topology: Topology, most: int = MOST_COMPILATIONS, *, full: bool = False) -> Plan:
-    """The first candidate that fits: little recomputation first, then few shards of the state (our choice).
-
-    Estimates pass over most candidates; what the compiler asked for more than estimated is added to the
-    next estimates. The batch stays as configured where it splits over the devices, else it grows until it does.
-
-    Raises:
-        ConfigError: none fits, or none did within `most` compilations.
-    """
-    if not topology.memory:
-        raise ConfigError(f'topology "{topology.name}": the memory of its devices is unknown, so nothing can be fitted')
-    least, error, tried = float("inf"), 1.0, 0
-    for candidate in candidates(config, topology):
-        estimate = candidate.resident + error * (candidate.estimate - candidate.resident)
-        least = min(least, estimate)
-        if estimate > topology.memory:
-            continue
-        if tried == most:
-            raise ConfigError(f"nothing that fits {topology.name} was found in {most} compilations: raise --tries")
-        tried += 1
-        plan = compiled(candidate, full=full)
-        print(f"tried   {setting(plan)}: estimated {estimate / GIB:.2f} GiB, {verdict(plan)}", flush=True)
-        if plan.fits is not False:
-            return plan
-        if needed := getattr(plan.compiled, "total", 0.0):
-            error = max(error, (needed - plan.resident) / (plan.estimate - plan.resident))
-    raise ConfigError(
-        f"no mesh of {topology.name} fits {config.data.batch_size} images a stream: the smallest needs about "
-        f"{least / GIB:.2f} of {topology.memory / GIB:.2f} GiB per device; ask for more devices or a smaller batch"
-    )
-
-
-def candidates(config: ExperimentConfig, topology: Topology) -> Iterator[Plan]:
-    """Plans to try, best first."""
-    unit = topology.count * config.train.accumulate
-    data = dataclasses.replace(config.data, batch_size=-(-config.data.batch_size // unit) * unit)
-    shards = sorted(_meshes(topology.count), key=lambda m: (m.fsdp * m.expert, -m.expert))
-    for remat in REMAT if "remat" in config.model else (None,):
-        model = config.model | ({"remat": remat} if remat else {})
-        chosen = dataclasses.replace(config, model=model, data=data)
-        shapes = measure(chosen)
-        for mesh in shards:
-            with contextlib.suppress(ConfigError):  # the experts do not divide over this mesh
-                yield place(dataclasses.replace(chosen, mesh=mesh), topology, shapes)
-
-
-def _meshes(devices: int) -> Iterator[MeshConfig]:
-    for shards in (n for n in range(1, devices + 1) if devices % n == 0):
-        for expert in (n for n in range(1, shards + 1) if shards % n == 0):
-            yield MeshConfig(devices // shards, shards // expert, expert)
-
-
-@common.entry_point
+@cli.entry_point
 def main() -> int:
     """Runs the command; returns its exit status: 2 where the step does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
-    parser.add_argument("--topology", required=True, help=f"machine, for example {topologies.EXAMPLES}")
+    cli.add_config(parser)
+    parser.add_argument("--topology", required=True, help="machine, for example v5p:4x4x8, h100:64, gpu:8:80GB, cpu:8")
     parser.add_argument("--fit", action="store_true", help="look for a mesh and a recomputation that fit")
-    parser.add_argument("--tries", type=int, default=MOST_COMPILATIONS, help="most compilations of --fit")
+    parser.add_argument("--tries", type=int, default=6, help="most compilations of --fit")
     parser.add_argument("--full", action="store_true", help="compile for TPUs with all optimisations, as training does")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object on the last line")
     arguments, overrides = parser.parse_known_args()
+    from ringmoe_jax.planning import plan as planning
+    from ringmoe_jax.planning import topology as topologies
+    from ringmoe_jax.planning.report import describe, to_json
+    from ringmoe_jax.run import PretrainConfig
+
     topology = topologies.parse(arguments.topology)
     topologies.start(topology)
-    config = ExperimentConfig.of(common.read_config(arguments.config, overrides))
+    config = PretrainConfig.of(cli.read_config(arguments.config, overrides, arguments.sensors))
     if arguments.fit:
-        plan = fit(config, topology, arguments.tries, full=arguments.full)
+        plan = planning.fit(config, topology, arguments.tries, full=arguments.full)
     else:
-        plan = place(config, topology)
-        plan = plan if plan.fits is False else compiled(plan, full=arguments.full)
+        plan = planning.place(config, topology)
+        plan = plan if plan.fits is False else planning.compiled(plan, full=arguments.full)
     print("\n".join(describe(plan)))
     if plan.fits is False:
         print("\n--fit looks for a mesh and a recomputation that fit")

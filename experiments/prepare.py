@@ -5,6 +5,7 @@ python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1
 python -m experiments.prepare --list
 python -m experiments.prepare --source LEVIR-CD --dataset levir_cd --out data/levir --tile 256 --stride 256
 python -m experiments.prepare --source TreeSatAI --dataset treesatai_ts --out data/treesatai --max-frames 48
+python -m experiments.prepare --source images --out data/mine --ignore 0
 python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
 """
 
@@ -14,12 +15,12 @@ import argparse
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ringmoe_jax.config import import_modules
-from ringmoe_jax.errors import UserError
+from ringmoe_jax.errors import DataError, UserError
 
-OWN_TILE = 128  # pixels of your own files, where --tile does not say
 PREVIEWS = 3  # scenes in the picture beside a simulated data set
 
 
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.dataset and options.source is None:
         parser.error(f"--dataset {options.dataset} needs --source, the folder of its unpacked files")
+    if options.ignore is not None and (options.dataset or options.source is None):
+        parser.error("--ignore is for masks of your own files: it needs --source without --dataset")
     if options.max_frames is not None and not options.dataset:
         parser.error("--max-frames needs --dataset: your own files have one date each")
     if options.out is None and not options.list:
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             _list()
             return 0
         write = _sample if options.sample else _simulated if options.simulate is not None else _files
-        _report(write(options), sample=options.sample)
+        _report(write(options), options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -65,9 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile",
         type=int,
-        help=f"tile side in pixels of the first sensor (the data set's, {OWN_TILE} of your files)",
+        help="tile side in pixels of the first sensor (the data set's; of your files 128, or what fits them)",
     )
     parser.add_argument("--stride", type=int, help="pixels from tile to tile (the data set's, or --tile)")
+    parser.add_argument(
+        "--ignore",
+        nargs="+",
+        metavar="VALUE",
+        help="values of your masks that nobody labelled, or none (255, -1 and declared no-data)",
+    )
     parser.add_argument("--max-frames", type=int, metavar="T", help="longest series, or window of a video")
     parser.add_argument("--size", type=int, default=96, help="side of a simulated scene in pixels (%(default)s)")
     parser.add_argument("--gsd", type=float, default=2.5, help="metres a pixel of a simulated scene (%(default)s)")
@@ -105,11 +114,21 @@ def _files(options: argparse.Namespace) -> list[Path]:
         cut = dict(tile=options.tile, max_frames=options.max_frames)
         metadata = catalog.prepare(options.dataset, options.source, options.out, **cut, **common)
     else:
-        cut = dict(tile=OWN_TILE if options.tile is None else options.tile)
-        metadata = folder.prepare(options.source, options.out, licence=options.licence, **cut, **common)
+        own = dict(tile=options.tile, licence=options.licence, ignored=_ignored(options.ignore))
+        metadata = folder.prepare(options.source, options.out, **own, **common)
     for line in report.lines(metadata.labels):
         print(f"note: {line}")
     return [options.out]
+
+
+def _ignored(values: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Whole numbers of --ignore; none for the word, None where it was not said."""
+    if values is None or values == ["none"]:
+        return None if values is None else ()
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError:
+        raise DataError(f"--ignore {' '.join(values)}: wanted whole numbers, or none") from None
 
 
 def _list() -> None:
@@ -174,9 +193,11 @@ class _Progress:
             print(f"  {split}: {count} samples", flush=True)
 
 
-def _report(folders: list[Path], *, sample: bool) -> None:
-    """Prints what is there, from the metadata files alone."""
+def _report(folders: list[Path], options: argparse.Namespace) -> None:
+    """Prints what is there, from the metadata files alone, and the commands that use it."""
     import json
+
+    from experiments import starters
 
     print(f"\n{'data set':<28}{'split':<12}{'samples':>8}  {'MB':>7}  sensors (T x H x W)")
     for folder in folders:
@@ -189,10 +210,14 @@ def _report(folders: list[Path], *, sample: bool) -> None:
         for split in info["splits"]:
             count, size = sum(map(int, split["shardLengths"])), int(split["numBytes"]) / 1e6
             print(f"{folder!s:<28}{split['name']:<12}{count:>8}  {size:>7.1f}  {listed}")
-    if sample:
-        print("\nnext: python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro")
-    else:
-        print(f'\nnext: name "{folders[0]}" as the directory of a stream in a configuration, see README.md')
+    print("\nnext, by configurations that lie beside the data and are yours to change:")
+    for folder in folders:
+        for command in starters.write(folder, options.modules):
+            print(f"    {command}")
+    if options.sample:
+        print(
+            "    python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro    # all of it"
+        )
 
 
 if __name__ == "__main__":

@@ -69,11 +69,10 @@ def _seeds(folder: Path, joined) -> str:
 
 def _compressed(folder: Path) -> str:
     """The page that `experiments.compress` wrote; that of a pre-training where it was not measured."""
-    from experiments.compression import report as compression
-    from ringmoe_jax.run import results
+    from experiments.reports import compression
 
-    numbers = results.read(folder / "report" / compression.RESULT)
-    return compression.render(folder, numbers) if numbers else _pretraining(folder)
+    measured = (folder / "report" / compression.RESULT).exists()
+    return compression.of_run(folder) if measured else _pretraining(folder)
 
 
 @cli.entry_point

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline import records, schema
-from input_pipeline.schema import Metadata, Sample, SensorInfo
+from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 
@@ -84,6 +84,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
     serialise = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
     statistics = {name: BandStatistics(len(info.bands)) for name, info in metadata.sensors.items()}
     seen: set[str] = set()
+    oriented: set[str] = set()
     splits, index = [], {}
 
     for split, stream in samples.items():
@@ -100,6 +101,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
                 writers[count % shards].write(serialise(features.encode_example(example)))
                 if split == "train":
                     _count(statistics, example, metadata)
+                oriented |= _oriented(example, metadata)
                 if progress:
                     progress(split, count + 1)
         if not writers:
@@ -108,7 +110,9 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
         index[split] = [writer.lengths for writer in writers]
 
     metadata = dataclasses.replace(
-        metadata, sensors={name: statistics[name].into(info) for name, info in metadata.sensors.items()}
+        metadata,
+        sensors={name: statistics[name].into(info) for name, info in metadata.sensors.items()},
+        labels={n: dataclasses.replace(info, oriented=n in oriented) for n, info in metadata.labels.items()},
     )
     records.save_index(draft, index)
     _write_info(draft, metadata, features, splits)
@@ -180,6 +184,12 @@ class BandStatistics:
         return dataclasses.replace(
             info, mean=tuple(mean.tolist()), std=tuple(np.sqrt(variance).tolist()), pixels=self.count
         )
+
+
+def _oriented(example: Mapping, metadata: Metadata) -> set[str]:
+    """Labels of a sample that hold a turned box."""
+    rows = {n: example["labels"][n] for n, info in metadata.labels.items() if info.kind in (BOXES, TRACKS)}
+    return {n for n, row in rows.items() if ((row[:, 0] != UNLABELLED) & (row[:, BOX.index("angle")] != 0)).any()}
 
 
 def _count(statistics: Mapping[str, BandStatistics], example: Mapping, metadata: Metadata) -> None:

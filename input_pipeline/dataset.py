@@ -154,7 +154,10 @@ def open_dataset(directory: str, sensors: Sequence[str], bands: Mapping[str, Seq
     for name in sensors:
         table = sensor_table.get(name)
         if name not in metadata.sensors:
-            raise DataError(f'{directory} has no sensor "{name}": {nearest(name, metadata.sensors)}')
+            raise DataError(
+                f'{directory} has no sensor "{name}": {nearest(name, metadata.sensors)}; set the sensors of '
+                "config.data.streams and of config.model to those that it has"
+            )
         chosen[name] = table.select(bands[name]) if name in bands else table
         _compare(directory, chosen[name], metadata.sensors[name])
         channels[name] = _channels(directory, chosen[name], metadata.sensors[name])

@@ -9,10 +9,14 @@
     source/rgb@1/, rgb@2/         several dates of a sensor, in this order; or rgb@2019-05-01/, ...
     source/train.txt, val.txt, test.txt     optional: IDs of the splits, one a line
 
+A place may lack a sensor, as long as one place has them all: it is stored as not observed. A place may lack a class, a
+mask or a change: nobody knows it then. What was found missing is counted in the report.
+
 Labels are optional, and `input_pipeline.folder_labels` says how they are read:
 
-    source/labels.csv             ID,label without a header: classes; with a "|" (ID,a|b) several of them
-    source/mask/ID.png            or tif: one class a pixel, named in source/classes.txt, one a line
+    source/labels.csv             ID,label: classes; with a "|" (ID,a|b) several of them
+    source/rgb/forest/ID.tif      or images in a folder a class
+    source/mask/ID.png            or tif: one class a pixel, named in source/classes.txt, one a line (name,#rrggbb)
     source/change/ID.png          or tif: 0 unchanged, 1 or 255 changed, between the first and the last date
     source/boxes.json             COCO
     source/boxes/ID.xml, ID.txt   Pascal VOC, or DOTA
@@ -26,18 +30,17 @@ fewer than five, the right quarter of every image is kept for validation, one ti
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline import folder_labels
 from input_pipeline.builder import write_dataset
-from input_pipeline.folder_images import Frame, Images
-from input_pipeline.layouts import tiles
+from input_pipeline.folder_images import Frame, Images, listed
+from input_pipeline.layouts import annotations, tiles
 from input_pipeline.layouts.tiles import Report, Scene
 from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, Metadata, Sample, SensorInfo
 from ringmoe_jax import geo
@@ -46,6 +49,8 @@ from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError, nearest
 from ringmoe_jax.sensors import Sensor
 
+TILE = 128  # pixels
+FEW = 5  # images, below which each is in both splits, by its columns
 LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 _log = logging.getLogger(__name__)
 
@@ -55,10 +60,11 @@ def prepare(
     out: str | os.PathLike,
     *,
     sensors: Sequence[str] | None = None,
-    tile: int = 128,
+    tile: int | None = None,
     stride: int | None = None,
     shards: int = 8,
     licence: str = "unknown",
+    ignored: Sequence[int] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     report: Report | None = None,
@@ -69,13 +75,14 @@ def prepare(
         source: see the module's text.
         out: the data set's folder; its name is the data set's name.
         sensors: sub-folders to read, the first one sets the grid of `tile`; all known ones by default, heights last.
-        tile: side of a tile in pixels of the first sensor.
+        tile: side of a tile in pixels of the first sensor; None for `TILE`, or less where images are smaller.
         stride: pixels from tile to tile of the first sensor; `tile` by default.
         shards: files a split.
         licence: licence of the data, for the metadata.
+        ignored: values of masks that are void; None for 255, -1 and declared no-data, where they are no class.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
-        report: counts boxes that are left out, and classes without an example.
+        report: counts what is missing or left out, and classes without an example.
 
     Returns:
         The metadata with statistics.
@@ -84,11 +91,11 @@ def prepare(
         DataError: a folder, file, band, dtype, grid or label is not as described; names what to change.
     """
     source, out = Path(source), Path(out)
-    if tile < 1 or (stride or tile) < 1:
+    if (tile is not None and tile < 1) or (stride is not None and stride < 1):
         raise DataError(f"tile = {tile}, stride = {stride}: wanted pixels > 0")
     report = Report() if report is None else report
     chosen = [sensor_table.get(name) for name in sensors or _sensors(source)]
-    folder = _Folder(source, chosen, tile, stride or tile, report)
+    folder = _Folder(source, chosen, tile, stride, report, ignored)
     metadata = folder.metadata("".join(c if c.isalnum() else "_" for c in out.resolve().name.lower()), licence)
     samples = {split: folder.samples(split, metadata) for split in folder.splits}
     return write_dataset(out, samples, metadata, shards=shards, overwrite=overwrite, progress=progress)
@@ -97,27 +104,57 @@ def prepare(
 class _Folder:
     """The files of a source folder, and how they are cut and split."""
 
-    def __init__(self, source: Path, sensors: Sequence[Sensor], tile: int, stride: int, report: Report):
-        self.source, self.tile, self.stride, self.report = source, tile, stride, report
+    def __init__(
+        self,
+        source: Path,
+        sensors: Sequence[Sensor],
+        tile: int | None,
+        stride: int | None,
+        report: Report,
+        ignored: Sequence[int] | None,
+    ):
+        self.source, self.report = source, report
         self.images = {sensor.name: Images.find(source, sensor) for sensor in sensors}
         self.first = sensors[0].name
-        self.ids = sorted(self.images[self.first].ids)
-        for name, images in self.images.items():
-            _same_ids(source, self.first, self.ids, name, images.ids)
-        self.example = self.place(self.ids[0])
-        self.factors = _factors({n: frames[0].pixels.shape for n, frames in self.example.items()}, tile, stride)
+        self.ids = sorted(set().union(*(images.ids for images in self.images.values())))
+        self.example = self.place(_complete(source, self.ids, {name: i.ids for name, i in self.images.items()}))
+        first = self.example[self.first][0].pixels.shape[:2]
+        self.tile = _fitting(*first, shared=len(self.ids) < FEW and not _lists(source)) if tile is None else tile
+        self.stride = stride or self.tile
+        self.factors = _factors({n: f[0].pixels.shape for n, f in self.example.items()}, self.tile, self.stride)
         shapes = {n: (len(frames), *frames[0].pixels.shape[:2]) for n, frames in self.example.items()}
-        self.labels = folder_labels.find(source, shapes, report)
+        classes = {k: v for images in self.images.values() for k, v in images.classes.items()}
+        self.labels = folder_labels.find(source, shapes, self.ids, classes, report, ignored)
         for label in self.labels:
+            if odd := sorted(set(label.ids) - set(self.ids)):
+                raise DataError(f'{source / label.where}: "{odd[0]}" has no image: {nearest(odd[0], self.ids)}')
             if label.complete:
                 _same_ids(source, self.first, self.ids, label.where, label.ids)
-            elif odd := sorted(set(label.ids) - set(self.ids)):
-                raise DataError(f'{source / label.where}: "{odd[0]}" has no image: {nearest(odd[0], self.ids)}')
-        self.splits, self.halves = _splits(source, self.ids, self._fits(shapes[self.first][1:]))
+        self._note_missing()
+        self.splits, self.halves = _splits(source, self.ids, self._fits(first))
+
+    def _note_missing(self) -> None:
+        """Counts places without a sensor or label, and files that are no images."""
+        for name, ids in {n: images.ids for n, images in self.images.items()}.items():
+            if missing := sorted(set(self.ids) - set(ids)):
+                what = f'{len(missing)} of {len(self.ids)} places, "{missing[0]}" among them'
+                self.report.notes.append(f"{what}, have no {name}: stored as not observed")
+        for label in self.labels:
+            if missing := sorted(set(self.ids) - set(label.ids)):
+                what = f'{len(missing)} of {len(self.ids)} places, "{missing[0]}" among them'
+                self.report.notes.append(f"{what}, are not in {label.where}: their {label.name} is unknown")
+        if hidden := sum(1 for _ in self.source.rglob("._*")):
+            self.report.notes.append(f"{hidden} files named ._* are leftovers of macOS and no images: not read")
 
     def place(self, stem: str) -> dict[str, list[Frame]]:
         """All images of one place, by sensor and date."""
-        return {name: images.read(stem) for name, images in self.images.items()}
+        return {name: images.read(stem) for name, images in self.images.items() if stem in images.ids}
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """Height and width of a place in pixels of the first sensor, from the header of one of its files."""
+        name = next(name for name, images in self.images.items() if stem in images.ids)
+        height, width = self.images[name].size(stem)
+        return round(height / self.factors[name]), round(width / self.factors[name])
 
     def metadata(self, name: str, licence: str) -> Metadata:
         """What the data set will say of itself; tile sizes and GSD as in the first place."""
@@ -146,27 +183,33 @@ class _Folder:
 
     def _tiles(self, split: str, metadata: Metadata) -> Iterator[Sample]:
         for stem in self.splits[split]:
-            frames = self.place(stem)
+            frames, size = self.place(stem), self.size(stem)
             _same_ground(stem, frames)
             images = {name: _stacked(stem, name, several) for name, several in frames.items()}
-            size = images[self.first].pixels.shape[1:3]
             labels = {}
             for label in self.labels:
-                value = label.of(stem)
+                factor = self.factors[label.info.sensor or self.first]
+                value = label.at(stem, (round(size[0] * factor), round(size[1] * factor)))
                 labels[label.name] = self._part(split, value, size) if label.info.kind == BOXES else value
-            first = frames[self.first][0]
-            scene = Scene(stem, images, labels, functools.partial(geo.latitude_longitude, first.crs, first.transform))
+            scene = Scene(stem, images, labels, self._georeference(frames))
             corners = self._corners(split, size)
             yield from tiles.cut(
                 scene, metadata.sensors, metadata.labels, stride=self.stride, corners=corners, report=self.report
             )
+
+    def _georeference(self, frames: Mapping[str, Sequence[Frame]]) -> Callable[[float, float], tuple[float, float]]:
+        """(row, column) in pixels of the first sensor to degrees, by the first sensor that the place has."""
+        name, (frame, *_) = next(iter(frames.items()))
+        factor = self.factors[name]
+        return lambda row, column: geo.latitude_longitude(frame.crs, frame.transform, row * factor, column * factor)
 
     def _room(self, label: folder_labels.Objects, infos: Mapping[str, SensorInfo]) -> int:
         """The largest number of objects in a tile: blank images are cut to see."""
         info, most = {self.first: infos[self.first]}, 1
         for split, stems in self.splits.items():
             for stem in stems:
-                rows, size = label.of(stem), self.images[self.first].size(stem)
+                size = self.size(stem)
+                rows = label.at(stem, size)
                 if len(rows) <= most:
                     continue
                 blank = Image(np.broadcast_to(np.uint8(0), (1, *size, 1)))
@@ -224,6 +267,35 @@ def _same_ids(source: Path, first: str, ids: Sequence[str], other: str, found: S
         raise DataError(f'{source}: "{odd[0]}" has no file in {lacking}, but one in {has}: add or remove it')
 
 
+def _complete(source: Path, ids: Sequence[str], by_sensor: Mapping[str, Collection[str]]) -> str:
+    """The first place that every sensor has seen."""
+    for stem in ids:
+        if all(stem in known for known in by_sensor.values()):
+            return stem
+    names = ", ".join(f'{name} has "{min(known)}"' for name, known in by_sensor.items())
+    raise DataError(
+        f"{source}: no place has an image of every sensor ({names}): give the files of one place the same name, or "
+        "choose sensors by --sensors"
+    )
+
+
+def _fitting(height: int, width: int, *, shared: bool) -> int:
+    """Side of a tile where nobody says one (our choice): at most `TILE`, within the image, and easy to halve.
+
+    Args:
+        height: of an image in pixels.
+        width: of an image in pixels.
+        shared: the right quarter of every image is for validation, and has to hold a tile.
+    """
+    side = min(height, width)
+    if shared and width // 4 >= 32:
+        side = min(side, width // 4)
+    for tile in range(min(side, TILE) // 8 * 8, 0, -8):
+        if tile % 32 == 0 or tile < 32:
+            return tile
+    return side
+
+
 def _factors(shapes: dict[str, tuple[int, ...]], tile: int, stride: int) -> dict[str, float]:
     """Pixels of every sensor for one pixel of the first."""
     first, (height, width, _) = next(iter(shapes.items()))
@@ -277,11 +349,15 @@ def _gsd(frame: Frame, sensor: Sensor) -> float:
     return sensor.gsd
 
 
+def _lists(source: Path) -> dict[str, Path]:
+    return {split: source / file for split, file in LISTS.items() if (source / file).exists()}
+
+
 def _splits(source: Path, ids: Sequence[str], fits: bool) -> tuple[dict[str, list[str]], bool]:
     """IDs by split, and whether every image is in both splits, by its columns."""
-    lists = {split: source / file for split, file in LISTS.items() if (source / file).exists()}
+    lists = _lists(source)
     if not lists:
-        if len(ids) >= 5:
+        if len(ids) >= FEW:
             return geo.split_places(ids), False
         if fits:
             return {"train": list(ids), "validation": list(ids)}, True
@@ -289,7 +365,8 @@ def _splits(source: Path, ids: Sequence[str], fits: bool) -> tuple[dict[str, lis
         return {"train": list(ids)}, False
     chosen: dict[str, list[str]] = {}
     for split, path in lists.items():
-        stems = path.read_text().split()
+        lines = [listed(line.strip(), ids) for line in annotations.text(path).splitlines() if line.strip()]
+        stems = [stem for line in lines for stem in ([line] if line in ids else line.split())]
         if unknown := sorted(set(stems) - set(ids)):
             raise DataError(f'{path}: "{unknown[0]}" has no file: {nearest(unknown[0], ids)}')
         for earlier, others in chosen.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,12 @@ class Images:
     sensor: Sensor
     dates: Sequence[Mapping[str, Sequence[Path]]]
     days: Sequence[int]
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Names of the folders that the images lie in, by ID, where they lie in a folder a class."""
+        folders = {stem: paths[0].parent.name for stem, paths in self.dates[0].items()}
+        return {stem: name for stem, name in folders.items() if name.partition("@")[0] != self.sensor.name}
 
     @staticmethod
     def find(source: Path, sensor: Sensor) -> Images:
@@ -106,16 +112,23 @@ class Images:
 def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
     """Files by ID; for a complex sensor with one file a polarisation, in the sensor's order.
 
+    Where a folder holds no image but folders, those are looked into. Files whose name begins with a dot are none.
+
     Raises:
-        DataError: there are none, or a polarisation is missing.
+        DataError: there are none, two have the same ID, or a polarisation is missing.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist: wanted the files of the sensor {sensor.name}")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+    paths = _images(folder.iterdir()) or _images(folder.glob("*/*"))
     if not paths:
         raise DataError(f"{folder} holds no image: wanted files that end with {', '.join(EXTENSIONS)}")
     if sensor.resampling != COMPLEX:
-        return {path.stem: [path] for path in paths}
+        by_id: dict[str, list[Path]] = {}
+        for path in paths:
+            if path.stem in by_id:
+                raise DataError(f"{path} and {by_id[path.stem][0]} have the same ID: rename or remove one")
+            by_id[path.stem] = [path]
+        return by_id
     found: dict[str, list[Path]] = {}
     polarisations = [name.removesuffix("_re") for name in sensor.band_names[::2]]
     for path in paths:
@@ -128,6 +141,15 @@ def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
                 raise DataError(f"{folder}/{stem}: got {sorted(by_name)}, wanted one file of each of {polarisations}")
             found[stem] = [by_name[p] for p in polarisations]
     return found
+
+
+def listed(name: str, ids: Collection[str]) -> str:
+    """The ID that a list or table means: the name, or the name without the ending of a file."""
+    return name if name in ids or Path(name).stem not in ids else Path(name).stem
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
 
 
 def read(paths: Sequence[Path], sensor: Sensor) -> Frame:

@@ -143,6 +143,9 @@ class LabelInfo:
         description: how it was made; unit and range of a value.
         sensor: for `MAP`, `BOXES` and `TRACKS`: whose grid.
         count: for `BOXES` and `TRACKS`: number of rows of every sample, used or not.
+        colours: "#rrggbb" of every class, for maps and pictures; none where nobody said.
+        change: for `MAP`: it says what differs between the first and the last date of its sensor.
+        oriented: for `BOXES` and `TRACKS`: some are turned. Whoever writes the data set sees that and sets it.
     """
 
     kind: str
@@ -150,6 +153,9 @@ class LabelInfo:
     description: str
     sensor: str = ""
     count: int = 0
+    colours: tuple[str, ...] = ()
+    change: bool = False
+    oriented: bool = False
 
     def shape(self, sensors: Mapping[str, SensorInfo]) -> tuple[int, ...]:
         """Shape of one sample's label, as it is stored.

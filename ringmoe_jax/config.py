@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ringmoe_jax.errors import ConfigError, nearest
@@ -14,13 +14,18 @@ from ringmoe_jax.errors import ConfigError, nearest
 T = TypeVar("T")
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+def build(
+    cls: type[T], values: Mapping[str, Any], where: str = "config", *, base: T | None = None, beside: Iterable[str] = ()
+) -> T:
     """Builds a dataclass from a mapping, checking every key and every type.
 
     Args:
         cls: a dataclass; fields may be scalars, tuples, dicts, dataclasses or dicts of dataclasses.
-        values: for example an `ml_collections.ConfigDict`.
+        values: for example an `ml_collections.ConfigDict`; a group that a field's default fills states what differs
+            from that default.
         where: dotted path of `values`, for messages.
+        base: what holds where `values` is silent; default: the defaults of the fields.
+        beside: names of the entries that this one is one of, for messages.
 
     Raises:
         ConfigError: a key is unknown (the message names the nearest), missing or of the wrong type.
@@ -31,17 +36,29 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         if key not in fields:
             raise ConfigError(f"{where}.{key} does not exist: {nearest(key, fields)}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f"{where}.{name} is missing: set it to a {_type_name(hints[name])}")
-    return cls(**{name: _convert(hints[name], values[name], f"{where}.{name}") for name in values})
+        if base is None and name not in values and _default(field) is dataclasses.MISSING:
+            *_, label = where.split(".")
+            others = [other for other in beside if other != label]
+            instead = f", or name an entry that is there: {nearest(label, others)}" if others else ""
+            raise ConfigError(f"{where}.{name} is missing: set it to a {_type_name(hints[name])}{instead}")
+    filled = {}
+    for name, value in values.items():
+        default = _default(fields[name]) if base is None else getattr(base, name)
+        filled[name] = _convert(hints[name], value, f"{where}.{name}", default)
+    return cls(**filled) if base is None else dataclasses.replace(base, **filled)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, default: Any = None, beside: Iterable[str] = ()) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -54,7 +71,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r}: wanted the keys of {hint.__name__}")
-        return build(hint, value, where)
+        return build(hint, value, where, base=default if isinstance(default, hint) else None, beside=beside)
     if origin is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise ConfigError(f"{where} = {value!r}: wanted a list or tuple")
@@ -62,7 +79,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r}: wanted a mapping")
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _convert(arguments[1], item, f"{where}.{key}", beside=value) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

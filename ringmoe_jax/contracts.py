@@ -15,7 +15,8 @@ A batch is a nested dict of arrays (a JAX pytree):
                     "local1", ... small crops of one; batch["sensors"] is then the first view
     batch["labels"][name] = [B, ...], optional: [B] int32 of `CLASSES`, [B, C] float32 of `MULTILABEL` and `VALUE`,
                     [B, H, W] int32 of `MAP`, [B, n, 6] float32 of `BOXES`, [B, n, 8] of `TRACKS`
-    batch["index"] = [B] int64, optional: position of the sample in its data set
+    batch["index"] = [B] int64, optional: position of the sample in its data set, -1 where a batch is filled up
+    batch["real"] = [B] bool, optional: False for rows that fill up the last batch of an evaluation, index -1
 
 A sensor that a data set does not hold is an absent key; a sensor that one sample lacks is
 zero pixels with `valid` False everywhere. Sensors may have different B where their streams
@@ -33,19 +34,31 @@ Outputs of a model are a dict as well:
     outputs["sensors"][name]         `Sensor` with the bands that the model reads; static under `jit`
     outputs["statistics"][name]      `Statistics` of its normalisation; static under `jit`
     outputs["fused"]                 [B, h, w, D] optional: all sensors and dates of a location in one
+    outputs["regions"]               [B] int32, optional: region of the geo-context, see `models.geo_context`
+    outputs["context"][name]         [B, h, w, D] optional: what a sensor's own tokens read from the geo-context
+    outputs["routing"][group]        optional, of models with experts: see `ringmoe_jax.moe.statistics`
+
+A pretext task may add to them:
+
     outputs["contrast"], ["projected"]  pairs of features of two views, see `ringmoe_jax.pretext.contrastive`
-    outputs["routing"][group]        mixture-of-experts statistics, see `ringmoe_jax.moe.statistics`
+    outputs["teacher_temperature"]   [] float32, of the teacher's targets; with "contrast"
+    outputs["teacher"]               the outputs of a larger model on the same batch, see `pretext.distilled`
+    outputs["predictions"][name]     what a head says, [B, ...], see `ringmoe_jax.models.heads`
+
+Entries without "optional" are those of every model; `check_outputs` looks once, when a run is built.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Sensor, Statistics
 
 # Both are frozen and hashable: inside pytrees they hold no arrays, so outputs may carry them through `jit`.
@@ -70,6 +83,24 @@ TRACKS = "tracks"  # one row an object and date; see `TRACK`
 # not used. `track` and `date` are whole numbers: who it is, and which of the T dates.
 BOX = ("class", "x", "y", "width", "height", "angle")
 TRACK = (*BOX, "track", "date")
+BOX_UNITS = "x, y, width, height in pixels and angle in radians, see ringmoe_jax.contracts.BOX"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What an output means to whoever reads it elsewhere.
+
+    Attributes:
+        axes: names of its axes behind the batch, as mlm's `dim_order` wants them: lower case.
+        description: one sentence; unit and range.
+        classes: names of the classes that it tells apart, in the order of their indices.
+        of_classes: whether it tells the target's classes apart, along an axis "class" or by their index.
+    """
+
+    axes: tuple[str, ...]
+    description: str
+    classes: tuple[str, ...] = ()
+    of_classes: bool = False
 
 
 def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
@@ -105,6 +136,66 @@ def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
             raise DataError(
                 f'sensor "{name}": valid is {valid.dtype}{tuple(valid.shape)}, wanted bool{tuple(pixels.shape[:-1])}'
             )
+
+
+def check_outputs(model: Any, pretext: Any, objectives: Mapping[str, Any], batch: Mapping) -> dict[str, Any]:
+    """Checks that model and pretext task give what objectives read. Traces them once; compiles nothing.
+
+    Args:
+        model: `ringmoe_jax.models.Model`.
+        pretext: `ringmoe_jax.pretext.Pretext` on it.
+        objectives: terms of the loss by label.
+        batch: arrays or shapes, as training will show them: every sensor that an objective is about, and labels where
+            objectives read them.
+
+    Returns:
+        The outputs as shapes.
+
+    Raises:
+        ConfigError: the model lacks an output of every model, or features of the width that it states; or an objective
+            reads what neither outputs nor batch hold.
+        DataError: the batch is not what the pretext task wants.
+    """
+
+    def passes(key, shown):
+        params, state = pretext.init(model.init(key), key)
+        return pretext.apply(params, state, shown, key=key, train=True)[0]
+
+    outputs = jax.eval_shape(passes, jax.random.key(0), dict(batch))
+    if missing := [name for name in OF_EVERY_MODEL if name not in outputs]:
+        raise ConfigError(f'the model gives no outputs["{missing[0]}"]: see ringmoe_jax.contracts for what models give')
+    for name, tokens in outputs["tokens"].items():
+        if model.streams.get(name) != tokens.shape[-1]:
+            raise ConfigError(
+                f'outputs["tokens"]["{name}"] are {tokens.shape[-1]} wide, but Model.streams says '
+                f"{model.streams.get(name)}: state the width of every kind of features"
+            )
+    for label, objective in objectives.items():
+        _check_objective(label, objective, outputs, batch)
+    return outputs
+
+
+OF_EVERY_MODEL = ("tokens", "stages", "pooled", "heads", "standardised", "pixel_mask", "sensors", "statistics")
+
+
+def _check_objective(label: str, objective: Any, outputs: Mapping, batch: Mapping) -> None:
+    for sensor, heads in objective.heads(outputs["sensors"]).items():
+        for head, channels in heads.items():
+            given = outputs["heads"].get(sensor, {}).get(head)
+            if given is None or given.shape[-1] != channels:
+                got = "none" if given is None else given.shape[-1]
+                raise ConfigError(
+                    f'objective {label} wants {channels} channels of outputs["heads"]["{sensor}"]["{head}"], the model '
+                    f"gives {got}: make a decoder for every one of the `heads` that `build` is given"
+                )
+    try:
+        jax.eval_shape(objective, outputs, dict(batch))
+    except KeyError as error:
+        known = nearest(str(error.args[0]), {*outputs, *batch})
+        raise ConfigError(
+            f"objective {label} ({type(objective).__name__}) reads {error}, which this model and pretext task do not "
+            f"give: {known}"
+        ) from error
 
 
 def standardise(pixels, valid, statistics: Statistics):

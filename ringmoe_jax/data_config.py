@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, nearest
 
 
@@ -36,6 +37,9 @@ class StreamConfig:
     fraction: float = 1.0
     fraction_label: str = ""
     subset_seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
 
 
 @dataclasses.dataclass(frozen=True)

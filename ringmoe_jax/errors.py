@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 8  # names that a message lists
+
 
 class UserError(Exception):
     """What was got, what was wanted and how to fix it, in one line."""
@@ -25,6 +27,8 @@ class TrainingError(UserError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns a hint such as `did you mean "red"? (known: blue, green, red)`.
 
+    Of many names the nearest eight are listed, the nearest first: `(known: red, reed, ..., rod and 2,792 more)`.
+
     Args:
         name: the name that was not found.
         choices: every name that exists.
@@ -32,4 +36,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(map(str, choices))
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    return f"{hint}(known: {', '.join(choices) or 'none'})"
+    more = len(choices) - LISTED
+    if more > 0:
+        choices = difflib.get_close_matches(str(name), choices, n=LISTED, cutoff=0.0)
+    listed = ", ".join(choices) or "none"
+    return f"{hint}(known: {listed}{f' and {more:,} more' if more > 0 else ''})"

@@ -1,8 +1,9 @@
 """What a sensor is: bands, wavelengths, units, ground sampling, statistics, no-data.
 
 This table is the only place that knows. Adding a sensor is adding one entry to
-`SENSORS` (or calling `register` from your own module): the pipeline, the patch
-embeddings, the decoders, the objectives and the reports follow from it.
+`SENSORS`, calling `register` from your own module, or naming one of your own file,
+`my_sensors:THERMAL`: the pipeline, the patch embeddings, the decoders, the objectives
+and the reports follow from it.
 
 Pixels are stored in records as the provider delivers them (`dtype`) and leave the
 pipeline in the sensor's physical unit, `scale * stored + offset`.
@@ -14,7 +15,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.registry import Registry
 
 # How neighbouring pixels may be averaged when an image is resized.
 LINEAR = "linear"  # the value itself is additive: reflectance, radiance, height
@@ -394,7 +396,9 @@ _TABLE = (
     ),
 )
 
-SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _TABLE}
+SENSORS = Registry("sensor", Sensor)
+for _sensor in _TABLE:
+    SENSORS.add(_sensor.name, _sensor)
 
 
 def register(sensor: Sensor) -> Sensor:
@@ -403,26 +407,27 @@ def register(sensor: Sensor) -> Sensor:
     Raises:
         ConfigError: another sensor of that name is in the table.
     """
-    if SENSORS.get(sensor.name, sensor) != sensor:
-        raise ConfigError(f'sensor "{sensor.name}" is in the table already: choose another name')
-    SENSORS[sensor.name] = sensor
-    return sensor
+    return SENSORS.add(sensor.name, sensor)
 
 
 def get(name: str) -> Sensor:
-    """Looks a sensor up.
+    """Looks a sensor up. One of your own file, `module:NAME`, is in the table from then on, by its own name.
 
     Raises:
         ConfigError: unknown name; the message names the nearest one.
     """
-    if name not in SENSORS:
-        raise ConfigError(f'unknown sensor "{name}": {nearest(name, SENSORS)}')
-    return SENSORS[name]
+    sensor = SENSORS.find(name)
+    return sensor if name in SENSORS else register(sensor)
+
+
+def own_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names as batches and records have them: for `module:NAME` the sensor's own name, others as they are."""
+    return tuple(get(name).name if ":" in name else name for name in names)
 
 
 def resolve(names: Sequence[str], known: Mapping[str, Sensor] | None = None) -> dict[str, Sensor]:
-    """The named sensors, in order: from `known` where it has them, else from the table."""
-    return {name: known[name] if known and name in known else get(name) for name in names}
+    """The named sensors, in order and by their own names: from `known` where it has them, else from the table."""
+    return {name: known[name] if known and name in known else get(name) for name in own_names(names)}
 
 
 def modalities(sensors: Mapping[str, Sensor]) -> tuple[str, ...]:

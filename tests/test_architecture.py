@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "errors",
+    "config",
+    "registry",
     "sensors",
     "geo",
     "data_config",
@@ -16,14 +19,15 @@ ORDER = [
     "parallel",
     "moe",
     "models",
+    "encoding",
     "pretext",
     "objectives",
     "training",
-    "compress",
-    "planning",
     "evaluate",
+    "compress",
     "tasks",
     "run",
+    "planning",
     "deploy",
 ]
 LIBRARY = sorted((ROOT / "ringmoe_jax").rglob("*.py"))

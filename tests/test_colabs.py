@@ -1,11 +1,18 @@
-"""Notebooks run from top to bottom against this checkout, with fewer steps, and show their figures."""
+"""Notebooks run from top to bottom as in Colab, with fewer steps: pip installs this tree, and figures are shown."""
 
+import dataclasses
+import json
 import os
+import shutil
+import subprocess
+import sysconfig
+import venv
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
@@ -31,28 +38,98 @@ def _set(notebook, **parameters):
         assert found, f"the notebook has no parameter {name}"
 
 
-def _run(name, monkeypatch, **parameters):
-    """Executes a notebook with other parameters; returns it."""
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """A machine such as Colab's: folders of notebooks, of the package's source, of its own Python and of its kernel."""
+
+    content: Path
+    address: Path
+    python: Path
+    kernels: Path
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """No checkout around the notebook, sample data that were prepared before, pinned dependencies, an own Python."""
+    content, address, python, kernels = (
+        tmp_path_factory.mktemp(name) for name in ("content", "tree", "env", "jupyter")
+    )
+    for name in ("ringmoe_jax", "input_pipeline", "experiments", "configs"):
+        shutil.copytree(ROOT / name, address / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("requirements*.txt"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
+        shutil.copy(path, address)
+    (ROOT / "data").mkdir(exist_ok=True)
+    (content / "data").symlink_to(ROOT / "data")
+    venv.create(python, with_pip=True)
+    (site,) = python.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    kernel = kernels / "kernels" / "elsewhere"
+    kernel.mkdir(parents=True)
+    start = [str(python / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": start, "display_name": "elsewhere", "language": "python"}))
+    return Elsewhere(content, address, python, kernels)
+
+
+def _execute(notebook, elsewhere, monkeypatch):
     for variable, value in {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PIP_NO_DEPS": "1",
+        "JUPYTER_PATH": str(elsewhere.kernels),
     }.items():
         monkeypatch.setenv(variable, value)
-    notebook = nbformat.read(ROOT / "colabs" / name, as_version=4)
-    _set(notebook, **parameters)
-    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "colabs")}})
-    client.execute(env=dict(os.environ))
+    where = {"metadata": {"path": str(elsewhere.content)}}
+    NotebookClient(notebook, timeout=900, resources=where, kernel_name="elsewhere").execute(env=dict(os.environ))
     return notebook
+
+
+def _run(name, elsewhere, monkeypatch, **parameters):
+    """Executes a notebook with other parameters; returns it."""
+    notebook = nbformat.read(ROOT / "colabs" / name, as_version=4)
+    _set(notebook, ADDRESS=str(elsewhere.address), **parameters)
+    return _execute(notebook, elsewhere, monkeypatch)
 
 
 def _outputs(notebook):
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
+def _install_cell(path):
+    (cell,) = (cell for cell in nbformat.read(path, as_version=4).cells if "ADDRESS = " in cell.source)
+    return cell
+
+
+def test_notebooks_install_alike():
+    """One variable holds the address, and nothing is cloned."""
+    (source,) = {_install_cell(path).source for path in NOTEBOOKS}
+    assert source.count('ADDRESS = ""  # @param') == 1
+    assert "git clone" not in source
+
+
+def test_install_as_in_colab(elsewhere, monkeypatch):
+    """Without an address: one line. With one: the package, its configurations and its templates are there."""
+    cell = _install_cell(NOTEBOOKS[0])
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    with pytest.raises(CellExecutionError, match="say above where to install from, for example"):
+        _execute(notebook, elsewhere, monkeypatch)
+    imports = "import configs.ringmoe_micro, ringmoe_jax as rm\nprint(rm.__file__, callable(rm.encode))"
+    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(imports)])
+    _set(notebook, ADDRESS=str(elsewhere.address))
+    text = "".join(output.get("text", "") for output in _outputs(_execute(notebook, elsewhere, monkeypatch)))
+    (package,) = elsewhere.python.glob("lib/python*/site-packages/ringmoe_jax")
+    assert f"{package}/__init__.py True" in text
+    assert list((package.parent / "experiments").rglob("*.j2"))
+    # Verbs find the configurations that came with the package.
+    command = [elsewhere.python / "bin" / "python", "-m", "experiments.pretrain", "--workdir", "runs/never"]
+    command += ["--config", "configs/ringmoe_micro.py", "--sensors", "rbg"]
+    done = subprocess.run(command, cwd=elsewhere.content, capture_output=True, text=True, timeout=120, check=False)
+    assert 'did you mean "rgb"' in done.stderr
+
+
 @pytest.mark.slow
-def test_quickstart(tmp_path, monkeypatch):
-    notebook = _run("01_quickstart.ipynb", monkeypatch, STEPS=2, WORKDIR=str(tmp_path / "run"))
+def test_quickstart(tmp_path, elsewhere, monkeypatch):
+    notebook = _run("01_quickstart.ipynb", elsewhere, monkeypatch, STEPS=2, WORKDIR=str(tmp_path / "run"))
     images = [output for output in _outputs(notebook) if "image/png" in output.get("data", {})]
     pictures = {path.name for path in (tmp_path / "run" / "report").glob("*.png")}
     assert {"losses.png", "losses_huber.png", "experts_specialised.png", "experts_collaborative.png"} <= pictures
@@ -60,14 +137,15 @@ def test_quickstart(tmp_path, monkeypatch):
     assert {"reconstruction_sentinel_s1_grd.png", "reconstruction_sentinel_slc_dual.png"} <= pictures
     assert len(images) == 9  # losses, four sensors, their comparison, two router groups, losses of the other objective
     text = "".join(output.get("text", "") for output in _outputs(notebook))
-    assert "NOT TESTED" not in text
+    assert f"from {elsewhere.python}" in text  # the installed package, not the checkout
+    assert "a vector an image (2, 128)" in text
     assert "MaskedHuber(" in text
 
 
 @pytest.mark.slow
-def test_swap_a_loss(tmp_path, monkeypatch):
+def test_swap_a_loss(tmp_path, elsewhere, monkeypatch):
     """The reduced form: two steps, two seeds, both arms; a table with both losses and a figure."""
-    notebook = _run("02_swap_a_loss.ipynb", monkeypatch, STEPS=2, SEEDS=[0, 1], OUT=str(tmp_path))
+    notebook = _run("02_swap_a_loss.ipynb", elsewhere, monkeypatch, STEPS=2, SEEDS=[0, 1], OUT=str(tmp_path))
     shown = [output.get("data", {}) for output in _outputs(notebook)]
     assert sum("image/png" in data for data in shown) == 1
     (table,) = (data["text/markdown"] for data in shown if "text/markdown" in data)

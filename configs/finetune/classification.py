@@ -12,7 +12,7 @@ from configs.finetune import common
 def get_config():
     """Whether a simulated scene shows a town, a coast, both or neither; Sentinel-like optical and radar images."""
     config = common.base(
-        dict(name="classification", target="setting", smoothing=0.0),
+        dict(name="classification", target="setting"),
         directory="data/simulated_sentinel",
         sensors=("s2_12", "s1_grd"),
         size=48,
@@ -20,6 +20,6 @@ def get_config():
     config.model.depths = (2, 2)
     config.head = dict(name="linear", pool="max")  # a few houses make a town
     config.data.batch_size = 16
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.update(learning_rate=1e-3, warmup_fraction=1 / 9)
     config.train.steps = 900
     return config

@@ -12,5 +12,5 @@ from configs.finetune import common
 def get_config():
     """Land cover of simulated scenes."""
     config = common.base(dict(name="segmentation", target="land_cover"))
-    config.head = dict(name="fcn", channels=64, dropout=0.1)
+    config.head = dict(name="fcn", channels=64)
     return config

@@ -16,5 +16,5 @@ def get_config():
     config.data.streams.data.directory = "data/simulated_tracks"
     config.data.batch_size = 2  # of five frames each
     # Objects move by 8 to 18 pixels from a date to the next, so boxes do not overlap; chosen on training scenes.
-    config.task.tracker = dict(distance="centre", high=0.5, low=0.1, birth=0.5, jitter=1.5, speed=9.0, acceleration=0.3)
+    config.task.tracker = dict(distance="centre", high=0.5, birth=0.5, jitter=1.5, speed=9.0, acceleration=0.3)
     return config

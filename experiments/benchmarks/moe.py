@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import clock
+from ringmoe_jax import clock
 from ringmoe_jax.moe import parallel, routing, table
 from ringmoe_jax.moe.experts import Experts
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from experiments import common
+from ringmoe_jax import run as runs
 from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.planning import ahead, plan
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training import state as states
 from ringmoe_jax.training.step import make_train_step
@@ -22,13 +24,13 @@ def measured(config: Mapping, engines: tuple[str, ...], seed: int = 0) -> dict[s
     """One job per engine and one for the dense backbone: a whole step on a batch that is already there.
 
     Args:
-        config: of `experiments.common.read_config`.
+        config: with every default filled in, of `PretrainConfig.complete`.
         engines: keys of `moe.engines.ENGINES`.
         seed: of the batch.
     """
-    batch = jax.device_put(random_batch(common.ExperimentConfig.of(config), seed))
+    batch = jax.device_put(random_batch(PretrainConfig.of(config), seed))
     variants = {engine: with_engine(config, engine) for engine in engines} | {DENSE: dense_backbone(config)}
-    return {name: _step(common.ExperimentConfig.of(variant), batch) for name, variant in variants.items()}
+    return {name: job(variant, batch) for name, variant in variants.items()}
 
 
 def with_engine(config: Mapping, engine: str) -> dict:
@@ -49,39 +51,78 @@ def dense_backbone(config: Mapping) -> dict:
     return changed
 
 
-def random_batch(config: common.ExperimentConfig, seed: int) -> dict:
-    """One batch as the pipeline gives it, with random pixels inside each sensor's valid range.
+def random_batch(config: PretrainConfig, seed: int) -> dict:
+    """One batch as the pipeline gives it, with random pixels around each sensor's mean.
 
-    [B, 1, H, W, C] float32 in physical units, everything valid, `data.mask_ratio` of the cells hidden.
+    Pixels in physical units, everything valid, `data.mask_ratio` of the cells hidden, random dates and places; all
+    views show the whole of one tile.
     """
-    rng, data = np.random.default_rng(seed), config.data
-    b, side, cells = data.batch_size, data.image_size, data.image_size // data.mask_unit
-    entries = {}
-    for name, sensor in config.sensors.items():
-        mean, std = (np.asarray(v, np.float32) for v in (sensor.statistics.mean, sensor.statistics.std))
-        pixels = mean + std * rng.standard_normal((b, 1, side, side, sensor.channels), np.float32)
-        order = rng.random((b, cells * cells)).argsort(axis=1).argsort(axis=1)
-        hidden = (order < round(data.mask_ratio * cells * cells)).reshape(b, cells, cells)
-        entries[name] = {"pixels": pixels, "valid": np.ones((b, 1, side, side), bool), "mask": hidden}
-    return {"sensors": entries}
+    rng = np.random.default_rng(seed)
+
+    def entry(name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+        statistics, shape = config.sensors[name].statistics, shapes["pixels"].shape
+        mean, std = np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
+        rows = {
+            "pixels": mean + std * rng.standard_normal(shape, np.float32),
+            "valid": np.ones(shape[:-1], bool),
+            "time": rng.integers(20_000, size=shape[:2], dtype=np.int32),
+            "location": rng.uniform((-60, -180), (60, 180), (shape[0], 2)).astype(np.float32),
+            "ground": np.tile(np.eye(2, 3, dtype=np.float32), (shape[0], 1, 1)),
+        }
+        if "mask" in shapes:
+            mask = shapes["mask"].shape
+            order = rng.random((mask[0], mask[1] * mask[2])).argsort(axis=1).argsort(axis=1)
+            rows["mask"] = (order < round(config.data.mask_ratio * order.shape[1])).reshape(mask)
+        return {key: rows[key] for key in shapes}
+
+    shapes = plan.batch_shapes(config, plan.rows_of(config, 1))
+    views = {key: {n: entry(n, of) for n, of in shown.items()} for key, shown in shapes.get("views", {}).items()}
+    return {"sensors": {n: entry(n, of) for n, of in shapes["sensors"].items()}} | ({"views": views} if views else {})
 
 
-def _step(config: common.ExperimentConfig, batch) -> Callable[[], object]:
-    parts = common.build(config, {}, mesh=None)
-    rule = optimizer.build(config.optimizer, config.train.steps)
-    rate = optimizer.schedule(config.optimizer, config.train.steps)
-    step = make_train_step(parts.pretext, parts.objectives, rule, rate, seed=config.train.seed)
-    state = states.create(parts.model, parts.pretext, rule, seed=config.train.seed)
+def with_remat(values: Mapping, remat: str) -> dict:
+    """The configuration, or a part of it, with another `remat` wherever it has one."""
+    return {
+        key: with_remat(value, remat) if isinstance(value, Mapping) else remat if key == "remat" else value
+        for key, value in values.items()
+    }
 
-    def job():
+
+def model_flops(config: Mapping) -> float:
+    """FLOPs of the products of a step that recomputes nothing, forward and backward."""
+    step, create, checked = _step(PretrainConfig.of(with_remat(config, "none")))
+    shapes = plan.batch_shapes(checked, plan.rows_of(checked, 1))
+    return ahead.count_flops(step, jax.eval_shape(create), shapes)
+
+
+def job(config: Mapping, batch: Mapping) -> Callable[[], object]:
+    """One whole train step on a batch; compiles when it is first called.
+
+    Args:
+        config: of `experiments.cli.read_config`.
+        batch: of `random_batch`, on the device.
+    """
+    step, create, _ = _step(PretrainConfig.of(config))
+    state = create()
+
+    def run():
         nonlocal state
         state, metrics = step(state, batch)
         return metrics
 
-    return job
+    return run
 
 
-def torch_jobs(config: common.ExperimentConfig, batch) -> dict[str, Callable[[], object]]:
+def _step(config: PretrainConfig):
+    """The train step, what creates its state, and the configuration."""
+    parts = runs.pretraining(config, {})
+    rule = optimizer.build(config.optimizer, config.train.steps)
+    rate = optimizer.schedule(config.optimizer, config.train.steps)
+    step = make_train_step(parts.pretext, parts.objectives, rule, rate, seed=config.train.seed)
+    return step, functools.partial(states.create, parts.model, parts.pretext, rule, seed=config.train.seed), config
+
+
+def torch_jobs(config: PretrainConfig, batch) -> dict[str, Callable[[], object]]:
     """The step of `torch_ringmoe` on the same batch, both ways to run its experts."""
     from experiments.benchmarks import torch_ringmoe
     from ringmoe_jax import objectives

@@ -18,7 +18,7 @@ from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.evaluate import reconstruction, routing, style
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
-from ringmoe_jax.run import FEATURES, PretrainConfig, read_record, results
+from ringmoe_jax.run import FEATURES, PretrainConfig, read_record
 from ringmoe_jax.run.evaluation import PLAIN, TRAINED, ComparisonRow, Evaluation, LocationRow, ProbeRow, RankRow
 from ringmoe_jax.training import metrics
 
@@ -60,7 +60,7 @@ def page_of(workdir: Path, evaluation: Evaluation) -> str:
         "pretraining.html.j2",
         workdir=str(workdir),
         record=record,
-        config=results.plain(config),
+        config=config.complete(),
         sensors=list(config.sensors),
         losses=_losses(config, evaluation),
         grid=GRID,

@@ -20,6 +20,7 @@ from ringmoe_jax.evaluate.seeds import ArmScores
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.run import CHECKPOINT, TASK, FinetuneConfig, read_record, results
 from ringmoe_jax.run.evaluation import SEED_SCORES, TASK_SCORE, SeedScores, TaskScore
+from ringmoe_jax.tasks import Task
 from ringmoe_jax.training import metrics
 
 FEW = 10  # blocks below which a bootstrap interval says little (our choice)
@@ -54,13 +55,18 @@ class Row:
         metric: its name.
         model: value and 95 % interval.
         constant: likewise.
-        quantity: what the metric says.
+        quantity: direction, unit and range.
     """
 
     metric: str
     model: Score
     constant: Score
-    quantity: Quantity = Quantity()
+    quantity: Quantity
+
+    @property
+    def less(self) -> bool:
+        """Whether less is better."""
+        return not self.quantity.higher_is_better
 
     @property
     def title(self) -> str:
@@ -77,15 +83,15 @@ class Row:
     def verdict(self) -> str:
         """Whether the model is `BETTER` or `WORSE` than the constant answer by intervals apart, or it is `OPEN`.
 
-        "" where one has no interval, and for counts: who says nothing has no false position.
+        "" where one has no interval, and for counts, which answer different questions.
         """
         ends = (self.model.low, self.model.high, self.constant.low, self.constant.high)
-        if self.quantity.unit == COUNT or any(map(math.isnan, ends)):
+        if not self.quantity.comparable or any(map(math.isnan, ends)):
             return ""
         above, below = self.model.low > self.constant.high, self.model.high < self.constant.low
         if not (above or below):
             return OPEN
-        return BETTER if below == self.quantity.less else WORSE
+        return BETTER if below == self.less else WORSE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +100,23 @@ class Scored:
 
     Attributes:
         result: the score.
+        quantities: what its metrics are.
         images: PNG files as text, by what they show.
     """
 
     result: TaskScore
+    quantities: Mapping[str, Quantity]
     images: Mapping[str, Sequence[str]]
 
     @staticmethod
-    def load(path: Path, step: int) -> Scored | None:
+    def load(path: Path, step: int, task: Task) -> Scored | None:
         """Reads a score of a step and its pictures; None where it is about another step."""
         if (result := results.load(TaskScore, path, step)) is None:
             return None
         images: dict[str, list[str]] = {}
         for name, file in result.figures.items():
             images.setdefault(re.sub(r"_\d+$", "", name), []).append(page.embedded(path.parent / file))
-        return Scored(result, images)
+        return Scored(result, task.metric(result.target).quantities, images)
 
     @property
     def title(self) -> str:
@@ -119,11 +127,8 @@ class Scored:
     @property
     def rows(self) -> list[Row]:
         """All metrics, the main one first."""
-        result = self.result
-        return [
-            Row(name, value, result.constant[name], result.quantities.get(name, Quantity()))
-            for name, value in result.scores.items()
-        ]
+        scores, constant = self.result.scores.items(), self.result.constant
+        return [Row(name, score, constant[name], self.quantities[name]) for name, score in scores]
 
     @property
     def column(self) -> str:
@@ -158,7 +163,9 @@ class TaskRun:
     def load(workdir: Path) -> TaskRun:
         """Reads a run that was scored, and draws its losses and its scores everywhere."""
         record, folder = read_record(workdir, (TASK,)), workdir / "report"
-        read = [Scored.load(path, record["step"]) for path in results.every(folder, TASK_SCORE)]
+        config = FinetuneConfig.of(record["config"])
+        task = tasks.build(config.task)
+        read = [Scored.load(path, record["step"], task) for path in results.every(folder, TASK_SCORE)]
         own, *others = [scored for scored in read if scored]
         records = metrics.read(workdir)
         figures = {"losses": curves.losses(records)} if any("loss" in line for line in records) else {}
@@ -166,7 +173,6 @@ class TaskRun:
             everywhere = [ArmScores(arm=scored.title, scores=scored.result.scores) for scored in (own, *others)]
             figures["everywhere"] = arms.scores(f"{own.result.task} of {own.result.target.name}", everywhere)
         training = {name: [page.embedded(style.save(f, folder / f"{name}.png"))] for name, f in figures.items()}
-        config = FinetuneConfig.of(record["config"])
         return TaskRun(workdir, record, config, own, others, training, page.speed(records))
 
 
@@ -228,7 +234,7 @@ def _compared(scored: Scored) -> Iterator[str]:
     """What the scores say of the model."""
     (main, *others), result = scored.rows, scored.result
     said = f"The model's {main.metric} is {page.score(main.model)}, the best constant answer's "
-    said += page.score(main.constant) + (" (less is better)" if main.quantity.less else "")
+    said += page.score(main.constant) + (" (less is better)" if main.less else "")
     yield {
         BETTER: f"{said}: the intervals lie apart, so the model beats an answer that looks at no image.",
         WORSE: f"{said}: the intervals lie apart, and the model loses to an answer that looks at no image.",
@@ -288,8 +294,7 @@ def _setup(run: TaskRun) -> Iterator[tuple[str, str]]:
     }[bool(encoder.init_from), encoder.weights == CHECKPOINT]
     yield "encoder", f"{encoder.model}, {origin}"
     yield "adaptation", _adaptation(config.adaptation)
-    purpose = tasks.build(config.task).purpose(target)
-    head = {"name": purpose.heads[0]} | config.head
+    head = {"name": tasks.build(config.task).head_spec(target).head} | config.head
     chosen = ", ".join(f"{k} {page.setting(v)}" for k, v in head.items() if k != "name")
     yield "head", head["name"] + (f" ({chosen})" if chosen else "")
     share = 100 * count.trained / count.total

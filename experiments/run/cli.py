@@ -22,6 +22,7 @@ from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.parallel import host
 
 CACHE = ".cache/jax"  # of compiled programs
+INSTALLED = Path(__file__).parents[2]  # what holds `configs` as well: a checkout, or where a wheel was unpacked
 CONFIG_HELP = """\
 configuration:
   --config configs/ringmoe.py:large       a file, and the argument of its get_config where it has one
@@ -164,10 +165,12 @@ def _names(term: Mapping[str, Any]) -> set[str]:
 def _run_file(path: str) -> Any:
     """What `get_config` of a file gives."""
     file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        known = sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem not in ("__init__", "common"))
+    places = [folder for folder in (Path(), INSTALLED) if (folder / file).is_file()]
+    if not places:
+        files = {p.relative_to(folder) for folder in (Path(), INSTALLED) for p in (folder / "configs").rglob("*.py")}
+        known = [str(p) for p in files if p.stem not in ("__init__", "common")]
         raise ConfigError(f'no configuration file "{file}": {nearest(file, known)}')
-    module = _import(file)
+    module = _import(places[0] / file)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{file} has no function get_config() that returns an ml_collections.ConfigDict")
     takes = inspect.signature(module.get_config).parameters
@@ -181,13 +184,13 @@ def _run_file(path: str) -> Any:
         if parameter.default is not parameter.empty:
             return module.get_config()
         known = f": {nearest(argument, choices)}" if choices else ""
-        raise ConfigError(f"{file} wants to know its {parameter.name}, say {file}:<{parameter.name}>{known}")
+        raise ConfigError(f"{file} wants its {parameter.name}, say {file}:<{parameter.name}>{known}")
     if choices is not None and argument not in choices:
         raise ConfigError(f'{file} has no {parameter.name} "{argument}": {nearest(argument, choices)}')
     return module.get_config(argument)
 
 
-def _import(file: str) -> ModuleType:
+def _import(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("_config", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -93,14 +93,15 @@ def task_spec(config: FinetuneConfig, dataset: Dataset) -> TaskSpec:
         shown = labels[name].sensor or next(iter(dataset.sensors))
         if shown not in dataset.sensors:
             raise ConfigError(f'the label "{name}" lies on "{shown}", which data.streams does not show: add it')
-        target = Target(name, labels[name].kind, labels[name].names, labels[name].sensor, dates[shown])
+        label = labels[name]
+        target = Target(name, label.kind, label.names, label.sensor, dates[shown], label.colours)
     elif name in dataset.sensors:
         target = Target(name, SENSOR, (), name, dates[name])
     else:
-        known = [*labels, *dataset.metadata.sensors]
+        known = ", ".join(f"{label} ({info.kind})" for label, info in labels.items()) or "none"
         raise ConfigError(
-            f'{dataset.directory} has no label or shown sensor "{name}": {nearest(name, known)}; '
-            "set config.task.target to what is to be learnt"
+            f'{dataset.directory} has no label "{name}": its labels are {known}; set config.task.target to one of '
+            f"them, or to a sensor whose pixels are the truth ({', '.join(dataset.metadata.sensors)})"
         )
     task.check(target)
     return TaskSpec(target, dates)

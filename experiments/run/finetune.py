@@ -1,8 +1,7 @@
-"""Fine-tuning: a pre-trained or new encoder, a head and a task on a data set's label, to the last step and a score."""
+"""Fine-tuning: an encoder (pre-trained or new), a head and a task on a label, to the last step and a score."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     describe(config, encoder, parts, state, data)
 
     record = {
-        "config": values,
+        "config": config.complete(),
         "statistics": {name: s.to_json() for name, s in parts.statistics.items()},
         "encoder": dataclasses.asdict(encoder),
         "subject": dataclasses.asdict(spec),
@@ -84,8 +83,8 @@ def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> 
     """
     scored = []
     for seed in numbers:
-        own = copy.deepcopy(dict(values))
-        own.setdefault("train", {})["seed"] = seed
+        own = FinetuneConfig.of(values).complete()
+        own["train"]["seed"] = seed
         own["data"]["shuffle_seed"] = seed
         scored.append(finetune(own, str(Path(workdir) / f"seed{seed}")))
     means = {name: seeds.mean([result.scores[name].value for result in scored]) for name in scored[0].scores}

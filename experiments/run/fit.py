@@ -27,7 +27,7 @@ REQUEST = "request.json"  # of one run of a grid
 
 def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
     """A state at step 0, in its place on the mesh."""
-    rule = optimizer.build(config.optimizer, config.train.steps)
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
 
 
@@ -51,7 +51,7 @@ def fit(
         data: batches.
         parts: forward passes, objectives, mesh.
         config: optimiser, length and, with `rebuild`, which experts go.
-        record: JSON types that are saved with every checkpoint; holds "config" and "statistics".
+        record: JSON types that are saved with every checkpoint; holds "config", complete, and "statistics".
         sections: of the config that must be those of the checkpoint.
         held_out: validation batches, passed over every `train.evaluate_every` steps.
         rebuild: `rebuild(model) -> parts` of a `config.model` with fewer experts; None where none go.
@@ -64,7 +64,7 @@ def fit(
     """
 
     def passes(built: Parts) -> tuple[Step, Evaluate | None]:
-        rule = optimizer.build(config.optimizer, config.train.steps)
+        rule = optimizer.build(config.optimizer, config.train.steps, built.model.blocks_above)
         rate = optimizer.schedule(config.optimizer, config.train.steps)
         options = dict(seed=config.train.seed, accumulate=config.train.accumulate, mesh=built.mesh)
         train_step = step.make_train_step(built.pretext, built.objectives, rule, rate, **options)
@@ -72,7 +72,7 @@ def fit(
 
     checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
     if checkpointer.latest is not None:
-        state = _resume(checkpointer, state, data, record, sections)
+        state = _resume(checkpointer, state, data, config, record, sections)
         print(f"resuming {workdir} at step {int(state.step)}")
     callbacks: list[loop.Callback] = [Validation()]
     if rebuild:
@@ -112,19 +112,20 @@ def _resume(
     checkpointer: Checkpointer,
     state: TrainState,
     data: BatchIterator,
+    config: PretrainConfig | FinetuneConfig,
     record: Mapping[str, Any],
     sections: Sequence[str],
 ) -> TrainState:
-    """The newest state; batches go on from there."""
+    """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
     saved = checkpointer.record()
     if kind_of(saved) == COMPRESSED:
         raise ConfigError(
             f"{checkpointer.directory.parent} holds a compressed model, which has no optimiser state to resume from: "
             "choose a new --workdir"
         )
+    before, now = type(config).of(saved["config"]).complete(), config.complete()
     for section in sections:
-        own = record["config"].get(section)
-        check_same({section: saved["config"].get(section)}, {section: own}, "config")
+        check_same({section: before[section]}, {section: now[section]}, "config")
     check_same(saved["statistics"], record["statistics"], "statistics")
     state = checkpointer.restore(state)
     data.set_state(saved["data"])

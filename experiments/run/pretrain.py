@@ -33,12 +33,9 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
     config = PretrainConfig.of(values)
-    prunes = bool(config.pruning.every)
-    if prunes:
-        values = with_experts_left(values, workdir)
-        config = PretrainConfig.of(values)
-    else:
-        values = {name: group for name, group in values.items() if name != "pruning"}  # off is as if it was not named
+    config.check_streams()
+    if prunes := bool(config.pruning.every):
+        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
 
     mesh = runs.make_mesh(config.mesh)
     data = run_data.open_training(config.data, mesh, config.train.accumulate)
@@ -51,7 +48,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         data,
         parts,
         config,
-        {"config": values, "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
+        {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         SECTIONS,
         held_out=validation_batches(config) if config.train.evaluate_every else (),
         rebuild=_rebuilder(config, data, mesh) if prunes else None,

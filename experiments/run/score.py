@@ -76,7 +76,6 @@ def score(
         blocks=len(np.unique(groups)),
         scores=scores[MODEL],
         constant=scores[CONSTANT],
-        quantities=dict(metric.quantities),
         without=tuple(without),
         classes=results.plain(metric.table()) if hasattr(metric, "table") else {},
         left_out=metric.left_out() if hasattr(metric, "left_out") else (),

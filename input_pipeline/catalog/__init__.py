@@ -1,7 +1,8 @@
 """Published data sets as a table: an entry says how the files lie and what they mean, `prepare` writes our records.
 
 A data set is an entry of `images`, `pixels` or `objects`, by what its labels speak of, not a class of its own. An entry
-of your own: build an `Entry` and call `register`, in a module that `prepare --modules` names.
+of your own is an `Entry` in a file of yours, `prepare --dataset my_data:ENTRY`; or call `register`, in a module that
+`prepare --modules` names.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from input_pipeline.layouts import Opened, Request, tiles
 from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import CLASSES, MULTILABEL, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.registry import Registry
 
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in (*images.TABLE, *pixels.TABLE, *objects.TABLE)}
+CATALOG = Registry("data set", Entry)
+for _entry in (*images.TABLE, *pixels.TABLE, *objects.TABLE):
+    CATALOG.add(_entry.name, _entry)
 _OF_IMAGES = (CLASSES, MULTILABEL)  # labels that say something of a whole image, which then stays whole
 
 
@@ -30,21 +34,16 @@ def register(entry: Entry) -> Entry:
     Raises:
         ConfigError: there is another one of that name.
     """
-    if CATALOG.get(entry.name, entry) != entry:
-        raise ConfigError(f'data set "{entry.name}" is in the table already: choose another name')
-    CATALOG[entry.name] = entry
-    return entry
+    return CATALOG.add(entry.name, entry)
 
 
 def get(name: str) -> Entry:
-    """Looks a data set up.
+    """Looks a data set up, by its name or as `module:ENTRY` of your own file.
 
     Raises:
         ConfigError: unknown name; the message names the nearest one.
     """
-    if name not in CATALOG:
-        raise ConfigError(f'unknown data set "{name}": {nearest(name, CATALOG)}')
-    return CATALOG[name]
+    return CATALOG.find(name)
 
 
 def prepare(
@@ -66,7 +65,7 @@ def prepare(
     Images with one label for the whole stay one sample each: the middle of a larger one is taken.
 
     Args:
-        name: of the entry.
+        name: of the entry, or `module:ENTRY`.
         source: folder of the unpacked files, as the entry's layout says.
         out: the data set's folder.
         sensors: some of the layout's, the first one sets the grid; all by default.

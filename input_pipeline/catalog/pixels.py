@@ -251,7 +251,7 @@ _CHANGE = (
         layout=Files(
             (Raster("rgb", ("A/{split}_{id}.png", "B/{split}_{id}.png"), 0.5),),
             Folders(_SHORT),
-            Mask("label/{split}_{id}.png", Values((0, 255)), "change"),
+            Mask("label/{split}_{id}.png", Values((0, 255)), "change", change=True),
         ),
         classes=CHANGE,
         tile=256,
@@ -268,7 +268,7 @@ _CHANGE = (
         layout=Files(
             (Raster("rgb", ("{split}/A/{id}.jpg", "{split}/B/{id}.jpg"), 0.5),),
             Folders(_SHORT),
-            Mask("{split}/OUT/{id}.jpg", Values((0, 255), lossy=True), "change"),
+            Mask("{split}/OUT/{id}.jpg", Values((0, 255), lossy=True), "change", change=True),
         ),
         classes=CHANGE,
         tile=256,
@@ -287,7 +287,10 @@ _CHANGE = (
             (Raster("s2_13", (_oscd(1), _oscd(2)), 10.0, dates=_oscd_dates),),
             Folders({"train": "Train", "test": "Test"}),
             Mask(
-                "Onera Satellite Change Detection dataset - {split} Labels/{id}/cm/cm.png", Values((0, 255)), "change"
+                "Onera Satellite Change Detection dataset - {split} Labels/{id}/cm/cm.png",
+                Values((0, 255)),
+                "change",
+                change=True,
             ),
         ),
         classes=CHANGE,

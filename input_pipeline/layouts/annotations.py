@@ -68,7 +68,7 @@ def coco(path: Path, names: Sequence[str] | None = None) -> Annotations:
         DataError: the file is no COCO file, a class is not in `names`, or two images share a name.
     """
     try:
-        content = json.loads(_text(path))
+        content = json.loads(text(path))
         files = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
         classes = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         entries = [(a["image_id"], a["category_id"], a["bbox"], a.get("iscrowd", 0)) for a in content["annotations"]]
@@ -150,7 +150,7 @@ def dota(paths: Iterable[Path], names: Sequence[str] | None = None) -> Annotatio
     objects = {}
     for path in _distinct(paths):
         found = objects[path.stem] = []
-        for i, line in enumerate(_text(path).splitlines()):
+        for i, line in enumerate(text(path).splitlines()):
             words, where = line.split(), f"{path}, line {i + 1}"
             if not words or line.partition(":")[0] in _HEADER:
                 continue
@@ -180,7 +180,7 @@ def motchallenge(paths: Iterable[Path], names: Sequence[str]) -> Annotations:
         if sequence in images:
             raise DataError(f'{path}: there is a sequence "{sequence}" already: rename it')
         rows, seen = [], set()
-        for i, line in enumerate(_text(path).splitlines()):
+        for i, line in enumerate(text(path).splitlines()):
             words, where = line.split(","), f"{path}, line {i + 1}"
             if not line.strip():
                 continue
@@ -345,9 +345,14 @@ def _numbers(values: Sequence, count: int, where: str, wanted: str) -> list[floa
     raise DataError(f"{where} holds {values}: wanted {wanted}")
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding.
+    """
     try:
-        return _bytes(path).decode()
+        return _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text ({error}): wanted UTF-8") from error
 

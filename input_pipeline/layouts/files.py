@@ -62,7 +62,8 @@ class Files:
 
     def _labels(self, request: Request, template: str) -> dict[str, LabelInfo]:
         if self.mask:
-            return {self.mask.label: LabelInfo(MAP, request.classes, "mask of the data set", request.sensors[0])}
+            info = LabelInfo(MAP, request.classes, "mask of the data set", request.sensors[0], change=self.mask.change)
+            return {self.mask.label: info}
         if "class" in templates.names(template):
             return {LABEL: LabelInfo(CLASSES, request.classes, "class in the file's path")}
         return {}

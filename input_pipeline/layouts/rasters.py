@@ -154,11 +154,13 @@ class Mask:
         path: template of the files.
         code: what their values mean.
         label: name of the label.
+        change: see `LabelInfo`.
     """
 
     path: str
     code: Values | Colours | Layers
     label: str = "map"
+    change: bool = False
 
     def read(self, source: Path, fields: Fields, classes: int) -> np.ndarray:
         """[H, W] int16 of a place, 0..`classes` - 1, -1 void.

@@ -59,11 +59,19 @@ class Scene:
 
 
 class Report:
-    """What was left out of a data set, and how often each class occurs in its training split."""
+    """What was left out of a data set or understood in one of several ways, and how often each class occurs in its
+    training split.
+
+    Attributes:
+        left_out: rows by reason and image.
+        seen: samples of the training split that hold a class, by label.
+        notes: further lines for a person to read.
+    """
 
     def __init__(self):
         self.left_out: dict[str, collections.Counter] = {}
         self.seen: dict[str, np.ndarray] = {}
+        self.notes: list[str] = []
 
     def leave_out(self, why: str, where: str, count: int = 1) -> None:
         """Counts rows that were left out.
@@ -88,7 +96,7 @@ class Report:
 
     def lines(self, labels: Mapping[str, LabelInfo]) -> list[str]:
         """What a person should know, a line each; empty where all is well."""
-        lines = [
+        lines = list(self.notes) + [
             f"{sum(images.values())} boxes of {len(images)} images {why}: left out"
             for why, images in sorted(self.left_out.items())
         ]

@@ -135,7 +135,8 @@ def metadata(sensors: Sequence[str], size: int, gsd: float, dates: int) -> Metad
         "oriented": LabelInfo(BOXES, OBJECTS, f"oriented, first date: {kinds}", finest, VEHICLES + SHIPS),
     }
     if dates > 1:
-        labels["change"] = LabelInfo(MAP, ("unchanged", "changed"), "land cover, last date against first", finest)
+        why = "land cover, last date against first"
+        labels["change"] = LabelInfo(MAP, ("unchanged", "changed"), why, finest, change=True)
         count = dates * (VEHICLES + SHIPS)
         labels["tracks"] = LabelInfo(TRACKS, OBJECTS, "oriented boxes of the objects at every date", finest, count)
     return Metadata(

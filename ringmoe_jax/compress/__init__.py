@@ -1,22 +1,21 @@
 """From the full model to a deployable one: every operation takes a `Network` and gives one, so that they chain.
 
-    network     a model's config with its parameters; layers out of their stacks and back
-    submodel    some sensors of a model, exact
     usage       who chose which experts how often, and how much they added
     pruning     which experts stay, and a network without the others
     merging     one dense feed-forward a layer from all its experts
     quantise    kernels as 8-bit integers
 
 What an operation does to the config alone (`submodel_config`, `pruned_config`, `merged_config`) says how large the
-result will be before any parameters exist. All work on parameters happens on the host.
+result will be before any parameters exist. What a layer is (`models.network`) and the part that some sensors use
+(`models.submodel`) are with the model. All work on parameters happens on the host.
 """
 
 from ringmoe_jax.compress.merging import MERGES, merge, merged_config
-from ringmoe_jax.compress.network import Network
 from ringmoe_jax.compress.pruning import choose, prune, pruned_config
 from ringmoe_jax.compress.quantise import Quantised, dequantise, nbytes, quantise
-from ringmoe_jax.compress.submodel import submodel, submodel_config
 from ringmoe_jax.compress.usage import IMPORTANCES, Usage, importance
+from ringmoe_jax.models.network import Network, read
+from ringmoe_jax.models.submodel import submodel, submodel_config
 
 __all__ = [
     "IMPORTANCES",
@@ -33,6 +32,7 @@ __all__ = [
     "prune",
     "pruned_config",
     "quantise",
+    "read",
     "submodel",
     "submodel_config",
 ]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ringmoe_jax.compress.network import Network, Tables, join, layer_tables, modalities, read, split
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import Params
+from ringmoe_jax.models.network import Network, Tables, join, layer_tables, modalities, read, split
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 from ringmoe_jax.moe.experts import Experts
 

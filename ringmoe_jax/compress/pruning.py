@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ringmoe_jax.compress.network import Network, Tables, layer_tables, modalities, read, select_experts, with_tables
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import count
+from ringmoe_jax.models.network import Network, Tables, layer_tables, modalities, read, select_experts, with_tables
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 
 SCOPES = ("layer", "global")

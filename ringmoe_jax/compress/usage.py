@@ -97,6 +97,8 @@ class Usage:
 
 def _statistics(fields: dict[str, np.ndarray]) -> Statistics:
     """From names such as "load" and "contribution/norm" to arrays."""
+    # Files of earlier versions: whoever had a probability was in reach.
+    fields.setdefault("reach", np.where(fields["probability"] > 0, fields["tokens"][..., None], 0.0))
     measured = {name: fields.pop(f"contribution/{name}", None) for name in Contribution._fields}
     return Statistics(**fields, contribution=None if measured["norm"] is None else Contribution(**measured))
 

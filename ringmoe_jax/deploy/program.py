@@ -84,7 +84,7 @@ def trim(apply: Apply, params: Any, inputs: Mapping[str, jax.ShapeDtypeStruct]) 
     )
 
 
-def export(apply: Apply, params: Any, inputs: Mapping[str, jax.ShapeDtypeStruct], platforms=PLATFORMS) -> Program:
+def lower(apply: Apply, params: Any, inputs: Mapping[str, jax.ShapeDtypeStruct], platforms=PLATFORMS) -> Program:
     """Lowers a model for several platforms; none of their devices has to be there.
 
     Args:

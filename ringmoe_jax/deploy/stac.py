@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ringmoe_jax.contracts import Meaning
 from ringmoe_jax.deploy.program import PLATFORMS, Program
 from ringmoe_jax.sensors import Sensor, Statistics
 
@@ -34,21 +35,6 @@ ENTRIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Meaning:
-    """What an output of a program means.
-
-    Attributes:
-        axes: names of its axes behind the batch, as mlm's `dim_order` wants them: lower case.
-        description: one sentence; unit and range.
-        classes: names of the classes that it tells apart, in the order of their indices.
-    """
-
-    axes: tuple[str, ...]
-    description: str
-    classes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Card:
     """What nobody can read from a program.
 
@@ -62,7 +48,7 @@ class Card:
         outputs: {output: its meaning}.
         pretrained: what the encoder was pre-trained on; None for nothing.
         licence: of the weights, an SPDX identifier; "other" where nobody has said.
-        own: further fields of ours, {name without prefix: JSON types}.
+        facts: further fields of ours, {name without prefix: JSON types}.
     """
 
     name: str
@@ -74,7 +60,7 @@ class Card:
     outputs: Mapping[str, Meaning]
     pretrained: str | None = None
     licence: str = "other"
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def describe(program: Program, card: Card, parameters: int) -> dict[str, Any]:
@@ -86,7 +72,8 @@ def describe(program: Program, card: Card, parameters: int) -> dict[str, Any]:
         parameters: number of parameters behind the program's weights, which may be packed.
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
-    own = {"schema": SCHEMA, "statistics": {n: s.to_json() for n, s in card.statistics.items()}} | dict(card.own)
+    statistics = {name: values.to_json() for name, values in card.statistics.items()}
+    facts = {"schema": SCHEMA, "statistics": statistics} | dict(card.facts)
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -113,7 +100,7 @@ def describe(program: Program, card: Card, parameters: int) -> dict[str, Any]:
             "mlm:output": [_output(name, x, card) for name, x in program.outputs.items()],
             "bands": [_band(card, sensor, i) for sensor in card.sensors.values() for i in range(sensor.channels)],
         }
-        | {f"ringmoe:{name}": value for name, value in own.items()},
+        | {f"ringmoe:{name}": value for name, value in facts.items()},
         "links": [],
         "assets": {},
     }

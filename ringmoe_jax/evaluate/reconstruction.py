@@ -96,7 +96,7 @@ def inspector(
             "sums": {},
             "predictions": {},
             "targets": {},
-            "routing": outputs["routing"],
+            "routing": outputs.get("routing", {}),
         }
         for label, objective in objectives.items():
             if objective.sensor not in outputs["heads"]:

@@ -71,7 +71,7 @@ def history(records: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _group(s: Statistics) -> GroupSummary:
-    allowed = s.probability > 0  # [L, M, E]: a softmax is 0 only where an expert is out of reach
+    allowed = s.reach > 0  # [L, M, E]
     choices = s.load.sum(axis=-1)
     load = np.where(allowed, _ratio(s.load, choices[..., None]), np.nan)
     dead = np.argwhere((s.load.sum(axis=1) == 0) & allowed.any(axis=1))

@@ -102,15 +102,21 @@ def confusion_matrix(title: str, matrix: np.ndarray, names: Sequence[str]) -> Fi
 
 
 @styled
-def masks(title: str, rows: Sequence[tuple[Image, np.ndarray, np.ndarray]], names: Sequence[str]) -> Figure:
+def masks(
+    title: str,
+    rows: Sequence[tuple[Image, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    colours: Sequence[str] = (),
+) -> Figure:
     """Image, true classes, predicted classes and where they differ, with the classes that occur as legend.
 
     Args:
         title: data set and label.
         rows: image, truth [H, W] int and prediction [H, W] int; -1 is void, drawn hatched, and not scored.
-        names: of the classes; up to 20 have colours of their own.
+        names: of the classes.
+        colours: see `class_colours`.
     """
-    colours = class_colours(len(names))
+    colours = class_colours(len(names), colours)
     figure, axes = _pictures(("image", "truth", "prediction", "errors"), [row[0] for row in rows])
     for line, (image, truth, prediction) in zip(axes, rows, strict=True):
         unknown = truth < 0
@@ -329,8 +335,15 @@ def class_scores(title: str, names: Sequence[str], metric: str, values: np.ndarr
     return titled(figure, title)
 
 
-def class_colours(count: int) -> np.ndarray:
-    """[count, 3] colours in 0..1: `CLASSES` up to 20, evenly spaced ones of a rainbow beyond."""
+def class_colours(count: int, stated: Sequence[str] = ()) -> np.ndarray:
+    """[count, 3] colours in 0..1: the data set's where it states them, else `CLASSES` up to 20, a rainbow beyond.
+
+    Args:
+        count: of classes.
+        stated: "#rrggbb" of every class, or none.
+    """
+    if stated:
+        return np.array([to_rgb(colour) for colour in stated])
     if count <= len(CLASSES):
         return np.array([to_rgb(colour) for colour in CLASSES[:count]]).reshape(-1, 3)
     return colormaps["turbo"](np.linspace(0, 1, count))[:, :3]

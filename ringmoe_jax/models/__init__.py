@@ -1,68 +1,89 @@
-"""Networks. The only place with `flax.nnx`; everything else sees `Model(init, apply)`."""
+"""Networks. The only place with `flax.nnx`; everything else sees `Model(init, apply)`.
+
+A model of your own is a frozen dataclass made from `ModelConfig`, which a config names as `module:Name`, see
+docs/extend.md. `register` gives it a short name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ringmoe_jax import config as configuration
-from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models import ringmoe, skysense
-from ringmoe_jax.models.api import Model, Params
+from ringmoe_jax.models import ringmoe as _ringmoe  # noqa: F401  (registers)
+from ringmoe_jax.models import skysense as _skysense  # noqa: F401
+from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Params, from_module
 from ringmoe_jax.models.layers import count
 
-__all__ = ["MODELS", "Model", "Params", "build", "count", "image_sizes", "with_engine"]
+__all__ = [
+    "MODELS",
+    "Model",
+    "ModelConfig",
+    "Params",
+    "build",
+    "complete",
+    "count",
+    "from_module",
+    "image_sizes",
+    "read",
+    "register",
+    "with_engine",
+]
 
-# name in the config -> (its dataclass, its builder)
-MODELS: dict[str, tuple[type, Callable[..., Model]]] = {
-    "ringmoe": (ringmoe.RingMoEConfig, ringmoe.build),
-    "skysense": (skysense.SkySenseConfig, skysense.build),
-}
+register = MODELS.register
 
 
-def image_sizes(config: Mapping) -> dict[str, int]:
-    """Side in pixels that the images of a sensor must have, for the sensors where the model says so.
+def read(config: Mapping) -> ModelConfig:
+    """What the model that `config["name"]` names says of itself, given the other keys.
+
+    Args:
+        config: for example `config.model` of a config file.
 
     Raises:
-        ConfigError: as `build`.
+        ConfigError: unknown model or key; the message names the nearest.
     """
-    return _find(config)[0].image_sizes
+    return MODELS.build(config, "config.model")
 
 
 def build(config: Mapping, **context) -> Model:
     """Builds the model that `config["name"]` names from the other keys.
 
     Args:
-        config: for example `config.model` of a config file.
-        **context: `sensors`, `statistics`, `heads` and `mesh`, see `ringmoe.build`.
+        config: see `read`.
+        **context: `sensors`, `statistics`, `heads` and `mesh`, see `ModelConfig.build`.
 
     Raises:
-        ConfigError: unknown model or key; the message names the nearest.
+        ConfigError: as `read`.
     """
-    built, make = _find(config)
-    return make(built, **context)
+    return read(config).build(**context)
 
 
-def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
-    """The same model whose experts are computed by another engine, for example one that drops no token.
+def image_sizes(config: Mapping) -> dict[str, int]:
+    """Side in pixels that the images of a sensor must have, for the sensors where the model says so.
 
-    Args:
-        config: as for `build`.
-        engine: key of `ringmoe_jax.moe.engines.ENGINES`.
+    Raises:
+        ConfigError: as `read`.
+    """
+    return read(config).image_sizes
+
+
+def complete(config: Mapping) -> dict[str, Any]:
+    """The same config with every default of the model's dataclass filled in.
 
     Raises:
         ConfigError: as `build`.
     """
-    built = _find(config)[0]
-    moe = dataclasses.replace(built.moe, engine=engine)
-    return {"name": config["name"], **dataclasses.asdict(dataclasses.replace(built, moe=moe))}
+    return {"name": config["name"], **dataclasses.asdict(read(config))}
 
 
-def _find(config: Mapping) -> tuple[Any, Callable[..., Model]]:
-    values = dict(config)
-    name = values.pop("name", None)
-    if name not in MODELS:
-        raise ConfigError(f'model.name = "{name}" does not exist: {nearest(str(name), MODELS)}')
-    cls, make = MODELS[name]
-    return configuration.build(cls, values, "config.model"), make
+def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
+    """The same model whose experts, if it has any, are computed by another engine, for example one that drops no token.
+
+    Args:
+        config: see `read`.
+        engine: see `ringmoe_jax.moe.engines`.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    return {"name": config["name"], **dataclasses.asdict(read(config).with_engine(engine))}

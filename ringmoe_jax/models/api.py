@@ -1,13 +1,23 @@
-"""A model is two pure functions over a nested dict of arrays."""
+"""A model is two pure functions over a nested dict of arrays; its config says what else there is to know of it."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
+
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.registry import Registry
+from ringmoe_jax.sensors import Sensor, Statistics
+
+if TYPE_CHECKING:
+    from ringmoe_jax.models.network import Network
 
 Params = dict[str, Any]
 
@@ -22,24 +32,114 @@ class Model:
             `params` that `init` does not make, such as the projections of a pretext task, are not looked at.
         streams: width D of each kind of features, by sensor and "fused": what `outputs["tokens"]` and
             `outputs["fused"]` hold.
+        blocks_above: for layer-wise learning rates, the blocks between a part of the parameters and the output, by
+            prefix of its path, the longest one counts: {"": 12, "blocks": range(11, -1, -1), "norm": 0}. A sequence
+            gives one number to each of stacked blocks, [L, ...] arrays. Empty: the model does not say.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., dict]
     streams: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    blocks_above: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> Params:
         """Shapes and dtypes of the parameters, without memory."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def from_module(make: Callable[[nnx.Rngs], nnx.Module], streams: Mapping[str, int] | None = None) -> Model:
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(abc.ABC):
+    """What a model states beside its functions. A model of your own is a frozen dataclass made from this class.
+
+    It needs a field `sensors: tuple[str, ...]`, the images that the model takes, and `build`; the rest has defaults
+    that suit an encoder without experts that takes images of any size.
+
+    Attributes:
+        title: what the literature calls the architecture, for exports and reports; "" is the name of the class.
+    """
+
+    title: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def build(
+        self,
+        sensors: Mapping[str, Sensor] | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
+        heads: Mapping[str, Mapping[str, int]] | None = None,
+        mesh: Mesh | None = None,
+    ) -> Model:
+        """The network as pure functions, for example by `from_module`.
+
+        Args:
+            sensors: what `self.sensors` names, for example with bands selected; default: the sensor table.
+            statistics: normalisation of each sensor; default: the sensor's own.
+            heads: decoder outputs that objectives want, {sensor: {head: channels}}.
+            mesh: where the program runs; None is one device.
+
+        Raises:
+            ConfigError: the model cannot give these heads, or not of these sensors.
+        """
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """Side in pixels that the images of a sensor must have, of the sensors where the model says so.
+
+        A model that states any takes it from a field `image_size`.
+        """
+        return {}
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether there are router groups, so that `outputs["routing"]` is not empty."""
+        return False
+
+    def with_engine(self, engine: str) -> ModelConfig:
+        """The same model whose experts are computed by an engine of `moe.engines`; itself where it has no experts."""
+        del engine
+        return self
+
+    def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
+        """The part of a network of this config that images of some sensors use; all of it where that is not known.
+
+        An export leaves out arrays that no output reads anyway; what only a slice of an array matters to is known here.
+        """
+        del sensors
+        return network
+
+
+MODELS = Registry("model", ModelConfig)
+
+
+def chosen_sensors(
+    names: Sequence[str],
+    sensors: Mapping[str, Sensor] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+) -> tuple[dict[str, Sensor], dict[str, Statistics]]:
+    """A model's sensors by name, and their normalisation, from what `ModelConfig.build` is given.
+
+    Raises:
+        ConfigError: unknown sensor, or statistics of another number of bands.
+    """
+    table = sensor_table.resolve(names, sensors)
+    values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
+    for name, sensor in table.items():
+        if (bands := len(values[name].mean)) != sensor.channels:
+            raise ConfigError(f'statistics of "{name}" have {bands} bands, the sensor has {sensor.channels}')
+    return table, values
+
+
+def from_module(
+    make: Callable[[nnx.Rngs], nnx.Module],
+    streams: Mapping[str, int] | None = None,
+    blocks_above: Mapping[str, int | Sequence[int]] | None = None,
+) -> Model:
     """Wraps an `nnx` module class: the functional subset (split, merge) and nothing else of Flax.
 
     Args:
         make: builds the module from its random number streams. Its `__call__` takes
             `(batch, *, key, train)`.
         streams: see `Model`.
+        blocks_above: see `Model`.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     own = tuple(nnx.to_pure_dict(abstract))
@@ -52,4 +152,4 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module], streams: Mapping[str, in
         nnx.replace_by_pure_dict(state, {name: params[name] for name in own})
         return nnx.merge(graph, state)(batch, key=key, train=train)
 
-    return Model(init, apply, dict(streams or {}))
+    return Model(init, apply, dict(streams or {}), dict(blocks_above or {}))

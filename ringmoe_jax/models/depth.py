@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,14 +10,8 @@ import numpy as np
 from ringmoe_jax.models.api import Params
 from ringmoe_jax.parallel.sharding import path_name
 
-_BLOCKS = re.compile(r"^(?P<chain>.*?)(?:stages/stage(?P<stage>\d+)/blocks/run(?P<run>\d+)|transformer/blocks)/")
-_MERGE = re.compile(r"^(?P<chain>.*?)merges/merge(?P<stage>\d+)/")
-_NORMS = re.compile(r"^(?P<chain>.*?)stages/stage(?P<stage>\d+)/norms/")
-_LAST = re.compile(r"(^|/)(norm|up)/|^geo_context/")  # after the last block of its chain
-FUSION = "fusion/"
 
-
-def distances(params: Params) -> Params:
+def distances(params: Params, blocks_above: Mapping[str, int | Sequence[int]]) -> Params:
     """Blocks that lie above every parameter, up to the encoder's output.
 
     0 is the last block and what follows it; patch embeddings, tokens and position tables are below the first. Of an
@@ -26,43 +19,33 @@ def distances(params: Params) -> Params:
     array [L, 1, ...], one number a block.
 
     Args:
-        params: of RingMoE or SkySense, arrays or shapes; whole chains of blocks, but other parts may be absent.
+        params: of an encoder, arrays or shapes; parts may be absent, and leaves may have further names behind.
+        blocks_above: what the model says, see `Model.blocks_above`.
 
     Returns:
         The same tree of whole numbers.
     """
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    lengths: dict[str, dict[tuple[int, int], int]] = {}  # of every stack of a chain, by stage and run
-    for name, leaf in leaves.items():
-        if match := _BLOCKS.match(name):
-            lengths.setdefault(match["chain"], {})[_stack(match)] = leaf.shape[0]
+    prefixes = sorted(blocks_above, key=len, reverse=True)
 
     def distance(path, leaf):
         name = path_name(path)
-        chain = _chain(name, lengths)
-        stacks = lengths.get(chain, {})
-        total = sum(stacks.values())
-        above = sum(lengths.get(FUSION, {}).values()) if chain != FUSION else 0
-        if match := _BLOCKS.match(name):
-            below = sum(n for stack, n in stacks.items() if stack < _stack(match))
-            numbers = above + total - 1 - below - np.arange(leaf.shape[0])
-            return numbers.reshape(-1, *[1] * (len(leaf.shape) - 1))
-        if match := _MERGE.match(name) or _NORMS.match(name):
-            return above + total - sum(n for (stage, _), n in stacks.items() if stage <= int(match["stage"]))
-        return above + (0 if _LAST.search(name) else total)
+        above = blocks_above[next(p for p in prefixes if not p or name == p or name.startswith(p + "/"))]
+        return above if isinstance(above, int) else np.asarray(above).reshape(-1, *[1] * (len(leaf.shape) - 1))
 
     return jax.tree_util.tree_map_with_path(distance, params)
 
 
-def _stack(match: re.Match) -> tuple[int, int]:
-    """Stage and run of a matched name; a transformer is one stack."""
-    return int(match["stage"] or 0), int(match["run"] or 0)
+def prefixed(prefix: str, blocks_above: Mapping[str, int | Sequence[int]], further: int) -> dict:
+    """What a part says of its own blocks, as the whole says it.
 
-
-def _chain(name: str, lengths: Mapping[str, Mapping]) -> str:
-    """The sequence of blocks that a parameter belongs to, by its first letters."""
-    if name.startswith("encoders/"):
-        return next((chain for chain in lengths if chain.startswith("/".join(name.split("/")[:2]) + "/")), "")
-    if name.startswith((FUSION, "dates", "geo_context/")):
-        return FUSION
-    return next((chain for chain in lengths if chain != FUSION), "")
+    Args:
+        prefix: path of the part.
+        blocks_above: of the part, see `Model.blocks_above`.
+        further: blocks of the whole above the part's last one.
+    """
+    return {
+        "/".join(filter(None, (prefix, name))): above + further
+        if isinstance(above, int)
+        else tuple(number + further for number in above)
+        for name, above in blocks_above.items()
+    }

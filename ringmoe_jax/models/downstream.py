@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ringmoe_jax import config as configuration
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, Params
-from ringmoe_jax.models.heads import HEADS
-from ringmoe_jax.models.heads.neck import Neck, NeckConfig, pyramids
+from ringmoe_jax.models.heads import HEADS, HeadConfig
+from ringmoe_jax.models.heads.neck import PAIR, Neck, NeckConfig, pyramids
 
 ENCODER, DECODER = "encoder", "decoder"  # the two parts of the parameters
 
@@ -25,27 +24,53 @@ class Purpose:
     """What a task asks of its head.
 
     Attributes:
-        heads: names in `HEADS` that give what the task reads, the default first.
+        head: name of the default in `HEADS`.
+        reads: predictions that the task reads, {name: names of the axes behind the batch}; any head that gives them
+            suits.
         outputs: classes, or whatever the head gives so many of.
         dates: what becomes of several dates, see `heads.neck.Neck`.
         sensor: whose grid predictions lie on; "" is the first that is shown.
-        head: fields of the head's config that the task decides, such as whether boxes are rotated.
+        fields: of the head's config that the task decides, such as whether boxes are rotated.
     """
 
-    heads: tuple[str, ...]
+    head: str
+    reads: Mapping[str, tuple[str, ...]]
     outputs: int
     dates: str
     sensor: str = ""
-    head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def suits(self, head: type[HeadConfig]) -> bool:
+        """Whether a head gives what the task reads, of as many dates."""
+        given = {name: meaning.axes for name, meaning in head.gives.items()}
+        return self.reads.items() <= given.items() and head.pairs == (self.dates == PAIR)
+
+    def chosen(self, head: Mapping[str, Any]) -> HeadConfig:
+        """The head that a config names, or the default.
+
+        Args:
+            head: `name` of `HEADS` or `module:Name`, and fields; may be empty.
+
+        Raises:
+            ConfigError: no such head or field, or the head does not suit the task.
+        """
+        name = head.get("name", self.head)
+        if decided := set(self.fields) & set(head):
+            raise ConfigError(f"config.head.{decided.pop()} follows from the task: set it there")
+        built = HEADS.build(dict(head) | dict(self.fields), "config.head", self.head)
+        if not self.suits(type(built)):
+            known = [name for name, cls in HEADS.items() if self.suits(cls)]
+            raise ConfigError(f'config.head.name = "{name}" does not suit this task: {nearest(name, known)}')
+        return built
 
 
 class Decoder(nnx.Module):
     """Neck and head."""
 
-    def __init__(self, head: Any, module: type, neck: NeckConfig, purpose: Purpose, shapes, rngs, *, dtype):
+    def __init__(self, head: HeadConfig, neck: NeckConfig, purpose: Purpose, shapes, rngs, *, dtype):
         self.purpose = purpose
         self.neck = Neck(neck, purpose.dates, shapes, rngs, dtype=dtype)
-        self.head = module(head, self.neck.widths, purpose.outputs, rngs, dtype=dtype)
+        self.head = head.build(self.neck.widths, purpose.outputs, rngs, dtype=dtype)
 
     def __call__(self, maps, present, size: tuple[int, int], *, key, train: bool) -> dict[str, jax.Array]:
         keys = (None, None) if key is None else jax.random.split(key)
@@ -67,7 +92,7 @@ def attach(
 
     Args:
         encoder: gives the features.
-        head: `name` of `HEADS` and the fields of its dataclass; {} is the task's default.
+        head: `name` of `HEADS`, or `module:Name`, and the fields of its dataclass; {} is the task's default.
         neck: how sensors are fused.
         purpose: what the task asks for.
         example: a batch, shapes are enough; shapes and sensors of later ones must be like it. A batch may show
@@ -83,16 +108,12 @@ def attach(
     Raises:
         ConfigError: no such head, or one that does not suit the task; a stream that the encoder does not give.
     """
-    values = dict(head)
-    name = values.pop("name", purpose.heads[0])
-    if name not in HEADS or name not in purpose.heads:
-        raise ConfigError(f'config.head.name = "{name}" does not suit this task: {nearest(name, purpose.heads)}')
-    if decided := set(purpose.head) & set(values):
-        raise ConfigError(f"config.head.{decided.pop()} follows from the task: set it there")
-    cls, module = HEADS[name]
-    built = configuration.build(cls, values | dict(purpose.head), "config.head")
-    shapes = jax.eval_shape(lambda p, b: pyramids(encoder.apply(p, b)), encoder.shapes(), dict(example))
-    make = lambda rngs: Decoder(built, module, neck, purpose, shapes, rngs, dtype=jnp.dtype(dtype))  # noqa: E731
+    built = purpose.chosen(head)
+    try:
+        shapes = jax.eval_shape(lambda p, b: pyramids(encoder.apply(p, b)), encoder.shapes(), dict(example))
+    except KeyError as error:
+        raise ConfigError(f"the encoder gives no outputs[{error}], which heads read: see contracts.py") from error
+    make = lambda rngs: Decoder(built, neck, purpose, shapes, rngs, dtype=jnp.dtype(dtype))  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key: jax.Array) -> Params:
@@ -112,7 +133,7 @@ def attach(
         predictions = decoder(maps, _present(maps, batch), _size(purpose, batch), key=keys[1], train=train)
         return outputs | {"predictions": predictions}
 
-    return Model(init, apply, encoder.streams)
+    return Model(init, apply, encoder.streams, encoder.blocks_above)
 
 
 def _present(maps: Mapping, batch: Mapping) -> dict[str, jax.Array]:

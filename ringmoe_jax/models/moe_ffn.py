@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,9 @@ class MoEConfig:
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
         normalise_gates: the released code's gate, see `moe.routing.route`.
+        router: how scores become choices: `name` in `moe.routing.ROUTERS`, or `module:Name`, and the router's fields.
         engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
-            the products that "dropless" chooses from by platform, see `moe.engines`.
+            the products that "dropless" chooses from by platform, see `moe.engines`; or `module:function`.
         priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
             routing, V-MoE section 3); False serves tokens in their order.
         groups: token groups that compete for buffer rows on their own; 0 means one per device
@@ -53,6 +54,7 @@ class MoEConfig:
     capacity_factor: float = 1.2
     eval_capacity_factor: float = 2.0
     normalise_gates: bool = False
+    router: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "softmax_top_k"}, hash=False)
     engine: str = "capacity"
     priority: bool = False
     groups: int = 0
@@ -60,9 +62,19 @@ class MoEConfig:
     measure: bool = False
 
     def __post_init__(self):
-        parallel.check(self.engine)
+        parallel.find(self.engine)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
+        self.build_router()
+
+    def build_router(self) -> routing.Router:
+        """What `router` names; raises ConfigError where there is no such router or field."""
+        return routing.ROUTERS.build(self.router, "config.model.moe.router", "softmax_top_k")
+
+    @property
+    def routed(self) -> bool:
+        """Whether there are router groups, not only a dense feed-forward."""
+        return bool(self.specialised or self.collaborative)
 
     def tables(self, modalities: int, layer: int = 0) -> dict[str, np.ndarray]:
         """The router groups and who may choose what in a layer: {group: allowed[M, E]}."""
@@ -194,8 +206,9 @@ class MoEFeedForward(nnx.Module):
         experts = [getattr(self, name).experts(columns.of_kept) for name, columns in chosen.items()]
         with jax.named_scope("route"):
             kernels = [getattr(self, name).router[...][:, columns.of_kept] for name, columns in chosen.items()]
+            rule = dict(k=config.top_k, normalise_gates=config.normalise_gates, router=config.build_router())
             choices = [
-                routing.route(scores, modality, who, k=config.top_k, normalise_gates=config.normalise_gates)
+                routing.route(scores, modality, who, **rule)
                 for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
             ]
         outputs, kept = parallel.run(

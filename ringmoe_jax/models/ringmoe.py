@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +20,22 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import cells_to_pixels, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
+from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.stack import REMAT_POLICIES
-from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
+from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
+if TYPE_CHECKING:
+    from ringmoe_jax.models.network import Network
 
+
+@MODELS.register("ringmoe")
 @dataclasses.dataclass(frozen=True)
-class RingMoEConfig:
+class RingMoEConfig(ModelConfig):
     """Geometry of the model. Defaults are the released configuration except for `width`.
 
     Attributes:
@@ -53,6 +60,7 @@ class RingMoEConfig:
         adapter: width of convolutional bypasses in every block, see `ringmoe_jax.models.adapters`; 0 is none.
     """
 
+    title: ClassVar[str] = "RingMoE"
     sensors: tuple[str, ...]
     width: int = 448
     depths: tuple[int, ...] = (2, 2, 18, 2)
@@ -72,6 +80,7 @@ class RingMoEConfig:
     def __post_init__(self):
         if not self.sensors:
             raise ConfigError("model.sensors is empty: name at least one sensor")
+        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.remat not in REMAT_POLICIES:
@@ -79,15 +88,19 @@ class RingMoEConfig:
         if self.width % min(self.head_width, self.width):
             raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
         if self.image_size % self.stride:
-            raise ConfigError(f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels")
+            raise ConfigError(
+                f"model.image_size = {self.image_size} must be a multiple of {self.stride} pixels, a patch of "
+                f"{self.patch} halved {len(self.depths) - 1} times: use {self._near()} px"
+            )
         entries, layers = len(self.moe.allowed), sum(self.depths)
         if entries not in (0, layers):
             raise ConfigError(f"model.moe.allowed has {entries} entries, the model {layers} layers: give one each")
         for stage in range(len(self.depths)):
             if self.grid(stage) % self.pyramid.stage_window(stage):
+                fitting = ", ".join(map(str, windows(self.grid(0), len(self.depths))))
                 raise ConfigError(
                     f"stage {stage + 1} has {self.grid(stage)} tokens a side, no multiple of window = {self.window}: "
-                    f"use an image_size that is a multiple of {self.patch * self.window * 2**stage} or another window"
+                    f"set model.window to one of {fitting}, or use an image_size of {self._near()} px"
                 )
 
     @property
@@ -115,14 +128,68 @@ class RingMoEConfig:
         """Tokens along one side in a stage."""
         return self.image_size // (self.patch * 2**stage)
 
+    def _near(self) -> str:
+        """The nearest smaller and larger image sizes that patches and windows tile, for messages."""
+        below, count = self.image_size // self.stride, len(self.depths)
+
+        def fits(grid: int) -> bool:
+            return self.window in windows(grid, count) or grid < self.window
+
+        smaller = next((n for n in range(below, 0, -1) if fits(n * 2 ** (count - 1))), 0)
+        larger = next(n for n in itertools.count(below + 1) if fits(n * 2 ** (count - 1)))
+        return " or ".join(str(n * self.stride) for n in (smaller, larger) if n)
+
     @property
     def image_sizes(self) -> dict[str, int]:
-        """Side in pixels that a sensor's images must have."""
+        """See `ModelConfig`."""
         return dict.fromkeys(self.sensors, self.image_size)
+
+    @property
+    def has_experts(self) -> bool:
+        """See `ModelConfig`."""
+        return self.moe.routed
+
+    @property
+    def token_width(self) -> int:
+        """Width D of the last stage."""
+        return self.width * 2 ** (len(self.depths) - 1)
+
+    @property
+    def blocks_above(self) -> dict[str, int | Sequence[int]]:
+        """See `Model`."""
+        return prefixed("backbone", self.pyramid.blocks_above, 0) | {"": sum(self.depths), "norm": 0}
+
+    def with_engine(self, engine: str) -> RingMoEConfig:
+        """See `ModelConfig`."""
+        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
+
+    def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
+        """See `ringmoe_jax.models.submodel`."""
+        from ringmoe_jax.models.submodel import submodel  # which needs this class
+
+        return submodel(network, sensors)
+
+    def build(
+        self,
+        sensors: Mapping[str, Sensor] | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
+        heads: Mapping[str, Mapping[str, int]] | None = None,
+        mesh: Mesh | None = None,
+    ) -> Model:
+        """RingMoE as two pure functions, see `ModelConfig`.
+
+        Statistics of routing carry the modality axis M in the order of `ringmoe_jax.sensors.modalities(sensors)`.
+        """
+        table, values = chosen_sensors(self.sensors, sensors, statistics)
+        unknown = set(heads or {}) - set(table)
+        if unknown:
+            raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
+        make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
+        return from_module(make, dict.fromkeys(table, self.token_width), self.blocks_above)
 
 
 class RingMoE(nnx.Module):
-    """See the module's text; `build` gives the pure functions.
+    """See the module's text; `RingMoEConfig.build` gives the pure functions.
 
     Args:
         config: geometry.
@@ -159,7 +226,7 @@ class RingMoE(nnx.Module):
         self.backbone = SwinPyramid(
             config.pyramid, make_ffn, rngs, constrain=self._constrain, spread=spread, dtype=dtype
         )
-        width = config.width * 2 ** (len(config.depths) - 1)
+        width = config.token_width
         self.norm = layer_norm(width, rngs, dtype=dtype)
         self.decoders = nnx.Dict(
             {
@@ -264,39 +331,3 @@ def _pixel_mask(entry: Mapping) -> jax.Array:
     if "mask" not in entry:
         return valid
     return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]
-
-
-def build(
-    config: RingMoEConfig,
-    sensors: Mapping[str, Sensor] | None = None,
-    statistics: Mapping[str, Statistics] | None = None,
-    heads: Mapping[str, Mapping[str, int]] | None = None,
-    mesh: Mesh | None = None,
-) -> Model:
-    """RingMoE as two pure functions.
-
-    Args:
-        config: geometry.
-        sensors: what `config.sensors` names, for example with bands selected; default: the sensor table.
-        statistics: normalisation of each sensor; default: the sensor's own.
-        heads: decoder channels, {sensor: {head: channels}}; none by default.
-        mesh: where the program runs; None is one device.
-
-    Returns:
-        `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`
-        (see `ringmoe_jax.contracts`). Statistics of routing carry the modality axis M in the order
-        of `ringmoe_jax.sensors.modalities(sensors)`.
-    """
-    table = sensor_table.resolve(config.sensors, sensors)
-    values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
-    for name, sensor in table.items():
-        if len(values[name].mean) != sensor.channels:
-            raise ConfigError(
-                f'statistics of "{name}" have {len(values[name].mean)} bands, the sensor has {sensor.channels}'
-            )
-    unknown = set(heads or {}) - set(table)
-    if unknown:
-        raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
-    width = config.width * 2 ** (len(config.depths) - 1)
-    make = functools.partial(RingMoE, config, table, values, dict(heads or {}), mesh)
-    return from_module(make, dict.fromkeys(table, width))

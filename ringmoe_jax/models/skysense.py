@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import Model, from_module
+from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
+from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm, linear
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
@@ -35,8 +37,9 @@ DATES = 365  # rows of the date table; 31 December of a leap year shares the las
 DENSE = MoEConfig(specialised=0, collaborative=0, shared=True)
 
 
+@MODELS.register("skysense")
 @dataclasses.dataclass(frozen=True)
-class SkySenseConfig:
+class SkySenseConfig(ModelConfig):
     """Geometry. Defaults are the released model: SwinV2-H, two ViT-L, and a fusion of 24 layers.
 
     Attributes:
@@ -66,6 +69,7 @@ class SkySenseConfig:
             `ringmoe_jax.models.adapters`; 0 is none.
     """
 
+    title: ClassVar[str] = "SkySense"
     sensors: tuple[str, ...] = ("rgb", "s2_10", "s1_grd")
     high_resolution: str = "rgb"
     image_size: int = 512
@@ -91,6 +95,7 @@ class SkySenseConfig:
     def __post_init__(self):
         if not self.sensors:
             raise ConfigError("model.sensors is empty: name at least one sensor")
+        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
         for field, names in (("high_resolution", (self.high_resolution,)), ("dated", self.dated)):
             for name in names:
                 if name and name not in self.sensors:
@@ -129,7 +134,7 @@ class SkySenseConfig:
 
     @property
     def image_sizes(self) -> dict[str, int]:
-        """Side in pixels that a sensor's images must have."""
+        """See `ModelConfig`."""
         return {self.high_resolution: self.image_size} if self.high_resolution else {}
 
     @property
@@ -153,6 +158,49 @@ class SkySenseConfig:
             self.remat,
             self.adapter,
         )
+
+    @property
+    def has_experts(self) -> bool:
+        """See `ModelConfig`."""
+        return self.moe.routed
+
+    @property
+    def blocks_above(self) -> dict[str, int | Sequence[int]]:
+        """See `Model`: all blocks of the fusion lie above those of the encoders."""
+        fusion = self.fusion.depth
+        above = {"": fusion, "geo_context": 0} | prefixed("fusion/transformer", self.fusion.blocks_above, 0)
+        for name in self.sensors:
+            high = name == self.high_resolution
+            inner, blocks = ("backbone", self.pyramid) if high else ("vit/transformer", self.frame)
+            own = prefixed(inner, blocks.blocks_above, 0)
+            own |= {"": sum(self.depths), "norm": 0} if high else {"": self.frame.depth, "up": 0}
+            above |= prefixed(f"encoders/{name}", own, fusion)
+        return above
+
+    def with_engine(self, engine: str) -> SkySenseConfig:
+        """See `ModelConfig`."""
+        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
+
+    def build(
+        self,
+        sensors: Mapping[str, Sensor] | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
+        heads: Mapping[str, Mapping[str, int]] | None = None,
+        mesh: Mesh | None = None,
+    ) -> Model:
+        """SkySense's encoders and fusion as two pure functions, see `ModelConfig`; there are no pixel decoders.
+
+        Any subset of the sensors may be in a batch: one encoder alone, a series with its fusion over dates, or all.
+        Besides the usual outputs there are outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D], D
+        doubled by the geo-context. With it also outputs["regions"] [B], and outputs["context"][sensor] [B, h, w, D]:
+        what one encoder's tokens, their mean over dates projected as for the fusion (our choice), read on their own.
+        """
+        if heads:
+            raise ConfigError(f"skysense has no decoders, but objectives ask for some of {', '.join(heads)}")
+        table, values = chosen_sensors(self.sensors, sensors, statistics)
+        width = self.fusion.width * (2 if self.geo_context else 1)
+        streams = dict.fromkeys(table, self.token_width) | {FUSED: width}
+        return from_module(functools.partial(SkySense, self, table, values, mesh), streams, self.blocks_above)
 
 
 class HighResolutionEncoder(nnx.Module):
@@ -220,7 +268,7 @@ class Fusion(nnx.Module):
 
 
 class SkySense(nnx.Module):
-    """See the module's text; `build` gives the pure functions."""
+    """See the module's text; `SkySenseConfig.build` gives the pure functions."""
 
     def __init__(
         self,
@@ -279,7 +327,7 @@ class SkySense(nnx.Module):
         }
 
     def _contexts(self, tokens, visible, location) -> dict[str, jax.Array]:
-        """What single encoders read from the prototypes, {sensor: [B, h, w, D]}; see `build`."""
+        """What single encoders read from the prototypes, {sensor: [B, h, w, D]}; see `SkySenseConfig.build`."""
         means = {name: _mean_over_dates(x, visible[name]) for name, x in tokens.items()}
         return {name: self.geo_context(self.fusion.project(x), location)[0] for name, x in means.items()}
 
@@ -360,36 +408,3 @@ def _mean_of(tokens: jax.Array, visible: jax.Array) -> jax.Array:
     weight = visible.astype(jnp.float32)[:, :, None]
     mean = tokens.astype(jnp.float32).mean(axis=(2, 3))
     return jnp.sum(mean * weight, axis=1) / jnp.maximum(weight.sum(axis=1), 1)
-
-
-def build(
-    config: SkySenseConfig,
-    sensors: Mapping[str, Sensor] | None = None,
-    statistics: Mapping[str, Statistics] | None = None,
-    heads: Mapping[str, Mapping[str, int]] | None = None,
-    mesh: Mesh | None = None,
-) -> Model:
-    """SkySense's encoders and fusion as two pure functions.
-
-    Any subset of the sensors may be in a batch: one encoder alone, a series with its fusion over dates, or all.
-
-    Args:
-        config: geometry.
-        sensors: what `config.sensors` names, for example with bands selected; default: the sensor table.
-        statistics: normalisation of each sensor; default: the sensor's own.
-        heads: must be empty: the encoders have no pixel decoders.
-        mesh: where the program runs; None is one device.
-
-    Returns:
-        `Model` with `init(key) -> params` and `apply(params, batch, *, key, train) -> outputs`, see
-        `ringmoe_jax.contracts`; besides, outputs["fused"] [B, h, w, D] and outputs["pooled"]["fused"] [B, D], D doubled
-        by the geo-context. With it also outputs["regions"] [B], and outputs["context"][sensor] [B, h, w, D]: what
-        one encoder's tokens, their mean over dates projected as for the fusion (our choice), read on their own.
-    """
-    if heads:
-        raise ConfigError(f"skysense has no decoders, but objectives ask for some of {', '.join(heads)}")
-    table = sensor_table.resolve(config.sensors, sensors)
-    values = {name: (statistics or {}).get(name, sensor.statistics) for name, sensor in table.items()}
-    width = config.fusion.width * (2 if config.geo_context else 1)
-    streams = dict.fromkeys(table, config.token_width) | {FUSED: width}
-    return from_module(functools.partial(SkySense, config, table, values, mesh), streams)

@@ -168,9 +168,32 @@ class SwinConfig:
         starts = [first, *(layer for layer in self.breaks if first < layer < last), last]
         return tuple(itertools.starmap(range, itertools.pairwise(starts)))
 
+    @property
+    def blocks_above(self) -> dict[str, int | tuple[int, ...]]:
+        """Blocks of the pyramid above its parts, see `ringmoe_jax.models.api.Model`."""
+        total, above = sum(self.depths), {}
+        for i in range(len(self.depths)):
+            left = total - sum(self.depths[: i + 1])
+            above |= {f"stages/stage{i}/norms": left, f"merges/merge{i}": left}
+            for j, run in enumerate(self.runs(i)):
+                above[f"stages/stage{i}/blocks/run{j}"] = tuple(total - 1 - layer for layer in run)
+        return above
+
     def stage_window(self, stage: int) -> int:
         """Window of a stage, clamped to its grid (released code)."""
         return min(self.window, self.grid // 2**stage)
+
+
+def windows(grid: int, stages: int) -> list[int]:
+    """Windows that tile every stage of a pyramid, in tokens a side, ascending.
+
+    Args:
+        grid: tokens along one side of the first stage; each further stage has half as many, whole or not.
+        stages: their number.
+    """
+    sides = [grid // 2**stage for stage in range(stages) if grid % 2**stage == 0]
+    tiled = range(1, grid + 1) if len(sides) == stages else ()
+    return [window for window in tiled if all(side % min(window, side) == 0 for side in sides)]
 
 
 class SwinPyramid(nnx.Module):

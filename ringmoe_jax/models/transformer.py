@@ -33,6 +33,11 @@ class TransformerConfig:
     drop_path: float = 0.3
     remat: str = "none"
 
+    @property
+    def blocks_above(self) -> dict[str, tuple[int, ...]]:
+        """Blocks above each of a `Transformer`, see `ringmoe_jax.models.api.Model`."""
+        return {"blocks": tuple(range(self.depth))[::-1]}
+
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention over all tokens, with biases on queries, keys and values."""

@@ -1,7 +1,7 @@
 """Mixture of experts: who may choose what, who chose what, and how it is computed.
 
     table     which experts each modality may choose (`allowed[M, E]`)
-    routing   router scores to expert indices and gates
+    routing   router scores to expert indices and gates, by a router that a config names
     experts   the experts' parameters and their two matrix products
     dispatch  choices to rows and back, by gathers in both directions
     exchange  rows between devices, different numbers of them

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.moe.engines import ENGINES, Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
@@ -32,7 +32,7 @@ def run(
     size, so a result depends on `groups` but not on how many devices share the work.
 
     Args:
-        engine: key of `engines.ENGINES`.
+        engine: name in `engines.ENGINES`, or `module:function`.
         tokens: [N, D], split over every mesh axis along N where a mesh is given.
         routings: choices for the N tokens, one per router group.
         experts: E experts per router group, split over "expert" along E where a mesh is given.
@@ -47,11 +47,11 @@ def run(
     Raises:
         ConfigError: unknown engine, or N, E, groups and mesh do not divide.
     """
-    check(engine)
+    compute = find(engine)
     if mesh is None or mesh.size == 1:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         layout = Layout(tuple(rows), groups, priority, 1, _platform(platform))
-        return ENGINES[engine](tokens, tuple(routings), tuple(experts), layout)
+        return compute(tokens, tuple(routings), tuple(experts), layout)
     shards, expert_shards = mesh.size, mesh.shape[EXPERT_AXIS]
     uneven = [group.count for group in experts if group.count % expert_shards]
     if groups % shards or tokens.shape[0] % groups or uneven:
@@ -63,7 +63,7 @@ def run(
     layout = Layout(tuple(rows), groups // shards, priority, expert_shards, _platform(mesh.devices.flat[0].platform))
     split, by_expert = P(BATCH_AXES), P(EXPERT_AXIS)
     return jax.shard_map(
-        lambda t, r, e: ENGINES[engine](t, r, e, layout),
+        lambda t, r, e: compute(t, r, e, layout),
         mesh=mesh,
         in_specs=(split, split, by_expert),
         out_specs=(split, split),
@@ -71,10 +71,9 @@ def run(
     )(tokens, tuple(routings), tuple(experts))
 
 
-def check(engine: str) -> None:
-    """Raises ConfigError unless `engine` exists."""
-    if engine not in ENGINES:
-        raise ConfigError(f'model.moe.engine = "{engine}" does not exist: {nearest(engine, ENGINES)}')
+def find(engine: str) -> Callable:
+    """The engine of that name, or of one's own file; raises ConfigError where there is none."""
+    return ENGINES.find(engine, "model.moe.engine")
 
 
 def _platform(name: str) -> str:

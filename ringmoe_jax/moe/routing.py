@@ -1,7 +1,12 @@
-"""From tokens to expert indices and gates. Always in float32."""
+"""From tokens to expert indices and gates. Always in float32.
+
+A router is named in `model.moe.router`, {"name": "softmax_top_k"} or `module:Name` of one's own file with its fields.
+"""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,19 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.registry import Registry
+
 
 class Routing(NamedTuple):
     """What a router decided.
 
     Attributes:
-        experts: [N, K] int32, chosen experts, best first.
-        gates: [N, K] float32 in 0..1, weight of each chosen expert's output.
-        probabilities: [N, E] float32, softmax over the allowed experts, 0 elsewhere.
+        experts: [N, K] int32, chosen experts, best first; E where a token chose fewer than K.
+        gates: [N, K] float32 in 0..1, weight of each chosen expert's output, 0 where there is none.
+        probabilities: [N, E] float32, how a token's preference is spread over the experts in reach: rows sum to 1.
+            Entropies and balance losses read it.
+        reach: [N, E] bool, the experts that a token could have chosen; None where these are all that its modality is
+            allowed.
     """
 
     experts: jax.Array
     gates: jax.Array
     probabilities: jax.Array
+    reach: jax.Array | None = None
 
 
 def logits(tokens: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
@@ -39,10 +50,61 @@ def logits(tokens: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
     return jnp.split(scores, np.cumsum([kernel.shape[1] for kernel in kernels])[:-1], axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Router(abc.ABC):
+    """From scores to choices. A router of your own is a frozen dataclass made from this class.
+
+    It has no parameters but those of the scores, is computed in float32, and sees all tokens of the batch at once, on
+    however many devices they lie.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int) -> Routing:
+        """Chooses.
+
+        Args:
+            scores: [N, E] float32, of `logits`.
+            modality: [N] int32, row of `allowed` for each token.
+            allowed: [M, E] bool; every row allows at least `k` experts.
+            k: experts per token, `model.moe.top_k`; where their number varies, its mean: buffers are sized by it.
+        """
+
+
+ROUTERS = Registry("router", Router)
+
+
+@ROUTERS.register("softmax_top_k")
+@dataclasses.dataclass(frozen=True)
+class SoftmaxTopK(Router):
+    """The k likeliest of the experts that a token's modality may choose (released RingMoE code; V-MoE).
+
+    Ties go to the lower expert index.
+    """
+
+    def __call__(self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int) -> Routing:
+        """See `Router`."""
+        probabilities = jax.nn.softmax(masked(scores, modality, allowed), axis=-1)
+        gates, experts = jax.lax.top_k(probabilities, k)
+        return Routing(experts, gates, probabilities)
+
+
+def masked(scores: jax.Array, modality: jax.Array, allowed: np.ndarray) -> jax.Array:
+    """Scores [N, E], minus infinity where a token's modality may not choose the expert; see `Router`."""
+    if allowed.all():
+        return scores
+    return jnp.where(jnp.asarray(allowed)[modality], scores, -jnp.inf)
+
+
 def route(
-    logits: jax.Array, modality: jax.Array, allowed: np.ndarray, *, k: int, normalise_gates: bool = False
+    logits: jax.Array,
+    modality: jax.Array,
+    allowed: np.ndarray,
+    *,
+    k: int,
+    normalise_gates: bool = False,
+    router: Router = SoftmaxTopK(),
 ) -> Routing:
-    """Top-k softmax routing within the experts that a token's modality may choose.
+    """Chooses experts among those that a token's modality may choose.
 
     Args:
         logits: [N, E] float32.
@@ -52,14 +114,10 @@ def route(
         normalise_gates: divide the gates by their sum over the chosen experts. With k = 1 the
             gate is then exactly 1 and the task sends no gradient to the router, as in the
             released code; False keeps the softmax probability (Switch Transformer), our default.
-
-    Returns:
-        `Routing`. Ties go to the lower expert index.
+        router: the rule.
     """
-    if not allowed.all():
-        logits = jnp.where(jnp.asarray(allowed)[modality], logits, -jnp.inf)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    gates, experts = jax.lax.top_k(probabilities, k)
+    routing = router(logits, modality, allowed, k)
     if normalise_gates:
-        gates = gates / (gates.sum(axis=-1, keepdims=True) + 1e-9)
-    return Routing(experts, gates, probabilities)
+        gates = routing.gates / (routing.gates.sum(axis=-1, keepdims=True) + 1e-9)
+        routing = routing._replace(gates=gates)
+    return routing

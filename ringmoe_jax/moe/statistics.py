@@ -23,6 +23,7 @@ class Statistics(NamedTuple):
         tokens: [M] tokens.
         load: [M, E] choices that fell on each expert, dropped ones included.
         probability: [M, E] sum of router probabilities (differentiable).
+        reach: [M, E] tokens that could have chosen each expert.
         dropped: [M] choices that found their expert full.
         entropy: [M] sum of the routers' entropies, in nats.
         gate: [M, E] sum of the gates with which each expert was chosen.
@@ -33,6 +34,7 @@ class Statistics(NamedTuple):
     tokens: jax.Array
     load: jax.Array
     probability: jax.Array
+    reach: jax.Array
     dropped: jax.Array
     entropy: jax.Array
     gate: jax.Array
@@ -58,11 +60,17 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     tokens = member.sum(axis=0)
     load = jnp.dot(member.T, choices.sum(axis=1), precision=exact)
     probability = jnp.dot(member.T, probabilities, precision=exact)
+    if routing.reach is None:
+        reach = tokens[:, None] * allowed
+    else:
+        reach = jnp.dot(member.T, routing.reach.astype(jnp.float32), precision=exact)
+    lost = ~kept & (routing.experts < probabilities.shape[-1])
     return Statistics(
         tokens=tokens,
         load=load,
         probability=probability,
-        dropped=jnp.dot(member.T, jnp.sum(~kept, axis=1).astype(jnp.float32), precision=exact),
+        reach=reach,
+        dropped=jnp.dot(member.T, jnp.sum(lost, axis=1).astype(jnp.float32), precision=exact),
         entropy=jax.lax.stop_gradient(jnp.dot(member.T, entropy, precision=exact)),
         gate=jax.lax.stop_gradient(jnp.dot(member.T, gates, precision=exact)),
         balance=balance_loss(tokens, load, probability, allowed),
@@ -74,7 +82,7 @@ def expand(statistics: Statistics, columns: np.ndarray | slice, experts: int) ->
     if statistics.load.shape[-1] == experts:
         return statistics
     wide = lambda x: jnp.zeros((x.shape[0], experts, *x.shape[2:]), x.dtype).at[:, columns].set(x)  # noqa: E731
-    by_expert = {name: getattr(statistics, name) for name in ("load", "probability", "gate", "contribution")}
+    by_expert = {name: getattr(statistics, name) for name in ("load", "probability", "reach", "gate", "contribution")}
     return statistics._replace(**jax.tree.map(wide, by_expert))
 
 
@@ -89,7 +97,7 @@ def nothing(modalities: int, experts: int, hidden: int | None = None) -> Statist
     zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
     one, each = zeros(modalities), zeros(modalities, experts)
     measured = None if hidden is None else Contribution(each, zeros(modalities, experts, hidden))
-    return Statistics(one, each, each, one, one, each, zeros(), measured)
+    return Statistics(one, each, each, each, one, one, each, zeros(), measured)
 
 
 def balance_loss(tokens: jax.Array, load: jax.Array, probability: jax.Array, allowed: np.ndarray) -> jax.Array:

@@ -3,6 +3,7 @@
 from ringmoe_jax.objectives.alignment import Alignment
 from ringmoe_jax.objectives.balance import Balance
 from ringmoe_jax.objectives.base import (
+    OBJECTIVES,
     Constraint,
     Likelihood,
     Objective,
@@ -33,6 +34,7 @@ from ringmoe_jax.objectives.wishart import Wishart
 
 __all__ = [
     "FCOS",
+    "OBJECTIVES",
     "Alignment",
     "Balance",
     "BinChamfer",

@@ -12,23 +12,21 @@ this package are known by a short name (`register`).
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax import config as configuration
 from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor
 
 PIXELS = "pixels"  # decoder output: the standardised bands of the sensor
 
 Result = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 NOTHING: Result = (np.float32(0), np.float32(0), {})  # of a batch that does not show the sensor
-REGISTRY: dict[str, type[Objective]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +79,10 @@ class Objective:
         if self.start_step:
             scale = jnp.where(step < self.start_step, 0.0, scale)
         return jnp.where(step >= self.stop_step, 0.0, scale) if self.stop_step else scale
+
+
+OBJECTIVES = Registry("objective", Objective)
+register = OBJECTIVES.register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,23 +213,6 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> Result:
     return jnp.sum(jnp.mean(chosen, axis=-1)), jnp.sum(mask, dtype=jnp.float32), {}
 
 
-def register(name: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator: makes an objective known to configs by a short name.
-
-    Raises:
-        ConfigError: another class has the name.
-    """
-
-    def add(cls: type[Objective]) -> type[Objective]:
-        known = REGISTRY.setdefault(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ConfigError(f'objective "{name}" is {known.__module__}.{known.__qualname__} already')
-        REGISTRY[name] = cls  # the same class again: a notebook cell that was run twice
-        return cls
-
-    return add
-
-
 def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     """Builds the objectives of a config.
 
@@ -239,24 +224,16 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     """
     built = {}
     for label, values in config.items():
-        values = dict(values)
         where = f"config.objectives.{label}"
-        built[label] = configuration.build(_find(values.pop("name", None), where), values, where)
+        if "name" not in values:
+            others = nearest(label, [other for other in config if other != label])
+            raise ConfigError(
+                f"{where} has no name of an objective: give one, or name an entry that is there: {others}"
+            )
+        built[label] = OBJECTIVES.build(values, where)
     if not built:
         raise ConfigError("config.objectives is empty: name at least one objective")
     return built
-
-
-def _find(name: str | None, where: str) -> type[Objective]:
-    if name in REGISTRY:
-        return REGISTRY[name]
-    module, _, attribute = str(name).partition(":")
-    if not attribute:
-        raise ConfigError(f'{where}.name = "{name}" does not exist: {nearest(str(name), REGISTRY)}')
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f'{where}.name = "{name}" cannot be imported: {error}') from error
 
 
 def collect_heads(objectives: Mapping[str, Objective], sensors: Mapping[str, Sensor]) -> dict[str, dict[str, int]]:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ringmoe_jax.objectives import Objective
+from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import batch_sharding
-from ringmoe_jax.planning import hlo
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training.state import TrainState, state_shardings

@@ -127,7 +127,7 @@ def devices(topology: Topology) -> list:
 def compiler_options(topology: Topology, *, full: bool = False) -> dict[str, str | int]:
     """Options of `lowered.compile` that suit a plan.
 
-    TPU programs are compiled at XLA's first effort level (our choice): the step of `configs/ringmoe_14b.py` then
+    TPU programs are compiled at XLA's first effort level (our choice): the step of `configs/ringmoe.py:14b` then
     took 218 s instead of 370 s for 128 TPU v5p and 347 s instead of 509 s for 256 TPU v5e, on 2 shared cores. Its
     temporaries came out 36 % larger and 5 % smaller, respectively.
     Kernels of an absent GPU cannot be timed.

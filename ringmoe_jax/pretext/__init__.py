@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ringmoe_jax import config as configuration
-from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.api import Model
-from ringmoe_jax.pretext.base import Pretext, Wanted
-from ringmoe_jax.pretext.contrastive import ContrastiveConfig, contrastive
-from ringmoe_jax.pretext.masked import masked, masked_parts
+from ringmoe_jax.pretext import masked as _masked  # noqa: F401  (registers)
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
+from ringmoe_jax.pretext.contrastive import ContrastiveConfig
 
-__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "Wanted", "build"]
+__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "PretextConfig", "Wanted", "build", "complete", "register"]
 
-
-@dataclasses.dataclass(frozen=True)
-class NoConfig:
-    """Of a task without choices."""
-
-
-def _without_projections(make: Callable[[Model], Pretext]) -> Callable[..., Pretext]:
-    def checked(model: Model, wanted: Wanted, config: NoConfig) -> Pretext:
-        if wanted.projections:
-            raise ConfigError(
-                f"objectives compare {', '.join(wanted.projections)} of two views, which this pretext task does not "
-                'make: set pretext.name = "contrastive"'
-            )
-        return make(model)
-
-    return checked
-
-
-# name in the config -> (its dataclass, its builder)
-PRETEXTS: dict[str, tuple[type, Callable[..., Pretext]]] = {
-    "masked": (NoConfig, _without_projections(masked)),
-    "masked_parts": (NoConfig, _without_projections(masked_parts)),
-    "contrastive": (ContrastiveConfig, contrastive),
-}
+register = PRETEXTS.register
 
 
 def build(config: Mapping[str, Any], model: Model, wanted: Wanted = Wanted()) -> Pretext:  # noqa: B008
@@ -52,9 +28,19 @@ def build(config: Mapping[str, Any], model: Model, wanted: Wanted = Wanted()) ->
     Raises:
         ConfigError: unknown task or key, the message names the nearest; or objectives want what it does not give.
     """
-    values = dict(config)
-    name = values.pop("name", None)
-    if name not in PRETEXTS:
-        raise ConfigError(f'config.pretext.name = "{name}" does not exist: {nearest(str(name), PRETEXTS)}')
-    cls, make = PRETEXTS[name]
-    return make(model, wanted, configuration.build(cls, values, "config.pretext"))
+    built = PRETEXTS.build(config, "config.pretext")
+    if wanted.projections and not built.projects:
+        raise ConfigError(
+            f"objectives compare {', '.join(wanted.projections)} of two views, which this pretext task does not "
+            'make: set pretext.name = "contrastive"'
+        )
+    return built.build(model, wanted)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every default of the task's dataclass filled in.
+
+    Raises:
+        ConfigError: unknown task or key, the message names the nearest.
+    """
+    return {"name": config["name"], **dataclasses.asdict(PRETEXTS.build(config, "config.pretext"))}

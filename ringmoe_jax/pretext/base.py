@@ -1,14 +1,16 @@
-"""The interface of a pretext task."""
+"""The interface of a pretext task, and how a config names one."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
-from ringmoe_jax.models.api import Params
+from ringmoe_jax.models.api import Model, Params
+from ringmoe_jax.registry import Registry
 
 
 def _keep_all(params: Params, key: jax.Array) -> tuple[Params, Any]:
@@ -55,3 +57,29 @@ class Wanted:
 
     steps: int = 1
     projections: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretextConfig(abc.ABC):
+    """A pretext task as a config names it. One of your own is a frozen dataclass made from this class.
+
+    Attributes:
+        projects: whether it makes the features of two views that objectives may compare, see `Wanted.projections`.
+    """
+
+    projects: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def build(self, model: Model, wanted: Wanted) -> Pretext:
+        """The task on a model.
+
+        Args:
+            model: what the passes go through.
+            wanted: what objectives compare, and for how many steps.
+
+        Raises:
+            ConfigError: objectives want what it does not give.
+        """
+
+
+PRETEXTS = Registry("pretext task", PretextConfig)

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,16 @@ from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.pretext import matching, prototypes
-from ringmoe_jax.pretext.base import Pretext, Wanted
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 IMAGE, LOCAL, ALIGN = "image", "local", "align"  # projections of a stream
 LEVELS = {"image": IMAGE, "pixel": LOCAL, "object": LOCAL, "align": ALIGN}  # which one each level uses
 
 
+@PRETEXTS.register("contrastive")
 @dataclasses.dataclass(frozen=True)
-class ContrastiveConfig:
+class ContrastiveConfig(PretextConfig):
     """How targets are made. Defaults are DINO's and iBOT's (our choice, the paper is silent).
 
     Attributes:
@@ -54,6 +55,7 @@ class ContrastiveConfig:
         prototype_temperature: of the assignment to prototypes.
     """
 
+    projects: ClassVar[bool] = True
     momentum: float = 0.996
     targets: str = "sinkhorn"
     temperature: float = 0.07
@@ -86,6 +88,9 @@ class ContrastiveConfig:
             raise ConfigError(
                 "pretext: image_outputs, local_outputs, hidden, bottleneck and clusters must be 2 or more"
             )
+
+    def build(self, model: Model, wanted: Wanted) -> Pretext:
+        return contrastive(model, wanted, self)
 
 
 def contrastive(model: Model, wanted: Wanted, config: ContrastiveConfig) -> Pretext:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import cells_to_pixels, standardise
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.models.api import Model
-from ringmoe_jax.pretext.base import Pretext
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
 from ringmoe_jax.sensors import COMPLEX
 
 
@@ -61,6 +63,24 @@ def masked_parts(model: Model) -> Pretext:
         return outputs | {"standardised": whole, "withheld": withheld}, state
 
     return Pretext(apply)
+
+
+@PRETEXTS.register("masked")
+@dataclasses.dataclass(frozen=True)
+class Masked(PretextConfig):
+    """See `masked`."""
+
+    def build(self, model: Model, wanted: Wanted) -> Pretext:
+        return masked(model)
+
+
+@PRETEXTS.register("masked_parts")
+@dataclasses.dataclass(frozen=True)
+class MaskedParts(PretextConfig):
+    """See `masked_parts`."""
+
+    def build(self, model: Model, wanted: Wanted) -> Pretext:
+        return masked_parts(model)
 
 
 def _lost_parts(entry, key) -> jax.Array:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringmoe_jax import config as configuration
-from ringmoe_jax import models
+from ringmoe_jax import models, objectives, pretext, tasks
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress.online import PruningConfig
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.adaptation import AdaptationConfig
+from ringmoe_jax.models.heads import HEADS
 from ringmoe_jax.models.heads.neck import NeckConfig
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.sensors import Sensor
@@ -64,6 +65,36 @@ class PretrainConfig:
                     f"config.data.image_size (or config.data.sizes.{sensor}) to the same number"
                 )
         return config
+
+    def complete(self) -> dict[str, Any]:
+        """A nested dict with every default filled in, as a checkpoint's record keeps it; `of` makes the same of it.
+
+        Raises:
+            ConfigError: an objective, the pretext task or the model has no such key.
+        """
+        return dataclasses.asdict(self) | {
+            "model": models.complete(self.model),
+            "pretext": pretext.complete(self.pretext),
+            "objectives": _complete_objectives(self.objectives),
+            "pruning": dataclasses.asdict(self.pruning if self.pruning.every else PruningConfig()),
+        }
+
+    def check_streams(self) -> None:
+        """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks."""
+        model, streams = self.model.get("sensors", ()), self.data.streams
+        read = {name for stream in streams.values() for name in stream.sensors}
+        both = [name for name in model if name in read]
+        fix = f"take the sensor out everywhere with --sensors {' '.join(both)}, or " if both else ""
+        for name in model:
+            if name not in read:
+                raise ConfigError(f'config.model.sensors has "{name}", which no stream reads: {fix}add a stream')
+        for label, stream in streams.items():
+            for name in stream.sensors:
+                if name not in model:
+                    raise ConfigError(
+                        f'config.data.streams.{label} reads "{name}", which config.model.sensors lacks: {fix}add it '
+                        "there"
+                    )
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -131,6 +162,37 @@ class FinetuneConfig:
         """
         configuration.import_modules(values.get("modules", ()))
         return configuration.build(FinetuneConfig, values)
+
+    def complete(self) -> dict[str, Any]:
+        """A nested dict with every default filled in, as a checkpoint's record keeps it; `of` makes the same of it.
+
+        Of the head it keeps what differs from its defaults, for the task decides some of its fields.
+
+        Raises:
+            ConfigError: the task, an objective, the model or the head has no such key.
+        """
+        return dataclasses.asdict(self) | {
+            "task": {"name": self.task.get("name"), **dataclasses.asdict(tasks.build(self.task))},
+            "model": models.complete(self.model) if self.model else {},
+            "head": _complete_head(self.head),
+            "objectives": _complete_objectives(self.objectives),
+        }
+
+
+def _complete_objectives(values: Mapping[str, Any]) -> dict[str, Any]:
+    terms = objectives.build(values) if values else {}
+    return {label: {"name": values[label]["name"]} | dataclasses.asdict(term) for label, term in terms.items()}
+
+
+def _complete_head(head: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's config without the values that are its defaults; as it is where the task chooses the head."""
+    if "name" not in head:
+        return dict(head)
+    stated = HEADS.build(head, "config.head")
+    defaults = {field.name: field.default for field in dataclasses.fields(stated)}
+    return {"name": head["name"]} | {
+        key: value for key, value in dataclasses.asdict(stated).items() if value != defaults[key]
+    }
 
 
 def sensors_of(model: Mapping[str, Any], bands: Mapping[str, Sequence[str]]) -> dict[str, Sensor]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ringmoe_jax.evaluate.likelihood import HeldOut
 from ringmoe_jax.evaluate.locations import Agreement
-from ringmoe_jax.evaluate.metrics import Quantity, Score
+from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.probes import Probe
 from ringmoe_jax.evaluate.reconstruction import Comparison
 from ringmoe_jax.evaluate.routing import GroupSummary
@@ -311,7 +311,6 @@ class TaskScore(Provenance):
         blocks: of neighbouring samples, what intervals rest on.
         scores: by metric, the main one first.
         constant: the same of the best answer that looks at no image.
-        quantities: what each metric says, see `ringmoe_jax.evaluate.metrics.base.Metric`.
         classes: a table by column, where the metric has one; "class" is the first column.
         left_out: classes that are not scored, because no sample holds them.
         notes: what a reader has to know before believing the numbers.
@@ -330,7 +329,6 @@ class TaskScore(Provenance):
     blocks: int
     scores: dict[str, Score]
     constant: dict[str, Score]
-    quantities: dict[str, Quantity]
     seconds: float
     without: tuple[str, ...] = ()
     classes: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,8 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives
 from ringmoe_jax.compress import Network
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.run import build, results
@@ -263,21 +266,40 @@ def _narrowed(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
         raise ConfigError(f"no stream of the run's data shows {', '.join(model['sensors'])}: keep another modality")
     by_sensor = {key: data[key] for key in ("bands", "sizes", "frames") if key in data}
     by_sensor = {key: {name: v for name, v in values.items() if name in left} for key, values in by_sensor.items()}
-    before = PretrainConfig.of(config)
+    before, routed = PretrainConfig.of(config), models.read(model).has_experts
     terms = {
         label: config["objectives"][label]
         for label, term in objectives.build(before.objectives).items()
-        if _looks_at(term, before.sensors) <= left and (routed(model) or not isinstance(term, objectives.Balance))
+        if _looks_at(term, before.sensors) <= left and (routed or not isinstance(term, objectives.Balance))
     }
     if not terms:
         raise ConfigError(f"no objective of the run looks at {', '.join(model['sensors'])} alone: keep further sensors")
-    return {**config, "model": model, "data": {**data, **by_sensor, "streams": streams}, "objectives": terms}
+    data = {**data, **by_sensor, "streams": streams}
+    if data.get("views"):
+        data = {**data, "views": _narrowed_views(data)}
+    config = {name: group for name, group in config.items() if name != "pruning"}  # of experts, while a run trains
+    return {**config, "model": model, "data": data, "objectives": terms}
 
 
-def routed(model: Mapping[str, Any]) -> bool:
-    """Whether a model's config has router groups."""
-    moe = model.get("moe", {})
-    return bool(moe.get("specialised", True) or moe.get("collaborative", True))
+def _narrowed_views(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Views of the streams that are left: the first sensor that the rest allows stands in for one that went.
+
+    Without such a sensor boxes are drawn by `crop_scale`, and there are no local crops.
+    """
+    views, reads = data["views"], [stream["sensors"] for stream in data["streams"].values()]
+    shown = list(dict.fromkeys(name for sensors in reads for name in sensors))
+    everywhere = [name for name in shown if all(name in sensors for sensors in reads)]
+    photometric = {name: values for name, values in views.get("photometric", {}).items() if name in shown}
+    grid, local = views.get("grid", ""), views.get("local_sensor", "")
+    grids = [grid] if grid in ("", *everywhere) else [*everywhere, ""]
+    crops = [{"local_sensor": name} for name in ([local] if local in ("", *shown) else shown)]
+    for crop in [*crops, {"local_sensor": "", "local": 0}]:
+        for name in grids:
+            changed = {**views, "photometric": photometric, "grid": name, **crop}
+            with contextlib.suppress(ConfigError):
+                configuration.build(DataConfig, {**data, "views": changed}, "config.data")
+                return changed
+    return views  # was wrong before
 
 
 def _looks_at(term: objectives.Objective, sensors: Mapping[str, Sensor]) -> set[str]:

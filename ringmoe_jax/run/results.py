@@ -82,46 +82,51 @@ def read(path: Path, step: int | None = None) -> dict[str, Any] | None:
     return values if values is not None and (step is None or values.get("step") == step) else None
 
 
-def load(kind: type[T], path: Path, step: int | None = None) -> T | None:
+def load(kind: type[T], path: Path, step: int | None = None, advice: str = "evaluate the run again") -> T | None:
     """The dataclass that was given to `write`; None where there is nothing, or where it is about another step.
 
     Args:
-        kind: a dataclass of numbers, texts, arrays, other dataclasses, and tuples and dicts of these. What the file
-            says beyond its fields is passed over, a field that it lacks has its default.
+        kind: what `parse` makes.
         path: of the file.
         step: that it must be about.
+        advice: what to do where the file is of another version.
 
     Raises:
         DataError: the file lacks a field without a default, as one of another version may.
     """
     values = read(path, step)
     try:
-        return None if values is None else _made(kind, values, kind.__name__)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} was written by another version ({error}): evaluate the run again") from error
+        return None if values is None else parse(kind, values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} was written by another version of this library: {advice} ({error})") from error
 
 
-def _made(hint: Any, value: Any, where: str) -> Any:
-    """A value of the type that a hint names, from JSON types; null is NaN where a number is expected."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+def parse(kind: Any, value: Any) -> Any:
+    """Inverse of `plain`. What is said beyond a dataclass's fields is passed over; null is NaN where it says float.
+
+    Args:
+        kind: type of the result: a dataclass, dict, tuple, array or scalar.
+        value: JSON types.
+
+    Raises:
+        TypeError: a field without a default is missing, or a value is of another kind.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _made(arguments[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        hints, fields = typing.get_type_hints(hint), dataclasses.fields(hint)
-        for field in fields:
-            optional = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
-            if field.name not in value and not optional:
-                raise KeyError(f"{where}.{field.name} is missing")
-        known = [field.name for field in fields if field.name in value]
-        return hint(**{name: _made(hints[name], value[name], f"{where}.{name}") for name in known})
+        return None if value is None else parse(arguments[0], value)
+    if dataclasses.is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+        known = [field.name for field in dataclasses.fields(kind) if field.name in value]
+        return kind(**{name: parse(kinds[name], value[name]) for name in known})
     if origin is tuple:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_made(k, v, where) for k, v in zip(kinds, value, strict=True))
+        return tuple(parse(k, v) for k, v in zip(kinds, value, strict=True))
     if origin is dict:
-        return {key: _made(arguments[1], v, where) for key, v in value.items()}
-    if hint is np.ndarray:
-        return np.asarray(value, np.float64)
-    return float("nan" if value is None else value) if hint is float else value
+        return {key: parse(arguments[1], v) for key, v in value.items()}
+    if kind is np.ndarray:
+        values = np.array(value)
+        return values if values.dtype != object else values.astype(np.float64)  # null is NaN
+    return math.nan if kind is float and value is None else value
 
 
 def folder_of(report: Path, datasets: Sequence[str] = (), split: str = "", without: Sequence[str] = ()) -> Path:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax import config as configuration
-from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.evaluate.metrics.base import Metric
+from ringmoe_jax.contracts import Meaning
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.evaluate.metrics.base import METRICS, Metric
 from ringmoe_jax.models.downstream import Purpose
 from ringmoe_jax.objectives.supervised import check_labels
+from ringmoe_jax.registry import Registry
 
-REGISTRY: dict[str, type[Task]] = {}
+CLASSES, PROBABILITIES, HEIGHTS = "classes", "probabilities", "heights"  # what maps of whole scenes hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Target:
         names: classes.
         sensor: whose grid maps and boxes lie on; "" where there is none.
         dates: T of that sensor.
+        colours: "#rrggbb" of every class, or none.
     """
 
     name: str
@@ -37,11 +39,12 @@ class Target:
     names: tuple[str, ...]
     sensor: str = ""
     dates: int = 1
+    colours: tuple[str, ...] = ()
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Target:
         """Inverse of `dataclasses.asdict`, after a way through JSON."""
-        return Target(**dict(values) | {"names": tuple(values["names"])})
+        return Target(**dict(values) | {name: tuple(values.get(name, ())) for name in ("names", "colours")})
 
 
 SENSOR = "sensor"  # kind of a target that is a sensor
@@ -66,14 +69,23 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """A task on one target. Everything but `answer` runs on the host.
+    """A task on one target. Everything but `answer` and `windows` runs on the host.
 
     Attributes:
         target: name of the label, or of the sensor, that is the truth.
+        scoring: metric instead of the task's own, a name of `METRICS` or `module:Name`, made from the own one.
+        kinds: of targets that the task can learn.
+        answers: what `answer` gives, for exports.
+        stac_task: name in the enumeration of STAC's extension for models; "" where none fits.
+        maps: what the task can say of whole scenes, the default first; () where it is not offered for them.
     """
 
     target: str
-    kinds: ClassVar[tuple[str, ...]]  # of targets that the task can learn
+    scoring: str = ""
+    kinds: ClassVar[tuple[str, ...]]
+    answers: ClassVar[Mapping[str, Meaning]] = {}
+    stac_task: ClassVar[str] = ""
+    maps: ClassVar[tuple[str, ...]] = ()
 
     def check(self, target: Target) -> None:
         """Raises a `ConfigError` unless the task can learn the target."""
@@ -103,9 +115,39 @@ class Task(abc.ABC):
         """Raises a `DataError` where the truth of a batch cannot be right, for example a class that does not exist."""
         check_labels({target.name: truth}, {target.name: len(target.names)})
 
+    def windows(self, predictions: Mapping[str, jax.Array]) -> jax.Array:
+        """The numbers that are blended between windows of a scene, for one of `maps`, under `jit`.
+
+        Returns:
+            [B, h, w, K] float32; h = w divides the window, or is 1: one answer for the whole.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define windows(predictions), or leave maps empty")
+
+    def map_names(self, target: Target) -> tuple[str, ...]:
+        """Names of the K numbers of `windows`."""
+        return target.names
+
     @abc.abstractmethod
     def metric(self, target: Target) -> Metric:
         """An empty metric."""
+
+    def metric_class(self, own: str) -> type[Metric]:
+        """The class of the metric that `scoring` names, or the task's own.
+
+        Args:
+            own: name of the task's own in `METRICS`.
+
+        Raises:
+            ConfigError: there is no such metric, or it does not take what the task's own takes.
+        """
+        where = "config.task.scoring"
+        chosen = METRICS.find(self.scoring or own, where)
+        if not issubclass(chosen, METRICS[own]):
+            raise ConfigError(
+                f'{where} = "{self.scoring}" does not take what this task gives: make it from '
+                f"{METRICS[own].__module__}.{METRICS[own].__qualname__}"
+            )
+        return chosen
 
     @abc.abstractmethod
     def add(self, metric: Metric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
@@ -120,14 +162,8 @@ class Task(abc.ABC):
         """Pictures by name."""
 
 
-def register(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Class decorator: lets a config say `name`."""
-
-    def add(cls: type[Task]) -> type[Task]:
-        REGISTRY[name] = cls
-        return cls
-
-    return add
+TASKS = Registry("task", Task)
+register = TASKS.register
 
 
 def build(values: Mapping[str, Any]) -> Task:
@@ -136,8 +172,4 @@ def build(values: Mapping[str, Any]) -> Task:
     Raises:
         ConfigError: no such task or key; names the nearest.
     """
-    values = dict(values)
-    name = values.pop("name", None)
-    if name not in REGISTRY:
-        raise ConfigError(f'config.task.name = "{name}" does not exist: {nearest(str(name), REGISTRY)}')
-    return configuration.build(REGISTRY[name], values, "config.task")
+    return TASKS.build(values, "config.task")

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.contracts import BOXES, TRACKS
+from ringmoe_jax.contracts import BOX_UNITS, BOXES, TRACKS, Meaning
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms
 from ringmoe_jax.evaluate.metrics.detection import Detection as Precision
 from ringmoe_jax.evaluate.metrics.tracking import Tracking as Identities
 from ringmoe_jax.models.downstream import Purpose
-from ringmoe_jax.models.heads.detection import decode
+from ringmoe_jax.models.heads.detection import DetectionConfig, decode
 from ringmoe_jax.models.heads.neck import EACH, MEAN
 from ringmoe_jax.tasks.base import Example, Target, Task, register
 from ringmoe_jax.tasks.tracker import TrackerConfig, track
@@ -41,10 +41,17 @@ class _Objects(Task):
     most: int = 300
     threshold: float = 0.05
     overlap: float = 0.3
+    answers: ClassVar = {
+        "boxes": Meaning(("object", "parameter"), f"the best boxes before non-maximum suppression: {BOX_UNITS}"),
+        "scores": Meaning(("object",), "their scores in 0..1, descending"),
+        "classes": Meaning(("object",), "their classes' indices, -1 for rows not to use", of_classes=True),
+    }
+    stac_task: ClassVar = "object-detection"
     dates: ClassVar[str]
 
     def purpose(self, target: Target) -> Purpose:
-        return Purpose(("fcos",), len(target.names), self.dates, target.sensor, {"rotated": self.rotated})
+        reads = {name: DetectionConfig.gives[name].axes for name in ("class", "box", "centreness")}
+        return Purpose("fcos", reads, len(target.names), self.dates, target.sensor, {"rotated": self.rotated})
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"fcos": dict(name="fcos", label=self.target)}
@@ -80,7 +87,7 @@ class Detection(_Objects):
     dates: ClassVar = MEAN
 
     def metric(self, target: Target) -> Precision:
-        return Precision(target.names, self.rotated)
+        return self.metric_class("detection")(target.names, self.rotated)
 
     def add(self, metric: Precision, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(*self.kept(answer["boxes"], answer["scores"], answer["classes"]), truth)
@@ -115,7 +122,7 @@ class Tracking(_Objects):
         return {name: x.reshape(-1, target.dates, *x.shape[1:]) for name, x in found.items()}
 
     def metric(self, target: Target) -> Identities:
-        return Identities(self.rotated, self.distance or None)
+        return self.metric_class("tracking")(self.rotated, self.distance or None)
 
     def add(self, metric: Identities, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(truth, self.tracks(answer))

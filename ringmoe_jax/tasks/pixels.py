@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.contracts import MAP
+from ringmoe_jax.contracts import MAP, Meaning
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.height import FLOOR
 from ringmoe_jax.evaluate.metrics.height import Height as Errors
-from ringmoe_jax.evaluate.metrics.segmentation import Change as Changed
 from ringmoe_jax.evaluate.metrics.segmentation import Segmentation as Overlap
 from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.heads.base import PIXEL_LOGITS, ROWS_COLUMNS
+from ringmoe_jax.models.heads.height import HeightConfig
 from ringmoe_jax.models.heads.neck import MEAN, PAIR
+from ringmoe_jax.tasks import base
 from ringmoe_jax.tasks.base import SENSOR, Example, Target, Task, register
 
 AUXILIARY = 0.4  # weight of the auxiliary head's loss (released SkySense; common practice)
@@ -31,17 +33,26 @@ class _Map(Task):
     """One class a pixel."""
 
     kinds: ClassVar = (MAP,)
-    heads: ClassVar[tuple[str, ...]]
+    answers: ClassVar = {
+        "classes": Meaning(ROWS_COLUMNS, "index of the most likely class of every pixel", of_classes=True)
+    }
+    stac_task: ClassVar = "semantic-segmentation"
+    maps: ClassVar = (base.CLASSES, base.PROBABILITIES)
+    head: ClassVar[str]
     dates: ClassVar[str]
 
     def purpose(self, target: Target) -> Purpose:
-        return Purpose(self.heads, len(target.names), self.dates, target.sensor)
+        return Purpose(self.head, {"logits": PIXEL_LOGITS.axes}, len(target.names), self.dates, target.sensor)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target)}
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         return {"classes": jnp.argmax(predictions["logits"], axis=-1).astype(jnp.int16)}
+
+    def windows(self, predictions: Mapping[str, jax.Array]) -> jax.Array:
+        """Probabilities of the classes of every pixel."""
+        return jax.nn.softmax(predictions["logits"].astype(jnp.float32))
 
     def add(self, metric: Metric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(truth, answer["classes"])
@@ -57,22 +68,21 @@ class _Map(Task):
 class Segmentation(_Map):
     """Land cover and the like; void is -1. Scores: mean IoU, overall accuracy, mean F1; IoU of every class."""
 
-    heads: ClassVar = ("upernet", "fcn")
+    head: ClassVar = "upernet"
     dates: ClassVar = MEAN
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         terms = super().objectives(target, head)
-        if head.get("name", "upernet") == "upernet" and head.get("auxiliary", 1):
-            terms["auxiliary"] = terms["cross_entropy"] | dict(output="auxiliary", scale=AUXILIARY)
-        return terms
+        deep = self.purpose(target).chosen(head).deep_supervision
+        return terms | {name: terms["cross_entropy"] | dict(output=name, scale=AUXILIARY) for name in deep}
 
     def metric(self, target: Target) -> Overlap:
-        return Overlap(target.names)
+        return self.metric_class("segmentation")(target.names)
 
     def figures(self, title: str, metric: Overlap, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
         rows = [(e.images[0], e.truth, e.answer["classes"]) for e in examples]
         return {
-            "masks": task_figures.masks(title, rows, target.names),
+            "masks": task_figures.masks(title, rows, target.names, target.colours),
             "confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names),
         }
 
@@ -83,7 +93,7 @@ class Change(_Map):
     """What changed from the first date to the last. Scores of two classes: F1, IoU, precision and recall of the
     second; of more: as segmentation."""
 
-    heads: ClassVar = ("change_difference", "change_transformer")
+    head: ClassVar = "change_difference"
     dates: ClassVar = PAIR
 
     def check(self, target: Target) -> None:
@@ -95,7 +105,9 @@ class Change(_Map):
             )
 
     def metric(self, target: Target) -> Metric:
-        return Changed() if len(target.names) == 2 else Overlap(target.names)
+        if len(target.names) == 2:
+            return self.metric_class("change")()
+        return self.metric_class("segmentation")(target.names)
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """Change everywhere, for "nothing changed" has an F1 of 0; of several classes the most frequent one."""
@@ -124,9 +136,12 @@ class Height(Task):
 
     floor: float = FLOOR
     kinds: ClassVar = (SENSOR,)
+    answers: ClassVar = HeightConfig.gives
+    stac_task: ClassVar = "regression"
+    maps: ClassVar = (base.HEIGHTS,)
 
     def purpose(self, target: Target) -> Purpose:
-        return Purpose(("height",), 1, MEAN, target.sensor)
+        return Purpose("height", {"height": ROWS_COLUMNS}, 1, MEAN, target.sensor)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {
@@ -137,6 +152,14 @@ class Height(Task):
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         return {"height": predictions["height"]}
 
+    def windows(self, predictions: Mapping[str, jax.Array]) -> jax.Array:
+        """Metres."""
+        return predictions["height"].astype(jnp.float32)[..., None]
+
+    def map_names(self, target: Target) -> tuple[str, ...]:
+        """One number."""
+        return ("height",)
+
     def truth(self, batch: Mapping) -> tuple[np.ndarray, np.ndarray]:
         """Heights [B, H, W] and where they are known, bool."""
         entry = batch["sensors"][self.target]
@@ -146,7 +169,7 @@ class Height(Task):
         """Any height may be."""
 
     def metric(self, target: Target) -> Errors:
-        return Errors(self.floor)
+        return self.metric_class("height")(self.floor)
 
     def add(self, metric: Errors, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         height, valid = truth

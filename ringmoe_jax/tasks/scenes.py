@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.contracts import CLASSES, MULTILABEL
+from ringmoe_jax.contracts import CLASSES, MULTILABEL, Meaning
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
 from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
 from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.heads.base import IMAGE_LOGITS
 from ringmoe_jax.models.heads.neck import MEAN
+from ringmoe_jax.tasks import base
 from ringmoe_jax.tasks.base import Example, Target, Task, register
 
-HEADS = ("linear", "mlp")
+READS = {"logits": ("class",)}
 
 
 @register("classification")
@@ -32,9 +35,12 @@ class Classification(Task):
 
     smoothing: float = 0.0
     kinds: ClassVar = (CLASSES,)
+    answers: ClassVar = {"logits": IMAGE_LOGITS}
+    stac_task: ClassVar = "scene-classification"
+    maps: ClassVar = (base.CLASSES, base.PROBABILITIES)
 
     def purpose(self, target: Target) -> Purpose:
-        return Purpose(HEADS, len(target.names), MEAN)
+        return Purpose("linear", READS, len(target.names), MEAN)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target, smoothing=self.smoothing)}
@@ -42,8 +48,12 @@ class Classification(Task):
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         return {"logits": predictions["logits"]}
 
+    def windows(self, predictions: Mapping[str, jax.Array]) -> jax.Array:
+        """Probabilities of the classes of a whole window."""
+        return jax.nn.softmax(predictions["logits"].astype(jnp.float32))[:, None, None]
+
     def metric(self, target: Target) -> Accuracy:
-        return Accuracy(target.names)
+        return self.metric_class("classification")(target.names)
 
     def add(self, metric: Accuracy, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(answer["logits"], truth)
@@ -63,9 +73,12 @@ class MultiLabel(Task):
     """Any number of classes an image. Scores: mean average precision, micro and macro; macro F1."""
 
     kinds: ClassVar = (MULTILABEL,)
+    answers: ClassVar = {"probability": Meaning(("class",), "probability of every class, each on its own", (), True)}
+    stac_task: ClassVar = "scene-classification"
+    maps: ClassVar = (base.PROBABILITIES,)
 
     def purpose(self, target: Target) -> Purpose:
-        return Purpose(HEADS, len(target.names), MEAN)
+        return Purpose("linear", READS, len(target.names), MEAN)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"binary_cross_entropy": dict(name="binary_cross_entropy", label=self.target)}
@@ -73,8 +86,12 @@ class MultiLabel(Task):
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         return {"probability": jax.nn.sigmoid(predictions["logits"])}
 
+    def windows(self, predictions: Mapping[str, jax.Array]) -> jax.Array:
+        """The probability of every class on its own, of a whole window."""
+        return jax.nn.sigmoid(predictions["logits"].astype(jnp.float32))[:, None, None]
+
     def metric(self, target: Target) -> Precision:
-        return Precision(target.names)
+        return self.metric_class("multilabel")(target.names)
 
     def add(self, metric: Precision, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(answer["probability"], truth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -16,13 +17,15 @@ from ringmoe_jax.parallel.sharding import path_name
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults follow the released RingMoE configuration.
+    """Defaults follow the released RingMoE configuration, but for the warm-up (200 of its 100,000 steps).
 
     Attributes:
         learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling).
         min_learning_rate: at the last step.
         warmup_learning_rate: at step 0.
-        warmup_steps: linear warm-up.
+        warmup_steps: linear warm-up, shorter than the run; None for the share `warmup_fraction` of it.
+        warmup_fraction: of the run, at least 0 and below 1; not looked at where `warmup_steps` is given. 0.05 is our
+            choice.
         beta1: of AdamW.
         beta2: of AdamW.
         epsilon: of AdamW.
@@ -39,7 +42,8 @@ class OptimizerConfig:
     learning_rate: float = 2.5e-4
     min_learning_rate: float = 5e-7
     warmup_learning_rate: float = 1e-6
-    warmup_steps: int = 200
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -52,6 +56,23 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optimizer.layer_decay = {self.layer_decay}: wanted above 0 and at most 1")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"optimizer.warmup_fraction = {self.warmup_fraction}: wanted at least 0 and below 1")
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the linear warm-up of a run of `steps` steps.
+
+        Raises:
+            ConfigError: the warm-up is not shorter than the run.
+        """
+        if self.warmup_steps is None:
+            return min(round(self.warmup_fraction * steps), steps - 1)
+        if not 0 <= self.warmup_steps < steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps = {self.warmup_steps} must be less than train.steps = {steps}: set "
+                "optimizer.warmup_steps to None for a share of the run, optimizer.warmup_fraction"
+            )
+        return self.warmup_steps
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -60,12 +81,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     Raises:
         ConfigError: the warm-up is not shorter than the run.
     """
-    if not 0 <= config.warmup_steps < steps:
-        raise ConfigError(f"optimizer.warmup_steps = {config.warmup_steps} must be less than train.steps = {steps}")
+    warmup = config.warmup(steps)
     return optax.warmup_cosine_decay_schedule(
-        config.warmup_learning_rate if config.warmup_steps else config.learning_rate,
+        config.warmup_learning_rate if warmup else config.learning_rate,
         config.learning_rate,
-        config.warmup_steps,
+        warmup,
         steps,
         config.min_learning_rate,
     )
@@ -76,8 +96,24 @@ def decays(params, no_decay: str):
     return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(no_decay, path_name(path)), params)
 
 
-def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` steps."""
+def build(
+    config: OptimizerConfig, steps: int, blocks_above: Mapping[str, int | Sequence[int]] | None = None
+) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` steps.
+
+    Args:
+        config: see there.
+        steps: of the run.
+        blocks_above: of a model that is fine-tuned, see `models.api.Model`; for `layer_decay`.
+
+    Raises:
+        ConfigError: `layer_decay` below 1 where there is no `blocks_above`; or see `schedule`.
+    """
+    if config.layer_decay < 1 and not blocks_above:
+        raise ConfigError(
+            f"optimizer.layer_decay = {config.layer_decay}: this model does not say in which order its blocks are "
+            "(Model.blocks_above of an encoder that is fine-tuned): set it to 1"
+        )
     adamw = optax.adamw(
         schedule(config, steps),
         b1=config.beta1,
@@ -88,11 +124,11 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         mu_dtype=config.momentum_dtype,
     )
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    layers = [_by_layer(config.layer_decay)] if config.layer_decay < 1 else []
+    layers = [_by_layer(config.layer_decay, blocks_above)] if config.layer_decay < 1 else []
     return optax.chain(*clip, adamw, *layers) if clip or layers else adamw
 
 
-def layer_rates(params, layer_decay: float):
+def layer_rates(params, layer_decay: float, blocks_above: Mapping[str, int | Sequence[int]]):
     """Factor of the learning rate for every parameter of `pretext.supervised`, a tree of numbers or [L, 1, ...].
 
     decay ^ (1 + blocks above) in the encoder and its low-rank changes, 1 in the head.
@@ -100,16 +136,18 @@ def layer_rates(params, layer_decay: float):
     return {
         name: jax.tree.map(lambda _: 1.0, part)
         if name == DECODER
-        else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part))
+        else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part, blocks_above))
         for name, part in params.items()
     }
 
 
-def _by_layer(layer_decay: float) -> optax.GradientTransformation:
+def _by_layer(layer_decay: float, blocks_above) -> optax.GradientTransformation:
     """Scales updates, decoupled weight decay among them, as a lower learning rate would."""
 
     def scale(updates, params):
         del params
-        return jax.tree.map(lambda u, rate: (u * rate).astype(u.dtype), updates, layer_rates(updates, layer_decay))
+        return jax.tree.map(
+            lambda u, rate: (u * rate).astype(u.dtype), updates, layer_rates(updates, layer_decay, blocks_above)
+        )
 
     return optax.stateless(scale)

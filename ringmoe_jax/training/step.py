@@ -131,7 +131,7 @@ def _gradients(state, batch, key, pretext, objectives, accumulate):
         metrics = {f"loss/{label}": value for label, value in losses.items()} | {"loss": total}
         metrics |= {f"weighted/{label}": value for label, value in weighted.items()}
         details = {f"{label}/{name}": v / accumulate for label, term in terms.items() for name, v in term[2].items()}
-        routing = {name: v / accumulate for name, v in routing_metrics(outputs["routing"]).items()}
+        routing = {name: v / accumulate for name, v in routing_metrics(outputs.get("routing", {})).items()}
         return total, (pretext_state, metrics | details | routing)
 
     differentiate = jax.grad(loss, has_aux=True)
@@ -179,7 +179,7 @@ def routing_metrics(routing: Mapping) -> dict[str, jax.Array]:
     metrics = {}
     for group, s in routing.items():
         choices, load = s.load.sum(axis=-1), s.load.sum(axis=1)  # [L, M], [L, E]
-        reached = s.probability.sum(axis=1) > 0  # [L, E]: a softmax is 0 only where an expert is out of reach
+        reached = s.reach.sum(axis=1) > 0  # [L, E]
         count = reached.sum(axis=1)
         metrics |= {
             f"moe/{group}/drop_rate": s.dropped.sum() / jnp.maximum(choices.sum(), 1),

@@ -1,15 +1,14 @@
 """The paper's chain at its size, by shapes alone, and a small one from end to end."""
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
 
-from experiments.common import ExperimentConfig
+from configs import ringmoe
 from ringmoe_jax import compress, models
 from ringmoe_jax.compress import Network
 from ringmoe_jax.models import count
+from ringmoe_jax.run import PretrainConfig
 from tests.compress.cases import HEADS, MODEL, assert_equal, network, outputs
 from tests.tiny import batch
 
@@ -20,8 +19,8 @@ def test_14b_becomes_1b():
     4.3 is not what one of four collaborative experts in every layer leaves, but what is left when the two layers of
     the last stage lose all four.
     """
-    values = importlib.import_module("configs.ringmoe_14b").get_config().to_dict()
-    full = ExperimentConfig.of(values).model
+    values = ringmoe.get_config("14b").to_dict()
+    full = PretrainConfig.of(values).model
     one = compress.submodel_config(full, ("rgb",))
     importance = {"collaborative": np.random.default_rng(0).random((24, 1, 4))}
     allowed = compress.choose(Network(one, {}), importance, keep=0.25)

@@ -6,8 +6,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.compress import MERGES, Usage, merge, merged_config, prune, submodel
-from ringmoe_jax.compress.network import split
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.network import split
 from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.statistics import Statistics
 from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, built, network, outputs, shapes, with_moe
@@ -42,7 +42,7 @@ def usage_of(gate, hidden=None):
         each = np.full((LAYERS, load.shape[1]), 16.0)
         units = None if hidden is None else 16 * np.repeat(hidden[group][None], LAYERS, axis=0)
         contribution = None if hidden is None else Contribution(load, units)
-        statistics[group] = Statistics(each, load, load, each, each, load, np.zeros(LAYERS), contribution)
+        statistics[group] = Statistics(each, load, load, load, each, each, load, np.zeros(LAYERS), contribution)
     names = {1: ("optical",), 3: ("optical", "sar_l2", "sar_l1")}[load.shape[1]]
     return Usage(names, dict.fromkeys(names, 1), statistics)
 

@@ -14,11 +14,9 @@ from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import common as configurations
-from experiments import common
-from experiments.common import ExperimentConfig
-from experiments.pretrain import build as build_parts
-from experiments.pretrain import pretrain
+from experiments.run.pretrain import pretrain
 from ringmoe_jax import models, objectives, pretext, sensors
+from ringmoe_jax import run as runs
 from ringmoe_jax.compress.online import (
     CHOICES,
     OnlinePruning,
@@ -32,6 +30,7 @@ from ringmoe_jax.compress.online import (
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.moe import routing, table
 from ringmoe_jax.parallel.mesh import MeshConfig, make
+from ringmoe_jax.run import PretrainConfig, Run
 from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
@@ -263,7 +262,7 @@ def test_a_checkpoint_with_fewer_experts_is_taken_over():
 @pytest.fixture(scope="module")
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "make_mesh", lambda config: None)
+        patch.setattr(runs, "make_mesh", lambda config: None)
         yield
 
 
@@ -306,7 +305,7 @@ def logged(workdir):
 def test_checkpoints_say_what_is_left(uninterrupted):
     workdir, state = uninterrupted
     assert [bool(allowed_at(workdir, number)) for number in (2, 4, 5)] == [False, True, True]
-    trained = common.load(str(workdir))
+    trained = Run.open(str(workdir))
     assert jax.tree.map(np.shape, trained.params) == jax.tree.map(np.shape, state.params)
     assert jax.tree.map(np.shape, trained.params) == jax.tree.map(np.shape, trained.parts.model.shapes())
     (window,) = [r for r in metrics.read(workdir) if "pruning/experts" in r]
@@ -335,8 +334,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(values, uninterrupted, tmp_path, monk
 
 
 def test_off_by_default(values):
-    assert not ExperimentConfig.of(values).pruning.every
-    parts = build_parts(ExperimentConfig.of(values), {"rgb": sensors.get("rgb").statistics})
+    assert not PretrainConfig.of(values).pruning.every
+    parts = runs.pretraining(PretrainConfig.of(values), {"rgb": sensors.get("rgb").statistics})
     assert parts.pretext.init({}, None) == ({}, {})  # counts nothing
 
 

@@ -12,9 +12,9 @@ from numpy.testing import assert_array_equal
 
 from ringmoe_jax import models
 from ringmoe_jax.compress import Network, choose, prune, pruned_config
-from ringmoe_jax.compress.network import layer_tables, read, split
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models import count
+from ringmoe_jax.models.network import layer_tables, read, split
 from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, assert_equal, built, network, shapes, with_moe
 
 FOUR = with_moe(ONE, specialised=0, collaborative=4)

@@ -21,7 +21,11 @@ def statistics(load, gate, tokens, norm=None):
     one = np.zeros((1, 2))
     measured = None if norm is None else Contribution(np.array([norm], np.float32), np.ones((1, 2, 3, 4), np.float32))
     load, gate, tokens = (np.array([x], np.float32) for x in (load, gate, tokens))
-    return {"collaborative": Statistics(tokens, load, gate, one, one, gate, np.zeros(1), measured)}
+    return {
+        "collaborative": Statistics(
+            tokens, load, gate, tokens[..., None] + 0 * load, one, one, gate, np.zeros(1), measured
+        )
+    }
 
 
 FIRST = statistics([[3, 1, 0], [0, 0, 2]], [[1.5, 0.5, 0], [0, 0, 2]], [4, 2], [[6, 8, 0], [0, 0, 1]])

@@ -23,7 +23,7 @@ CARD = deploy.Card(
     sensors=SENSORS,
     statistics={name: sensor.statistics for name, sensor in SENSORS.items()},
     outputs={"logits": deploy.Meaning(("class",), "logits", ("sea ice", "land"))},
-    own={"step": 3},
+    facts={"step": 3},
 )
 ENUMERATION = set(
     "regression classification scene-classification detection object-detection segmentation semantic-segmentation "
@@ -46,7 +46,7 @@ def tiny():
     for name, sensor in SENSORS.items():
         inputs[f"{name}/pixels"] = jax.ShapeDtypeStruct((1, 4, 4, sensor.channels), np.float32)
         inputs[f"{name}/valid"] = jax.ShapeDtypeStruct((1, 4, 4), np.bool_)
-    return deploy.export(apply, {"scale": jnp.array([2.0, 1.0])}, inputs)
+    return deploy.lower(apply, {"scale": jnp.array([2.0, 1.0])}, inputs)
 
 
 @pytest.fixture(scope="module")

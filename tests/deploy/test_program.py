@@ -44,7 +44,7 @@ def test_a_linear_map_by_hand():
     used = deploy.trim(apply, params, {"x": shape, "z": shape})
     assert set(used.params) == {"a/w", "a/b"}
     assert set(used.inputs) == {"x"}
-    program = deploy.export(*used)
+    program = deploy.lower(*used)
     for x, y in (([[1, 1]], [[6]]), ([[1, 0], [0, 1], [2, 2]], [[3], [4], [11]])):
         found = jax.export.deserialize(program.serialised).call(program.weights, {"x": jnp.array(x, jnp.float32)})
         np.testing.assert_array_equal(found["y"], y)
@@ -58,7 +58,7 @@ def test_programs_equal_the_model_for_any_number_of_images(config, dates, entrie
     used = deploy.trim(apply, params, one)
     assert len(used.inputs) == entries * len(config["sensors"])
     assert "mask_token" not in used.params
-    program = deploy.export(*used)
+    program = deploy.lower(*used)
     exported = jax.export.deserialize(program.serialised)
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert {str(aval.shape[0]) for aval in exported.out_avals} == {"b"}
@@ -72,7 +72,7 @@ def test_quantised_weights_are_whole_again_inside_the_program():
     apply, params, one, inputs = subject(RINGMOE | dict(depths=(1,)))
     used = deploy.trim(apply, params, one)
     tree = compress.quantise(used.params)
-    program = deploy.export(lambda t, x: used.apply(compress.dequantise(t), x), tree, used.inputs)
+    program = deploy.lower(lambda t, x: used.apply(compress.dequantise(t), x), tree, used.inputs)
     kinds = {str(w.dtype) for w in program.weights.values()}
     assert kinds == {"int8", "float32"}
     wanted = used.apply(compress.dequantise(tree), inputs)

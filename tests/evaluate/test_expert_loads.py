@@ -9,6 +9,7 @@ from ringmoe_jax.training.step import routing_metrics
 
 # Two layers, two modalities, four experts; modality 0 may choose 0 and 2, modality 1 may choose 1 and 3.
 LOAD = np.array([[[3, 0, 1, 0], [0, 6, 0, 0]], [[4, 0, 0, 0], [0, 3, 0, 3]]], np.float32)
+REACH = np.array([[[4, 0, 4, 0], [0, 6, 0, 6]]] * 2, np.float32)
 PROBABILITY = np.array([[[2.0, 0, 2, 0], [0, 5, 0, 1]]] * 2, np.float32)
 
 
@@ -17,6 +18,7 @@ def statistics(**changes):
         tokens=np.array([[4, 6]] * 2, np.float32),
         load=LOAD,
         probability=PROBABILITY,
+        reach=REACH,
         dropped=np.array([[1, 0], [2, 3]], np.float32),
         entropy=np.array([[2, 3], [4, 0.6]], np.float32),
         gate=np.array([[[1, 0, 1, 0], [0, 3, 0, 0]], [[1, 0, 0, 0], [0, 2, 0, 4]]], np.float32),
@@ -38,9 +40,7 @@ def test_loads_are_shares_of_a_modality_and_layer():
 
 
 def test_a_modality_that_was_not_seen_has_no_dead_experts():
-    unseen = statistics(
-        tokens=np.array([[4, 0]] * 2, np.float32), load=LOAD * [[[1], [0]]], probability=PROBABILITY * [[[1], [0]]]
-    )
+    unseen = statistics(tokens=np.array([[4, 0]] * 2, np.float32), load=LOAD * [[[1], [0]]], reach=REACH * [[[1], [0]]])
     group = routing.summarise({"g": unseen})["g"]
     assert np.isnan(group.load[:, 1]).all()
     assert np.isnan(group.entropy[:, 1]).all()
@@ -62,7 +62,7 @@ def test_history_reads_what_training_logs(tmp_path):
     names = ("tokens", "dropped", "entropy")
     second = statistics(
         **{name: getattr(statistics(), name) * here for name in names},
-        **{name: getattr(statistics(), name) * here[:, None] for name in ("load", "probability", "gate")},
+        **{name: getattr(statistics(), name) * here[:, None] for name in ("load", "probability", "reach", "gate")},
     )
     for step, sums in ((10, statistics()), (20, second)):
         metrics = jax.device_get(jax.jit(routing_metrics)({"specialised": sums}))

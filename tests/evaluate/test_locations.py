@@ -173,7 +173,7 @@ def batch(count=3, seed=0):
 @pytest.fixture(scope="module")
 def tiny():
     """A tiny model whose parameters are stirred; every region was visited."""
-    model = skysense.build(CONFIG)
+    model = CONFIG.build()
     rng, params = np.random.default_rng(0), jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
     params["geo_context"]["visits"] = jnp.ones(8)
@@ -246,8 +246,8 @@ def test_identical_frames_are_alike_and_what_is_not_seen_does_not_count(tiny):
 
 @pytest.mark.slow
 def test_models_without_a_fusion_or_without_context():
-    assert locations.collect(ringmoe.build(ringmoe.RingMoEConfig(sensors=("rgb",))), {}, [batch()], {10}) == []
-    model = skysense.build(skysense.SkySenseConfig(**{**vars(CONFIG), "geo_context": None}))
+    assert locations.collect(ringmoe.RingMoEConfig(sensors=("rgb",)).build(), {}, [batch()], {10}) == []
+    model = skysense.SkySenseConfig(**{**vars(CONFIG), "geo_context": None}).build()
     params = jax.jit(model.init)(jax.random.key(0))
     (place,) = locations.collect(model, params, [batch()], {11})
     assert (place.offered, place.region) == (0, UNKNOWN)

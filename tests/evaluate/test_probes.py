@@ -10,7 +10,7 @@ from input_pipeline import schema
 from input_pipeline import subset as subsets
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import probes
-from ringmoe_jax.evaluate.metrics import Classification, Metric, Score, score
+from ringmoe_jax.evaluate.metrics import Classification, Metric, Quantity, Score, score
 from ringmoe_jax.evaluate.probes import Split
 
 
@@ -255,6 +255,10 @@ class Constant(Metric):
 
     def __init__(self, value):
         self.value = value
+
+    @property
+    def quantities(self):
+        return {"m": Quantity("a constant")}
 
     def __len__(self):
         return 4

@@ -83,6 +83,14 @@ def test_masks_of_nothing_and_of_sixty_classes():
     assert fits(figure)
 
 
+def test_colours_that_a_data_set_states_are_taken():
+    truth = np.arange(24).repeat(32).reshape(24, 32) % 3
+    stated = ("#102030", "#ff8000", "#00ff00")
+    figure = task_figures.masks("set", [(IMAGE, truth, 2 - truth)], NAMES, stated)
+    for ax, first in zip(figure.axes[1:3], (0, 2), strict=True):
+        np.testing.assert_allclose(shown(ax)[0, 0], to_rgb(stated[first]))
+
+
 def test_class_colours_differ():
     for count in (20, 60):
         colours = task_figures.class_colours(count)

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments import benchmark, common
-from experiments.benchmarks import clock, moe, train
+from experiments import benchmark
+from experiments.benchmarks import moe, train
+from experiments.run import cli
+from ringmoe_jax import clock
+from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 
 TINY = moe.Point(tokens=64, width=8, experts=4, top_k=2)
@@ -48,9 +52,9 @@ def test_clock_takes_turns_and_leaves_the_warm_up_out():
 
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     """Each token meets one specialised, one collaborative and the shared expert: three FFNs' hidden units."""
-    config = common.read_config("configs/ringmoe_micro.py")
-    dense = common.ExperimentConfig.of(train.dense_backbone(config))
-    params = jax.eval_shape(common.build(dense, {}).model.init, jax.random.key(0))
+    config = PretrainConfig.of(cli.read_config("configs/ringmoe_micro.py")).complete()
+    dense = PretrainConfig.of(train.dense_backbone(config))
+    params = jax.eval_shape(runs.pretraining(dense, {}).model.init, jax.random.key(0))
     ffn = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
     assert ffn["shared"]["wi"]["kernel"].shape == (2, 16, 3 * 4 * 16)
     assert set(ffn) == {"shared"}
@@ -58,7 +62,7 @@ def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
 
 
 def test_random_batch_keeps_the_contract():
-    config = common.ExperimentConfig.of(common.read_config("configs/ringmoe_micro.py"))
+    config = PretrainConfig.of(cli.read_config("configs/ringmoe_micro.py"))
     batch = train.random_batch(config, 0)
     validate(batch, config.sensors)
     assert count_images(batch) == 16

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,22 +13,29 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import common as configs
-from experiments import common
-from experiments import compress as compress_script
-from experiments.compression import costs, curve, quality, usage
-from experiments.compression.recipe import Recipe, Version, select
-from experiments.compression.steps import REQUEST
+from experiments import compress as verb
+from experiments.reports import compression as report
+from experiments.run import cli, compress
+from experiments.run.compress import Recipe, select
+from experiments.run.distil import distil
 from input_pipeline import synthetic
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
-from ringmoe_jax import compress
-from ringmoe_jax.compress import Usage
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax import run as runs
+from ringmoe_jax.compress import IMPORTANCES, Network, Usage, costs, counting, merge, submodel
+from ringmoe_jax.compress.pruning import SCOPES, TABLES
+from ringmoe_jax.compress.recipe import METHODS
+from ringmoe_jax.compress.results import GAIN_LEFT, Compression, Front, ProbeScore, Quality, ReconstructionGain
+from ringmoe_jax.errors import ConfigError, DataError, TrainingError
+from ringmoe_jax.evaluate.metrics.base import Score
+from ringmoe_jax.run import PretrainConfig, Run, read_record, results
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
+from tests.tiny import SKYSENSE
 
 SENSORS = ("rgb", "s1_grd")
 SCENES = 30
+ROOT = Path(__file__).parents[2]
 
 
 def values(data: Path) -> dict:
@@ -53,7 +62,7 @@ def folder(tmp_path_factory):
     config = values(folder / "data")
     dataset = open_dataset(str(folder / "data"), SENSORS)
     statistics = {name: dataset.statistics(name) for name in SENSORS}
-    parts, rng = common.build(common.ExperimentConfig.of(config), statistics), np.random.default_rng(0)
+    parts, rng = runs.pretraining(PretrainConfig.of(config), statistics), np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), parts.model.shapes())
     checkpointer = Checkpointer(folder / "run")
     record = {"config": config, "statistics": {n: s.to_json() for n, s in statistics.items()}}
@@ -65,60 +74,44 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def part(folder):
     """The sub-model of aerial images."""
-    source = Version.load(str(folder / "run"))
-    return source.of(compress.submodel(source.network, ["rgb"]))
+    source = Run.open(folder / "run")
+    return source.with_network(submodel(source.network, ["rgb"]))
 
 
 @pytest.fixture(scope="module")
 def counted(folder, part):
     """What its experts do."""
-    return usage.measure(part, folder / "usage")
+    return compress.usage_of(part, folder)
 
 
 def command(*arguments):
     """Exit status of `experiments.compress`."""
     with pytest.raises(SystemExit) as stop:
-        compress_script.main([str(argument) for argument in arguments])
+        verb.main([str(argument) for argument in arguments])
     return stop.value.code
 
 
 # ---- What is asked ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"method": "prun"}, '--method "prun": did you mean "prune"'),
-        ({"method": "prune", "importance": "frequent"}, 'did you mean "frequency"'),
-        ({"method": "prune", "scope": "locally"}, '--scope "locally"'),
-        ({"method": "prune", "tables": "owned"}, 'did you mean "own"'),
-        ({"method": "prune", "keep": 0}, "--keep 0: wanted the share of experts that stay, above 0 and at most 1"),
-        ({"method": "sum", "keep": 1.5}, "--keep 1.5"),
-        ({"method": "prune", "keep": 0.5, "parameters": 9}, "give one of them"),
-        ({"method": "sum", "distil": -1}, "--distil -1: wanted 0 or more"),
-        ({"method": "submodel", "distil": 9}, "is exact and keeps every expert"),
-        ({"method": "submodel", "keep": 0.5}, "is exact and keeps every expert"),
-        ({"method": "mean", "hidden_ratio": 8}, "--hidden-ratio 8: --method mean cannot change"),
-    ],
-)
-def test_a_recipe_that_cannot_be(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        Recipe(**fields)
+def test_the_command_line_names_every_method(capsys):
+    with pytest.raises(SystemExit):
+        verb.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in (*METHODS, *IMPORTANCES, *SCOPES, *TABLES))
 
 
-def test_defaults_of_recipes():
-    assert (Recipe("prune").keep, Recipe("sum").keep, Recipe("prune", parameters=9).keep) == (0.25, 1.0, None)
-    assert [Recipe(m).needs_usage for m in ("submodel", "sum", "svd", "prune", "weighted", "select")] == [False] * 3 + [
-        True
-    ] * 3
-    assert Recipe("sum", keep=0.5).needs_usage
-    assert Recipe("svd", keep=0.5, hidden_ratio=2, distil=9).title == (
-        "svd, keep 0.5, hidden ratio 2, 9 steps of distillation"
+def test_help_needs_neither_jax_nor_tensorflow():
+    program = (
+        "import sys; sys.modules['jax'] = sys.modules['tensorflow'] = None\n"
+        "from experiments import compress; compress.main(['--help'])"
     )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_sensors_and_modalities_may_be_named(folder):
-    sensors = Version.load(str(folder / "run")).sensors
+    sensors = Run.open(folder / "run").sensors
     assert select(["optical"], sensors) == select(["rgb", "optical"], sensors) == ("rgb",)
     assert select(["s1_grd", "rgb"], sensors) == SENSORS  # in the model's order
     with pytest.raises(
@@ -129,11 +122,10 @@ def test_sensors_and_modalities_may_be_named(folder):
 
 def test_data_and_objectives_of_other_sensors_are_left_out(part):
     config = part.config
-    assert set(config["data"]["streams"]) == set(config["model"]["sensors"]) == set(part.statistics) == {"rgb"}
-    assert set(config["objectives"]) == {"rgb", "balance"}
-    dense = part.of(compress.merge(part.network, "mean"))
-    assert set(dense.config["objectives"]) == {"rgb"}  # nothing is left to balance
-    assert set(dense.parts().objectives) == {"rgb"}
+    assert set(config.data.streams) == set(config.sensors) == set(part.statistics) == {"rgb"}
+    assert set(config.objectives) == {"rgb", "balance"}
+    dense = part.with_network(merge(part.network, "mean"))
+    assert set(dense.config.objectives) == set(dense.parts.objectives) == {"rgb"}  # nothing is left to balance
 
 
 # ---- What the experts do ------------------------------------------------------------------------------
@@ -144,22 +136,23 @@ def test_usage_is_the_sum_over_the_training_images(folder, part, counted):
     dataset = open_dataset(str(folder / "data"), ("rgb",))
     count = dataset.size("train")
     assert counted.images == {"optical": count}
-    assert count % usage.BATCH
-    model = part.config["model"] | {"moe": part.config["model"]["moe"] | {"measure": True, "engine": "dense"}}
-    apply = jax.jit(part.of(part.network._replace(model=model)).parts().model.apply)
+    assert count % compress.BATCH
+    model = part.network.model
+    model = model | {"moe": model["moe"] | {"measure": True, "engine": "dense"}}
+    apply = jax.jit(part.with_network(Network(model, part.params)).model.apply)
     (batch,) = EvalBatches(dataset.directory, ("rgb",), split="train", image_size=16, batch_size=count)
     routing = apply(part.params, {"sensors": batch["sensors"]})["routing"]
     assert set(routing) == set(counted.statistics) == {"specialised", "collaborative", "shared"}
-    for group, found in counted.statistics.items():
-        assert_array_equal(found.load, routing[group].load)
-        assert_array_equal(found.tokens, routing[group].tokens)
-        assert_allclose(found.gate, routing[group].gate, rtol=1e-5, atol=1e-4)
-        assert_allclose(found.contribution.norm, routing[group].contribution.norm, rtol=1e-4, atol=1e-3)
+    for group, sums in counted.statistics.items():
+        assert_array_equal(sums.load, routing[group].load)
+        assert_array_equal(sums.tokens, routing[group].tokens)
+        assert_allclose(sums.gate, routing[group].gate, rtol=1e-5, atol=1e-4)
+        assert_allclose(sums.contribution.norm, routing[group].contribution.norm, rtol=1e-4, atol=1e-3)
 
 
-def test_a_pass_that_was_stopped_goes_on_exactly(folder, part, counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(usage, "BATCH", 8)
-    monkeypatch.setattr(usage, "EVERY", 1)
+def test_a_pass_that_was_stopped_goes_on_exactly(part, counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "BATCH", 8)
+    monkeypatch.setattr(counting, "EVERY", 1)
     save = Usage.save
 
     def killed(self, path):
@@ -169,30 +162,47 @@ def test_a_pass_that_was_stopped_goes_on_exactly(folder, part, counted, tmp_path
 
     monkeypatch.setattr(Usage, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        usage.measure(part, tmp_path)
+        compress.usage_of(part, tmp_path)
     monkeypatch.setattr(Usage, "save", save)
-    assert sorted(path.name for path in tmp_path.glob("usage*.npz")) == ["usage.1.npz", "usage.2.npz"]
+    files = lambda: sorted(path.name for path in tmp_path.glob("usage/*.npz"))  # noqa: E731
+    assert files() == ["usage.1.npz", "usage.2.npz"]
     seen = []
     monkeypatch.setattr(Usage, "add", lambda self, r, n, add=Usage.add: seen.append(n) or add(self, r, n))
-    resumed = usage.measure(part, tmp_path)
+    resumed = compress.usage_of(part, tmp_path)
     assert sum(n["optical"] for n in seen) == counted.images["optical"] - 16
     assert resumed.images == counted.images
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-3), *map(_without_balance, (resumed, counted)))
-    assert [path.name for path in tmp_path.glob("usage*.npz")] == ["usage.npz"]
-    with pytest.raises(ConfigError, match="holds expert statistics of another network or data set"):
-        usage.measure(dataclasses.replace(part, step=11), tmp_path)
+    assert files() == ["usage.npz"]
+    later = dataclasses.replace(part, record={**part.record, "step": 11})
+    with pytest.raises(ConfigError, match="usage holds another run: step was 10, is 11: choose another folder"):
+        compress.usage_of(later, tmp_path)
 
 
 def _without_balance(usage):
     return {group: s._replace(balance=0.0) for group, s in usage.statistics.items()}
 
 
+def test_experts_are_counted_on_the_ground_that_probes_see(folder):
+    """A run with views shows windows of whole pixels of one sensor, and the same ground of the others."""
+    source = Run.open(folder / "run")
+    data = source.record["config"]["data"]
+    both = data["streams"]["rgb"] | {"sensors": SENSORS}
+    record = {**source.record, "config": {**source.record["config"], "data": data | {"streams": {"all": both}}}}
+    record["config"]["data"]["views"] = {"grid": "rgb"}
+    run = dataclasses.replace(source, record=record)
+    counted = next(iter(compress._training_images(run, "s1_grd", "")))
+    probed = next(iter(EvalBatches.of(run.data, both["directory"], SENSORS, split="train", batch_size=compress.BATCH)))
+    assert_array_equal(counted["sensors"]["s1_grd"]["pixels"], probed["sensors"]["s1_grd"]["pixels"])
+    alone = EvalBatches.of(run.data, both["directory"], ("s1_grd",), split="train", batch_size=compress.BATCH)
+    assert np.any(counted["sensors"]["s1_grd"]["pixels"] != next(iter(alone))["sensors"]["s1_grd"]["pixels"])
+
+
 def test_statistics_of_something_else(folder, part, counted):
-    whole = Version.load(str(folder / "run"))
+    whole = Run.open(folder / "run")
     with pytest.raises(ConfigError, match="is about the modalities optical, wanted optical, sar"):
-        usage.load(folder / "usage" / "usage.npz", whole)
+        compress.usage_of(whole, folder, statistics=str(folder / "usage" / "usage.npz"))
     with pytest.raises(DataError, match="does not exist: leave it out"):
-        usage.load(folder / "nothing.npz", part)
+        compress.usage_of(part, folder, statistics=str(folder / "nothing.npz"))
 
 
 # ---- What comes out -----------------------------------------------------------------------------------
@@ -200,34 +210,31 @@ def test_statistics_of_something_else(folder, part, counted):
 
 @pytest.fixture(scope="module")
 def compressed(folder, counted):
-    """A merged, distilled network and what was written of it."""
+    """A merged, distilled network as the command makes it, and what was written of it."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(costs, "peak_memory", lambda version, batch: (2_000_000, 1_000_000))
+    patch.setattr(costs, "peak_memory", lambda network, batch: (2_000_000, 1_000_000))
     patch.setattr(costs, "REPEATS", 2)
-    recipe = Recipe("mean", keep=0.5, importance="norm", distil=2, int8=True)
-    statistics = str(folder / "usage" / "usage.npz")
+    patch.setattr(cli, "keep_compiled", lambda: None)
+    given = ["--checkpoint", folder / "run", "--modality", "optical", "--statistics", folder / "usage" / "usage.npz"]
+    recipe = ["--method", "mean", "--keep", "0.5", "--importance", "norm", "--distil", "2", "--int8"]
     out = folder / "small"
-    found = compress_script.compress(str(folder / "run"), str(out), recipe, modality=["optical"], statistics=statistics)
+    assert command(*given, *recipe, "--out", out) == 0
     patch.undo()
-    return out, found
+    return out, results.parse(Compression, results.read(out / "report" / "compression.json"))
 
 
 def test_the_result_is_a_checkpoint_like_any_other(folder, compressed):
     out, _ = compressed
-    trained = common.load(str(out))
-    assert trained.step == 12
-    assert set(trained.parts.sensors) == {"rgb"}
-    moe = trained.config.model["moe"]
+    run = Run.open(out, kinds=["compressed"])
+    assert run.step == 12
+    assert set(run.sensors) == {"rgb"}
+    moe = run.network.model["moe"]
     assert (moe["specialised"], moe["collaborative"], moe["shared"]) == (0, 0, True)
-    checkpointer = Checkpointer.open(out)
-    about = checkpointer.record()["compressed"]
-    checkpointer.close()
+    about = run.record["compressed"]
     assert (about["from"], about["step"], about["method"]) == (str(folder / "run"), 10, "mean")
     assert about["settings"]["keep"] == 0.5
     assert about["parameters"]["after"] < about["parameters"]["before"]
-    apply = jax.eval_shape(
-        trained.parts.model.apply, trained.params, costs.noise(trained.parts.sensors, trained.config, 2)
-    )
+    apply = jax.eval_shape(run.model.apply, run.params, costs.noise(run.sensors, {"rgb": 16}, 2))
     assert apply["pooled"]["rgb"].shape == (2, 8)
 
 
@@ -237,50 +244,73 @@ def test_distillation_trains_under_the_submodel(compressed):
     assert [line["step"] for line in lines] == [1, 2]
     assert {"loss/rgb", "loss/features_rgb", "loss/predictions_rgb_pixels"} <= set(lines[0])
     assert "loss/balance" not in lines[0]
-    checkpointer = Checkpointer.open(out / "submodel")
-    assert checkpointer.record()["compressed"]["method"] == "submodel"
-    checkpointer.close()
+    assert read_record(out / "submodel")["compressed"]["method"] == "submodel"
 
 
-def test_numbers_of_the_report(compressed):
-    out, found = compressed
-    assert found == json.loads((out / "report" / "compression.json").read_text())
-    assert list(found["costs"]) == ["checkpoint", "sub-model", "mean"]
-    assert list(found["quality"]) == ["sub-model", "mean", "int8"]
-    sizes = [of["parameters"] + of["decoders"] for of in found["costs"].values()]
+def test_a_distillation_that_was_stopped_goes_on_exactly(part, tmp_path, monkeypatch):
+    student = part.with_network(merge(part.network, "mean"))
+    whole = distil(student, part, 3, tmp_path / "whole")
+    assert (whole.step, student.step) == (13, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "preempted", lambda self, step: step == 2)
+        with pytest.raises(TrainingError, match="was stopped as asked: the same command goes on from there"):
+            distil(student, part, 3, tmp_path / "stopped")
+    assert Checkpointer.open(tmp_path / "stopped").latest == 2
+    resumed = distil(student, part, 3, tmp_path / "stopped")
+    jax.tree.map(assert_array_equal, resumed.params, whole.params)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (whole.params, student.params)), strict=True))
+
+
+def test_numbers_of_the_report(folder, compressed):
+    out, result = compressed
+    assert results.plain(result) == results.read(out / "report" / "compression.json")
+    assert result.recipe == Recipe("mean", keep=0.5, importance="norm", distil=2)
+    counted = {"optical": open_dataset(str(folder / "data"), ("rgb",)).size("train")}
+    assert (result.sensors, result.dropped, result.images) == (("rgb",), ("s1_grd",), counted)
+    assert list(result.costs) == ["checkpoint", "sub-model", "mean"]
+    assert list(result.quality) == ["sub-model", "mean", "int8"]
+    sizes = [cost.parameters + cost.decoders for cost in result.costs.values()]
     assert sizes == sorted(sizes, reverse=True)
-    assert [of["bytes"] for of in found["costs"].values()] == [4 * size for size in sizes]
-    assert found["int8_bytes"] < found["costs"]["mean"]["bytes"]
-    assert found["gap"]["largest"] <= 1e-5 * found["gap"]["scale"]
-    kept = np.array(found["experts"]["collaborative"]["kept"])
-    assert kept.shape == (2, 1, 4)
-    assert_array_equal(kept.sum(axis=-1), 2)
-    importance = np.array(found["experts"]["collaborative"]["importance"])
-    assert np.where(kept, importance, np.inf).min(axis=-1).min() >= 0
-    assert (np.where(kept, importance, np.inf).min(-1) >= np.where(kept, -np.inf, importance).max(-1)).all()
-    assert np.array(found["experts"]["specialised"]["kept"]).all()
+    assert [cost.bytes for cost in result.costs.values()] == [4 * size for size in sizes]
+    assert 0 < result.int8_bytes < result.costs["mean"].bytes
+    assert result.gap.largest <= 1e-5 * result.gap.scale
+    experts = result.experts["collaborative"]
+    assert experts.kept.shape == (2, 1, 4)
+    assert_array_equal(experts.kept.sum(axis=-1), 2)
+    least = np.where(experts.kept, experts.importance, np.inf).min(axis=-1)
+    assert least.min() >= 0
+    assert (least >= np.where(experts.kept, -np.inf, experts.importance).max(axis=-1)).all()
+    assert result.experts["specialised"].kept.all()
 
 
-def test_the_page_needs_nothing_else(compressed):
-    out, found = compressed
+def test_the_page_needs_nothing_else(compressed, capsys):
+    out, result = compressed
     page = (out / "report.html").read_text()
-    assert page.count("<img") == len(found["figures"]) == 2
-    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(result.experts) == 2
     for text in ("SIMULATED DATA", "mean, keep 0.5, 2 steps of distillation", "int8", "All probes", "struck out"):
         assert text in page
     assert "http" not in page
+    parts = lambda text: [line for line in text.splitlines() if "Written" not in line]  # noqa: E731
+    assert parts(report.render(out, results.read(out / "report" / "compression.json"))) == parts(page)
+    report.show(result)
+    assert "What is left of quality" in capsys.readouterr().out
+
+
+def test_numbers_of_another_version_are_refused(tmp_path):
+    with pytest.raises(DataError, match="was written by another version of this library: give the experiments"):
+        report.render(tmp_path, {"from": "runs/old", "step": 1})
 
 
 def test_another_recipe_in_the_same_folder_is_refused(folder, compressed, capsys):
     out, _ = compressed
     arguments = ["--checkpoint", folder / "run", "--modality", "rgb", "--out", out]
     assert command(*arguments, "--method", "sum") == 1
-    assert "holds another run: choose another folder, or delete it" in capsys.readouterr().err
-    assert (out / REQUEST).exists()
+    assert "holds another run: what was" in capsys.readouterr().err
+    assert (out / compress.REQUEST).exists()
 
 
 def test_memory_of_a_fresh_process(part):
-    peak, idle = costs.peak_memory(part, costs.noise(part.sensors, common.ExperimentConfig.of(part.config), 1))
+    peak, idle = costs.peak_memory(part, costs.noise(part.sensors, {"rgb": 16}, 1))
     assert 1e7 < idle < peak < 1e10
 
 
@@ -288,43 +318,39 @@ def test_memory_of_a_fresh_process(part):
 
 
 def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys):
-    score = {"value": 0.5, "low": 0.4, "high": 0.6}
-    probe = {"dataset": "d", "label": "l", "features": "rgb", "protocol": "linear", "metric": "accuracy"} | score
-    row = {"dataset": "d", "objective": "rgb", "loss": score, "gain": score}
-    fake = {"probes": [probe], "reconstruction": [row], "protocol": "", "splits": ["6 tiles"], "simulated": True}
-    monkeypatch.setattr(curve, "quality", lambda where, dataset: fake)
-    monkeypatch.setattr(curve.costs, "flops", lambda version: 1e6)
-    monkeypatch.setattr(curve, "GRID", (Recipe("prune", keep=0.5), Recipe("svd")))
+    score = Score(0.5, 0.4, 0.6)
+    probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score)
+    worth = Quality((probe,), (ReconstructionGain("d", "rgb", score, score),), "", ("6 tiles",), True)
+    monkeypatch.setattr(compress, "quality", lambda where, dataset: worth)
+    monkeypatch.setattr(compress, "GRID", (Recipe("prune", keep=0.5), Recipe("svd")))
     options = dict(modality=["rgb"], statistics=str(folder / "usage" / "usage.npz"), steps=0)
     run, out = str(folder / "run"), folder / "front"
-    found = curve.curve(run, str(out), **options)
-    names = [point["name"] for point in found["points"]]
+    front = compress.curve(run, str(out), **options)
+    names = [point.name for point in front.points]
     assert names == ["submodel", "prune-0.5", "svd"]
-    assert json.loads((out / "report" / "curve.json").read_text())["points"] == found["points"]
-    sizes = [point["parameters"] for point in found["points"]]
+    written = results.read(out / "report" / "curve.json")
+    assert written == results.plain(front)
+    assert results.parse(Front, written).points == front.points
+    sizes = [point.size.parameters for point in front.points]
     assert sizes == sorted(sizes, reverse=True)
-    assert all(common.load(str(out / name)).step == 10 for name in names)
-    assert found["points"][1]["scores"][curve.GAIN]["value"] == 1
-    assert (out / "report.html").read_text().count("<img") == 1
+    assert all(Run.open(out / name).step == 10 for name in names)
+    assert front.scores()[1][GAIN_LEFT].value == 1
     capsys.readouterr()
     shutil.rmtree(out / "svd")
-    again = curve.curve(run, str(out), **options)
-    assert capsys.readouterr().out.count("...") == 1
-    assert again["points"] == found["points"]
+    monkeypatch.setattr(cli, "keep_compiled", lambda: None)
+    given = ["--checkpoint", run, "--modality", "rgb", "--statistics", options["statistics"], "--out", out]
+    assert command(*given, "--curve", "--distil", "0") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("...") == 1
+    assert "prune, keep 0.5" in printed
+    assert (out / "report.html").read_text().count("<img") == 1
+    assert results.parse(Front, results.read(out / "report" / "curve.json")).points == front.points
 
 
 def test_every_point_of_the_grid_is_a_recipe_of_its_own():
-    names = [curve.name_of(recipe) for recipe in curve.recipes(5)]
-    assert len(names) == len(set(names)) == 1 + 2 * len(curve.GRID)
+    names = [compress.name_of(recipe) for recipe in compress.recipes(5)]
+    assert len(names) == len(set(names)) == 1 + 2 * len(compress.GRID)
     assert "prune-0.25-distil5" in names
-
-
-def test_what_is_kept_of_a_gain():
-    row = lambda value: {"gain": {"value": value, "low": value - 1, "high": value + 1}}  # noqa: E731
-    before = {"reconstruction": [row(2.0), row(-1.0)]}
-    share = quality.kept({"reconstruction": [row(1.0), row(5.0)]}, before)
-    assert share == {"value": 0.5, "low": 0.0, "high": 1.0}  # an objective without a gain has nothing to keep
-    assert quality.kept({"reconstruction": [row(1.0)]}, {"reconstruction": [row(0.0)]})["value"] is None
 
 
 # ---- Bad input ----------------------------------------------------------------------------------------
@@ -347,12 +373,14 @@ def odd(tmp_path):
 
 
 def test_other_runs_are_refused(odd, tmp_path, capsys):
-    given = ["--modality", "rgb", "--method", "sum", "--out", tmp_path / "out"]
+    given = ["--modality", "s1_grd", "--method", "sum", "--out", tmp_path / "out"]
     assert command("--checkpoint", odd(encoder={}), *given) == 1
-    assert "is a fine-tuned run: compress the pre-training run that it started from" in capsys.readouterr().err
+    assert "holds a task run, wanted one of pre-training or compressed" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "odd")
-    assert command("--checkpoint", odd(config={"model": {"name": "skysense"}}), *given) == 1
-    assert 'holds a model "skysense": only "ringmoe" models' in capsys.readouterr().err
+    data = {"streams": {"all": {"directory": "d", "sensors": SKYSENSE["sensors"]}}, "image_size": 8, "batch_size": 1}
+    config = {"model": SKYSENSE, "data": data | {"mask_unit": 8}, "objectives": {}}
+    assert command("--checkpoint", odd(config=config), *given) == 1
+    assert '"skysense" cannot be compressed' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -360,8 +388,8 @@ def test_other_runs_are_refused(odd, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--method", "sum", "--checkpoint", "nowhere"], "no checkpoint in nowhere"),
-        (["--method", "summ"], '--method "summ": did you mean "sum"'),
-        (["--method", "prune", "--keep", "2"], "--keep 2.0: wanted the share"),
+        (["--method", "summ"], 'method = "summ" does not exist: did you mean "sum"'),
+        (["--method", "prune", "--keep", "2"], "keep = 2.0: wanted the share"),
         (["--method", "prune", "--modality", "s1_gdr"], 'did you mean "s1_grd"'),
         (["--curve", "--method", "sum"], "--curve tries every method by itself: leave out --method"),
         ([], "what is to be done? give --method (submodel, prune, sum"),
@@ -377,7 +405,7 @@ def test_a_bad_option_is_one_line(folder, tmp_path, arguments, message, capsys):
     assert not list(tmp_path.glob("out/checkpoints"))
 
 
-def test_a_data_set_without_the_sensor(folder, part, tmp_path):
+def test_a_data_set_without_the_sensor(part, tmp_path):
     synthetic.prepare(tmp_path / "sar", scenes=4, size=64, gsd=2.5, sensors=("s1_grd",), shards=1)
     with pytest.raises(DataError, match='holds s1_grd, but not "rgb", which is to be kept'):
-        usage.measure(part, tmp_path / "out", str(tmp_path / "sar"))
+        compress.usage_of(part, tmp_path / "out", str(tmp_path / "sar"))

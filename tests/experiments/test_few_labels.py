@@ -39,7 +39,6 @@ def scored(value, constant):
         blocks=1,
         scores=score(value),
         constant=score(constant),
-        quantities={},
         seconds=0.0,
         **results.provenance(),
     )

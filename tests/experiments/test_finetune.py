@@ -1,18 +1,19 @@
 """Every task from a data set to scores and pictures; adaptation of a checkpoint; what a user did wrong, in one line."""
 
-import dataclasses
 import json
 import types
 
 import numpy as np
 import pytest
 
-from experiments import common, finetune, scoring
-from experiments.pretrain import pretrain
+from experiments.run import cli, finetune, score
+from experiments.run.pretrain import pretrain
 from input_pipeline.synthetic import dataset as synthetic
+from ringmoe_jax import run as runs
 from ringmoe_jax import tasks
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.run import FinetuneConfig, Run
 from tests.tiny import RINGMOE
 
 SIZE = 32
@@ -46,7 +47,7 @@ def fast_first(values, *fast):
 def one_device(request, monkeypatch):
     """Most of these tests are about anything but meshes, which take long to compile for."""
     if "eight" not in request.node.name:
-        monkeypatch.setattr(common, "make_mesh", lambda config: None)
+        monkeypatch.setattr(runs, "make_mesh", lambda config: None)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def test_every_task_trains_scores_and_draws(task, scenes, tmp_path):
     result = finetune.finetune(config(scenes, task), str(tmp_path))
     assert result["samples"] == 1  # the validation scene
     assert result["scores"].keys() == result["constant"].keys()
-    for score in result["scores"].values():
-        assert set(score) == {"value", "low", "high"}
+    for values in result["scores"].values():
+        assert set(values) == {"value", "low", "high"}
     assert result["figures"]
     for name in result["figures"].values():
         assert (tmp_path / "report" / name).stat().st_size > 5000
@@ -109,7 +110,7 @@ def test_every_task_trains_scores_and_draws(task, scenes, tmp_path):
 def test_eight_devices_train_as_one(scenes, tmp_path, monkeypatch):
     """Heights, for the gradient of a minimum was once wrong on a mesh and only there."""
     eight = finetune.finetune(config(scenes, "height"), str(tmp_path / "eight"))
-    monkeypatch.setattr(common, "make_mesh", lambda config: None)
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
     one = finetune.finetune(config(scenes, "height"), str(tmp_path / "one"))
     assert eight["scores"]["RMSE"]["value"] == pytest.approx(one["scores"]["RMSE"]["value"], rel=1e-4)
 
@@ -117,9 +118,9 @@ def test_eight_devices_train_as_one(scenes, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_scoring_a_checkpoint_again_gives_the_same(scenes, tmp_path):
     first = finetune.finetune(config(scenes, "segmentation"), str(tmp_path))
-    again = scoring.score(scoring.Adapted.load(str(tmp_path)), str(tmp_path), split="validation")
+    again = score.score(Run.open(tmp_path), split="validation")
     assert again["scores"] == first["scores"]
-    trained = scoring.score(scoring.Adapted.load(str(tmp_path)), str(tmp_path), split="train", out=str(tmp_path / "x"))
+    trained = score.score(Run.open(tmp_path), split="train", out=str(tmp_path / "x"))
     assert trained["samples"] == 9
 
 
@@ -129,8 +130,8 @@ def test_a_checkpoint_is_adapted_and_what_is_frozen_stays(method, scenes, pretra
         scenes, "classification", init_from=pretrained, model={}, adaptation=dict(method=method, rank=2, hidden=2)
     )
     finetune.finetune(own, str(tmp_path))
-    before = common.load(pretrained).params
-    adapted = scoring.Adapted.load(str(tmp_path))
+    before = Run.open(pretrained).params
+    adapted = Run.open(tmp_path)
     assert adapted.encoder.step == 3
     after = adapted.params["encoder"]
     blocks = lambda tree: tree["backbone"]["stages"]["stage0"]["blocks"]["run0"]  # noqa: E731
@@ -149,8 +150,8 @@ def test_random_weights_are_not_the_checkpoint_s(scenes, pretrained, tmp_path):
     )
     finetune.finetune(own, str(tmp_path))
     stem = lambda tree: np.asarray(tree["stems"]["rgb"]["project"]["kernel"])  # noqa: E731
-    after = scoring.Adapted.load(str(tmp_path)).params["encoder"]
-    assert np.abs(stem(common.load(pretrained).params) - stem(after)).max() > 1e-3
+    after = Run.open(tmp_path).params["encoder"]
+    assert np.abs(stem(Run.open(pretrained).params) - stem(after)).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -161,13 +162,13 @@ def test_two_sensors_train_together_and_one_may_be_missing(scenes, pretrained, t
     own["data"]["streams"]["data"]["sensors"] = ("rgb", "s1_grd")
     own["neck"] = dict(fusion="gated", modality_dropout=0.3)
     both = finetune.finetune(own, str(tmp_path))
-    adapted = scoring.Adapted.load(str(tmp_path))
-    one = scoring.score(adapted, str(tmp_path), without=["s1_grd"], out=str(tmp_path / "one"))
+    adapted = Run.open(tmp_path)
+    one = score.score(adapted, without=["s1_grd"], out=str(tmp_path / "one"))
     assert one["scores"] != both["scores"]
     with pytest.raises(ConfigError, match="leaves no sensor"):
-        scoring.score(adapted, str(tmp_path), without=["s1_grd", "rgb"])
+        score.score(adapted, without=["s1_grd", "rgb"])
     with pytest.raises(ConfigError, match="s1_grd"):
-        scoring.score(adapted, str(tmp_path), without=["s1"])
+        score.score(adapted, without=["s1"])
 
 
 @pytest.mark.slow
@@ -236,7 +237,7 @@ def test_a_label_that_is_no_class_stops_before_it_is_learnt():
     target = tasks.Target("kind", CLASSES, ("a", "b"))
     parts = types.SimpleNamespace(task=tasks.Classification(target="kind"), target=target)
     with pytest.raises(DataError, match="holds 2 in row 1"):
-        next(scoring.Checked(Batches(), parts))
+        next(finetune.CheckedTruth(Batches(), parts))
 
 
 def test_change_wants_two_dates(tmp_path):
@@ -247,31 +248,15 @@ def test_change_wants_two_dates(tmp_path):
         finetune.finetune(own, str(tmp_path / "run"))
 
 
-def test_config_files_are_read():
-    for name in (
-        "classification",
-        "multilabel",
-        "segmentation",
-        "change",
-        "height",
-        "detection",
-        "rotated_detection",
-        "tracking",
-    ):
-        values = common.read_config(f"configs/finetune/{name}.py")
-        built = finetune.DownstreamConfig.of(values)
-        assert dataclasses.is_dataclass(built)
-
-
 @pytest.mark.parametrize(("name", "kept"), [("multilabel", {}), ("classification", {"pool": "max"})])
 def test_the_command_line_may_choose_another_head(name, kept):
     path = f"configs/finetune/{name}.py"
-    values = common.read_config(path, ["--config.head.name=mlp", "--config.head.hidden=32"])
+    values = cli.read_config(path, ["--config.head.name=mlp", "--config.head.hidden=32"])
     assert values["head"] == {"name": "mlp", "hidden": 32} | kept
 
 
-def test_the_command_line_may_not_add_keys_elsewhere():
+def test_the_command_line_may_not_invent_keys():
     path = "configs/finetune/classification.py"
     for key, near in (("haed.name", "head"), ("optimizer.learning_rat", "learning_rate")):
         with pytest.raises(ConfigError, match=near):
-            common.read_config(path, [f"--config.{key}=1"])
+            FinetuneConfig.of(cli.read_config(path, [f"--config.{key}=1"])).complete()

@@ -1,443 +1,82 @@
-"""Whole scenes: every kind of answer, seams, no-data, resuming byte for byte, memory, and errors in one line."""
+"""The verb that maps scenes: files by sensor, no TensorFlow, errors in one line."""
 
-import dataclasses
-import functools
-import json
+import re
 import subprocess
 import sys
-import tracemalloc
-import types
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import rasterio
 from affine import Affine
-from pyarrow import parquet
 
-from experiments import common, downstream, predict_models
-from experiments.downstream import DownstreamConfig, Encoder, Subject
-from experiments.predict import by_sensor, main, predict
-from experiments.predict_models import WindowModel
-from ringmoe_jax import sensors
-from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL
-from ringmoe_jax.deploy.scenes import Stack
-from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.tasks import SENSOR, Target
-from ringmoe_jax.training import optimizer, step
-from ringmoe_jax.training.checkpoint import Checkpointer
-from ringmoe_jax.training.state import TrainState, create
+from experiments.predict import by_sensor, main
+from ringmoe_jax.contracts import MAP
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.tasks import Target
+from tests import tiny_runs
 from tests.tiny import RINGMOE
 
 ROOT = Path(__file__).parents[2]
-SENTINEL = ROOT.parent / "shared" / "data" / "multimodal" / "copernicus_fm_s2"
 SIZE = 32
-MODEL = RINGMOE | dict(depths=(1, 1), image_size=SIZE)
-COVER = ("bare", "grown")
-HEADS = dict(height=dict(channels=8, bins=8, max_height=30.0), change=dict(name="change_difference", channels=8))
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-def tif(path, pixels, **options):
-    """Writes [H, W, C] with pixels of 10 m."""
-    profile = dict(driver="GTiff", height=pixels.shape[0], width=pixels.shape[1], count=pixels.shape[2])
-    profile |= dict(dtype=pixels.dtype, crs="EPSG:32633", transform=Affine(10, 0, 500_000, 0, -10, 5_000_000))
-    with rasterio.open(path, "w", **profile | options) as file:
-        file.write(pixels.transpose(2, 0, 1))
-    return path
-
-
-def field(height, width, seed=0, coarse=8):
-    """[H, W] smooth random numbers in 0..1."""
-    noise = np.random.default_rng(seed).normal(size=(height // coarse + 3, width // coarse + 3))
-    smooth = np.asarray(jax.image.resize(noise, [coarse * n for n in noise.shape], "cubic"))[:height, :width]
-    return (1 + np.tanh(smooth)) / 2
-
-
-def ground(height=80, width=112, seed=0):
-    """[H, W, 12] digital numbers of Sentinel-2 over ground that is bare here and grown there, and [H, W] which."""
-    growth = field(height, width, seed)
-    means = np.array([band.mean for band in sensors.get("s2_12").bands]) * 1e4
-    visible = np.arange(12) < 5
-    values = means * np.where(visible, 1.5 - growth[..., None], 0.5 + growth[..., None])
-    return values.astype(np.uint16), (growth > 0.5).astype(np.int32)
-
-
-# ---- Models --------------------------------------------------------------------------------------------
-
-
-def said(answer, output="probabilities", names=("a",), *, name="s2_12", size=16, **changes):
-    """A model that says what a plain function makes of the first date's pixels [B, H, W, C]."""
-    facts = {"checkpoint": "runs/fake", "step": 1}
-    speak = lambda batch: answer(batch["sensors"][name]["pixels"][:, 0])  # noqa: E731
-    model = WindowModel({name: sensors.get(name)}, {}, False, False, size, names, output, speak, facts)
-    return dataclasses.replace(model, **changes)
-
-
-brightness = functools.partial(jnp.mean, axis=-1, keepdims=True)
-
-
-def save(workdir, values, parts, state, more=()):
-    """Writes a checkpoint as a run does."""
-    statistics = {name: s.to_json() for name, s in parts.statistics.items()}
-    checkpointer = Checkpointer(workdir)
-    checkpointer.save(1, state, {"config": values, "statistics": statistics} | dict(more))
-    checkpointer.wait()
-    checkpointer.close()
-    return str(workdir)
-
-
-def shown(names):
-    streams = dict(all=dict(directory="nowhere", sensors=names))
-    return dict(streams=streams, image_size=SIZE, batch_size=8, mask_unit=0)
-
-
-def pretrained(workdir, names, **changes):
-    """A pre-training run that has not begun."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A segmentation of two classes that has not begun."""
     values = dict(
-        model=MODEL | dict(sensors=names) | changes,
-        objectives={n: dict(name="masked_l1", sensor=n) for n in names},
-        data=shown(names) | dict(mask_unit=8),
+        task=dict(name="segmentation", target="cover"),
+        data=tiny_runs.data(("s2_12",), SIZE, mask_unit=0),
+        model=RINGMOE | dict(depths=(1, 1), image_size=SIZE, sensors=("s2_12",)),
+        head=dict(name="fcn", channels=8),
     )
-    config = common.ExperimentConfig.of(values)
-    parts = common.build(config, {name: sensors.get(name).statistics for name in names})
-    return save(workdir, values, parts, create(parts.model, parts.pretext, optax.sgd(0.1), seed=0))
+    target = Target("cover", MAP, ("bare", "grown"), "s2_12")
+    return tiny_runs.finetuning(tmp_path_factory.mktemp("runs") / "cover", values, target, {"s2_12": 1})
 
 
-def fine_tuned(workdir, task, target, names=("s2_12",), dates=1, head=(), train=None):
-    """A fine-tuned run that has not begun, or went through `train(state, step)`."""
-    encoder_sees = tuple(name for name in names if name != target.name)
-    values = dict(
-        task=task | dict(target=target.name),
-        data=shown(names),
-        model=MODEL | dict(sensors=encoder_sees),
-        head=dict(head),
-        optimizer=dict(learning_rate=3e-3, warmup_steps=1),
-        train=dict(steps=40),
-    )
-    config = DownstreamConfig.of(values)
-    encoder, subject = Encoder.of(config), Subject(target, dict.fromkeys(names, dates))
-    parts = downstream.build(config, encoder, subject, {n: sensors.get(n).statistics for n in names})
-    rule = optimizer.build(config.optimizer, config.train.steps)
-    state = create(parts.model, parts.pretext, rule, seed=0)
-    if train:
-        rate = optimizer.schedule(config.optimizer, config.train.steps)
-        state = train(state, step.make_train_step(parts.pretext, parts.objectives, rule, rate, seed=0))
-    return save(workdir, values, parts, state, dict(encoder=encoder.to_json(), subject=subject.to_json()))
-
-
-@pytest.fixture(scope="module")
-def segmented(tmp_path_factory):
-    """A run that learnt to tell grown from bare ground in 40 steps."""
-    folder = tmp_path_factory.mktemp("segmented")
-    pixels, cover = ground(160, 160, seed=1)
-    generator = np.random.default_rng(0)
-
-    def train(state, learn):
-        with Stack({"s2_12": [tif(folder / "train.tif", pixels)]}, {"s2_12": sensors.get("s2_12")}) as stack:
-            for _ in range(40):
-                top, *lefts = generator.integers(0, 160 - SIZE, 9)
-                batch = stack.strip(top, SIZE).batch(lefts, 8)
-                labels = np.stack([cover[top : top + SIZE, left : left + SIZE] for left in lefts])
-                state, _ = learn(state, batch | {"labels": {"cover": labels}})
-        return state
-
-    target, head = Target("cover", MAP, COVER, "s2_12"), dict(name="fcn", channels=8, dropout=0.0)
-    return fine_tuned(folder / "run", dict(name="segmentation"), target, head=head, train=train)
-
-
-@pytest.fixture(scope="module")
-def classes(segmented):
-    return predict_models.load(segmented)
-
-
-@pytest.fixture(scope="module")
-def probabilities(segmented):
-    return predict_models.load(segmented, "probabilities")
-
-
-def read(path):
-    with rasterio.open(path) as file:
-        return file.read()
-
-
-# ---- What maps hold -------------------------------------------------------------------------------------
-
-
-def test_a_trained_segmentation_maps_a_scene(classes, tmp_path):
-    pixels, cover = ground(seed=2)
-    pixels[10:20, 30:50] = 0
-    done = predict(classes, {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}, tmp_path / "map.tif")
-    assert (done.windows, done.empty, done.resumed) == (5 * 7, 0, 0)
-    with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(tmp_path / "scene.tif") as scene:
-        assert (file.crs, file.transform, file.shape) == (scene.crs, scene.transform, scene.shape)
-        assert (file.dtypes, file.nodata) == (("uint8",), 255)
-        assert [file.tags()[f"CLASS_{i}"] for i in range(2)] == list(COVER)
-        assert len({file.colormap(1)[i] for i in range(2)}) == 2
-        found = file.read(1)
-    np.testing.assert_array_equal(found == 255, (pixels == 0).all(-1))
-    known = found != 255
-    assert (found == cover)[known].mean() > max(0.8, cover[known].mean(), 1 - cover[known].mean())  # measured 0.90
-
-
-def test_maps_do_not_depend_on_the_batch_nor_on_where_windows_lie(probabilities, tmp_path):
-    """Batches change the order of sums only. Windows moved by half their distance say nearly the same.
-
-    Bounds: probabilities differ by less than 0.01 on average and 0.1 anywhere (measured 0.003 and 0.03), and by less
-    than a third of what they do without overlap (measured 0.022 and 0.17).
-    """
-    pixels, _ = ground(seed=3)
-    moved = {}
-    for overlap in (0.5, 0.0):
-        shift = round(SIZE * (1 - overlap)) // 2
-        whole = tif(tmp_path / f"whole{overlap}.tif", pixels)
-        part = tif(tmp_path / f"part{overlap}.tif", np.ascontiguousarray(pixels[shift:, shift:]))
-        maps = [tmp_path / f"{name}{overlap}.tif" for name in ("a", "b")]
-        for scene, out in zip((whole, part), maps, strict=True):
-            predict(probabilities, {"s2_12": [scene]}, out, overlap=overlap)
-        first, second = read(maps[0])[0, shift:, shift:], read(maps[1])[0]
-        moved[overlap] = np.abs(first - second)[SIZE // 2 : -SIZE // 2, SIZE // 2 : -SIZE // 2]
-    assert moved[0.5].mean() < 0.01
-    assert moved[0.5].max() < 0.1
-    assert moved[0.5].mean() < moved[0.0].mean() / 3
-    predict(probabilities, {"s2_12": [tmp_path / "whole0.5.tif"]}, tmp_path / "three.tif", batch=3)
-    np.testing.assert_allclose(read(tmp_path / "three.tif"), read(tmp_path / "a0.5.tif"), atol=1e-5)
-
-
-def test_one_answer_a_window(tmp_path):
-    """Every cell is the answer of the window around it; half a window is the distance."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(1, 9000, (40, 50, 12), dtype=np.uint16)
-    scene = tif(tmp_path / "scene.tif", pixels)
-    model = said(lambda x: x.mean((1, 2, 3))[:, None, None, None])
-    predict(model, {"s2_12": [scene]}, tmp_path / "map.tif")
-    found = read(tmp_path / "map.tif")[0]
-    assert found.shape == (5, 7)
-    assert found[2, 3] == pytest.approx(pixels[12:28, 20:36].mean() * 1e-4, rel=1e-5)  # its core is 16..24, 24..32
-    with rasterio.open(tmp_path / "map.tif") as file:
-        assert file.transform == Affine(80, 0, 500_000, 0, -80, 5_000_000)
-
-
-def test_a_constant_answer_stays_that_on_a_scene_smaller_than_a_window(tmp_path):
-    pixels = np.full((9, 11, 12), 1234, np.uint16)
-    model = said(lambda x: jnp.full((*x.shape[:3], 1), 0.1, jnp.float32))
-    predict(model, {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}, tmp_path / "map.tif")
-    assert (read(tmp_path / "map.tif") == np.float32(0.1)).all()
-
-
-def test_windows_without_data_are_not_asked_and_counted(tmp_path):
-    pixels = np.ones((64, 64, 12), np.uint16)
-    pixels[:, :40] = 0
-    asked = []
-
-    def answer(x):
-        asked.append(x)
-        return brightness(x)
-
-    done = predict(said(answer), {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}, tmp_path / "map.tif")
-    assert (done.windows, done.empty) == (8 * 4, 8 * 4)
-    np.testing.assert_array_equal(np.isnan(read(tmp_path / "map.tif")[0]), pixels[..., 0] == 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "target", "names", "bands"),
-    [
-        ("height", Target("ndsm", SENSOR, (), "ndsm"), ("s2_12", "ndsm"), ("height",)),
-        ("classification", Target("use", CLASSES, COVER), ("s2_12",), ("classes",)),
-        slow("change", Target("changed", MAP, ("no", "yes"), "s2_12", 2), ("s2_12",), ("classes",)),
-        slow("multilabel", Target("uses", MULTILABEL, COVER), ("s2_12", "s1_grd"), COVER),
-    ],
-)
-def test_every_task_answers(name, target, names, bands, tmp_path):
-    run = fine_tuned(tmp_path / "run", dict(name=name), target, names, target.dates, HEADS.get(name, {}))
-    files = {"s2_12": [tif(tmp_path / f"{date}.tif", ground(40, 48, date)[0]) for date in range(target.dates)]}
-    if "s1_grd" in names:
-        files["s1_grd"] = [tif(tmp_path / "s1.tif", np.full((40, 48, 2), -12.0, np.float32))]
-    predict(predict_models.load(run), files, tmp_path / "map.tif", overlap=0.25)
-    with rasterio.open(tmp_path / "map.tif") as file:
-        assert file.descriptions == bands
-        assert file.shape == ((2, 2) if name in ("classification", "multilabel") else (40, 48))
-        found = file.read()
-    assert np.isfinite(found).all()
-    assert (found >= 0).all()
-
-
-def test_embeddings_are_tokens_of_all_sensors(tmp_path):
-    model = predict_models.load(pretrained(tmp_path / "run", ("s2_12", "s1_grd")))
-    pixels, _ = ground(70, 64)
-    pixels[:16, :16] = 0
-    decibels = np.full((70, 64, 2), -12.0, np.float32)
-    files = {"s2_12": [tif(tmp_path / "s2.tif", pixels)], "s1_grd": [tif(tmp_path / "s1.tif", decibels)]}
-    predict(model, files, tmp_path / "map.tif")
-    done = predict(model, files, tmp_path / "map.parquet", form="parquet")
-    found = read(tmp_path / "map.tif")
-    assert found.shape == (32, 9, 8)  # 16 of each sensor; tokens of 8 pixels, the last row of them cut short
-    table = parquet.read_table(tmp_path / "map.parquet")
-    assert (done.left_out, table.num_rows) == (4, 68)
-    rows, columns = table["row"].to_numpy(), table["column"].to_numpy()
-    vectors = np.array(table["embedding"].to_pylist(), np.float32)
-    np.testing.assert_array_equal(vectors, found[:, rows, columns].T)
-    assert (table["valid"].to_numpy() == 1).all()
-    assert json.loads(table.schema.metadata[b"geo"])["columns"]["geometry"]["bbox"][1] == 5_000_000 - 720
-    alone = predict(model, {"s1_grd": files["s1_grd"]}, tmp_path / "alone.tif")
-    assert alone.windows == 20
-    assert read(tmp_path / "alone.tif").shape == (16, 9, 8)
-
-
-# ---- Resuming -------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    """What ends a run half-way."""
-
-
-@pytest.mark.parametrize("overlap", [0.5, 0.7])
-def test_a_killed_run_goes_on_to_the_same_bytes(overlap, tmp_path):
-    pixels, _ = ground(90, 60)
-    pixels[:30, :30] = 0
-    scene = {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}
-    left = [10**9]
-
-    def answer(x):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return jnp.concatenate([x.mean(-1, keepdims=True), x[..., :1] * jnp.linspace(0, 1, x.shape[2])[:, None]], -1)
-
-    run = functools.partial(predict, said(answer, names=("a", "b")), scene, overlap=overlap, batch=2)
-    whole = run(tmp_path / "whole.tif")
-    for calls in (8, 25, 20):
-        left[0] = calls
-        with pytest.raises(Killed):
-            run(tmp_path / "parts.tif")
-    left[0] = 10**9
-    done = run(tmp_path / "parts.tif")
-    assert done.resumed > 0
-    assert done.windows < whole.windows
-    assert (tmp_path / "parts.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
-    assert not (tmp_path / "parts.tif.draft").exists()
-    assert run(tmp_path / "parts.tif") is None  # is there already
-
-
-def test_another_command_does_not_go_on(tmp_path):
-    pixels, _ = ground(64, 64)
-    scene = {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}
-    model = said(brightness)
-    predict(model, scene, tmp_path / "map.tif")
-    with pytest.raises(DataError, match=r"map\.tif is there already, from another command"):
-        predict(model, scene, tmp_path / "map.tif", overlap=0.25)
-    left = [3]
-
-    def answer(x):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return brightness(x)
-
-    with pytest.raises(Killed):
-        predict(said(answer), scene, tmp_path / "new.tif")
-    with pytest.raises(DataError, match=r"new\.tif\.draft was begun with step = 1, this command says 2"):
-        predict(said(brightness, facts={"checkpoint": "runs/fake", "step": 2}), scene, tmp_path / "new.tif")
-
-
-# ---- Memory and imports ---------------------------------------------------------------------------------
-
-
-def test_memory_does_not_grow_with_the_height_of_a_scene(tmp_path):
-    peaks = []
-    for height in (600, 2400):
-        scene = tif(tmp_path / f"{height}.tif", np.ones((height, 200, 1), np.float32), tiled=True)
-        model = said(lambda x: x, name="dem", size=32)
-        tracemalloc.start()
-        predict(model, {"dem": [scene]}, tmp_path / f"map{height}.tif", overlap=0.25)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]  # the first holds what is made once, too
-
-
-def test_needs_no_tensorflow(segmented, tmp_path):
+def test_needs_no_tensorflow_and_says_what_it_did(run, tmp_path):
     """By the command line, in a program of its own."""
-    tif(tmp_path / "scene.tif", ground(40, 40)[0])
+    scene, out = tmp_path / "scene.tif", str(tmp_path / "map.tif")
+    profile = dict(driver="GTiff", height=40, width=40, count=12, dtype="uint16", crs="EPSG:32633")
+    with rasterio.open(scene, "w", transform=Affine(10, 0, 500_000, 0, -10, 5_000_000), **profile) as file:
+        file.write(np.random.default_rng(0).integers(1, 9000, (12, 40, 40), dtype=np.uint16))
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
         "from experiments.predict import main; main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", program, "--checkpoint", segmented, str(tmp_path / "scene.tif")]
-    out = str(tmp_path / "map.tif")
-    done = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "9 windows in 0 min" in done.stdout
-    assert read(out).shape == (1, 40, 40)
+    command = [sys.executable, "-c", program, "--checkpoint", run, str(scene), "--out", out]
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert f"{out}: classes of s2_12 by {run} at step {tiny_runs.STEP}" in said[0]
+    assert "9 windows in 0 min" in said[0]
+    assert "is there already, from the same command" in said[1]
+    with rasterio.open(out) as file:
+        assert file.shape == (40, 40)
+        assert set(np.unique(file.read(1))) <= {0, 1}
 
 
-# ---- What a user did wrong --------------------------------------------------------------------------------
-
-
-def test_what_a_run_does_not_offer(segmented, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r'--output "heights" is not what the task "segmentation" of .* gives: .*known'
-    ):
-        predict_models.load(segmented, "heights")
-    values = dict(task=dict(name="detection", target="boxes"), data=shown(("s2_12",)), model=MODEL)
-    subject = Subject(Target("boxes", BOXES, COVER, "s2_12"), {"s2_12": 1})
-    nothing = TrainState(jnp.zeros(()), {"a": jnp.zeros(1)}, {"b": jnp.zeros(1)}, {})
-    more = dict(encoder=Encoder(MODEL, {}, {}).to_json(), subject=subject.to_json())
-    run = save(tmp_path / "run", values, types.SimpleNamespace(statistics={}), nothing, more)
-    with pytest.raises(
-        ConfigError, match=r'learnt the task "detection", which is not offered for scenes \(offered: seg'
-    ):
-        predict_models.load(run)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(files={"s1_grd": ["x.tif"]}), r'knows no sensor "s1_grd": .*known: s2_12'),
-        (dict(files={"s2_12": ["nowhere.tif"]}), r"nowhere.tif does not exist: wanted a raster of s2_12"),
-        (dict(files={}), r"the run reads s2_12: give s2_12=FILE too"),
-        (dict(dates=2), r"1 files of s2_12, but the run was trained on 2: one a date"),
-        (dict(batch=0), r"batch = 0: wanted 1 or more"),
-        (dict(overlap=1.0), r"overlap = 1.0: wanted at least 0 and below 1"),
-        (dict(form="parquet"), r'--format parquet is for embeddings, this run gives probabilities: use "cog"'),
-        (dict(out="nowhere/map.tif"), r"nowhere does not exist: make the folder of --out first"),
-        (dict(answer=lambda x: x * jnp.nan), r"the model's answers are not finite in strip 0"),
-    ],
-)
-def test_one_clear_line(change, message, tmp_path):
-    scene = tif(tmp_path / "scene.tif", ground(20, 20)[0])
-    model = said(change.pop("answer", brightness), complete=True, dates={"s2_12": change.pop("dates", 1)})
-    files, out = change.pop("files", {"s2_12": [scene]}), tmp_path / change.pop("out", "map.tif")
-    with pytest.raises((ConfigError, DataError), match=message) as error:
-        predict(model, files, out, **change)
-    assert "\n" not in str(error.value)
-
-
-def test_files_by_sensor(tmp_path):
-    one, two = said(brightness), said(brightness, sensors={n: sensors.get(n) for n in ("s2_12", "s1_grd")})
+def test_files_by_sensor():
+    one, two = ("s2_12",), ("s2_12", "s1_grd")
     assert by_sensor(["a.tif", "b.tif"], one) == {"s2_12": ["a.tif", "b.tif"]}
     assert by_sensor(["s1_grd=b.tif", "s2_12=a.tif"], two) == {"s1_grd": ["b.tif"], "s2_12": ["a.tif"]}
     with pytest.raises(ConfigError, match=r'of which sensor is "a.tif"\? Give SENSOR=a.tif'):
         by_sensor(["a.tif"], two)
 
 
-def test_the_command_line_says_it_in_one_line(segmented, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "error: .*no.tif does not exist: wanted a raster of s2_12"),
+        (["--format", "tif"], 'error: format "tif" does not exist'),
+        (["--output", "heights"], 'error: --output "heights" is not what the task "segmentation"'),
+    ],
+)
+def test_the_command_line_says_it_in_one_line(more, message, run, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["--checkpoint", segmented, "--out", str(tmp_path / "map.tif"), str(tmp_path / "no.tif")])
+        main(["--checkpoint", run, "--out", str(tmp_path / "map.tif"), str(tmp_path / "no.tif"), *more])
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SENTINEL.is_dir(), reason="no real Sentinel-2 scene in ../shared/data")
-def test_a_real_scene(tmp_path):
-    """Level 1C over New Zealand: embeddings by random weights, finite everywhere it was observed."""
-    (scene,) = SENTINEL.glob("*.tif")
-    model = predict_models.load(pretrained(tmp_path / "run", ("s2_13",), moe=dict(specialised=2, collaborative=2)))
-    predict(model, {"s2_13": [scene]}, tmp_path / "map.tif")
-    found = read(tmp_path / "map.tif")
-    assert found.shape == (16, 33, 33)
-    assert np.isfinite(found).all()
-    assert found.std(axis=(1, 2)).min() > 1e-3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(message, line)

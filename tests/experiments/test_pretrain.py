@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import common, pretrain
-from experiments.common import ExperimentConfig
+from experiments.run import cli, pretrain
+from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.run import PretrainConfig
+from ringmoe_jax.training.checkpoint import Checkpointer
 from tests.input_pipeline import tiny_data
 
 ROOT = Path(__file__).parent.parent.parent
@@ -133,6 +135,30 @@ def test_another_model_does_not_resume(config, uninterrupted):
     )
 
 
+def test_a_configuration_that_states_its_defaults_resumes(config, uninterrupted, capsys, monkeypatch):
+    """As older ones did; a value that is not the default is told apart."""
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
+    values = cli.read_config(str(config))
+    fuller = values | {"pretext": {"name": "masked"}, "optimizer": values["optimizer"] | {"clip_norm": 5.0}}
+    fuller["model"] = values["model"] | {"patch": 4, "moe": {"top_k": 1, "engine": "capacity"}}
+    assert pretrain.pretrain(fuller, str(uninterrupted[0])).step == 40
+    assert "resuming" in capsys.readouterr().out
+    fuller["optimizer"]["clip_norm"] = 4.0
+    with pytest.raises(ConfigError, match=r"config.optimizer.clip_norm is 4.0, but the checkpoint was made with 5.0"):
+        pretrain.pretrain(fuller, str(uninterrupted[0]))
+
+
+def test_a_record_that_states_fewer_keys_resumes(config, uninterrupted, capsys, monkeypatch):
+    """A run that was written before a record held every default."""
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
+    record = Checkpointer.record
+    monkeypatch.setattr(
+        Checkpointer, "record", lambda self, step=None: record(self, step) | {"config": cli.read_config(str(config))}
+    )
+    assert pretrain.pretrain(cli.read_config(str(config)), str(uninterrupted[0])).step == 40
+    assert "resuming" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
     before = records(uninterrupted[0])
@@ -148,41 +174,54 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
             ["--config.optimizer.learning_rte=1"],
             'config.optimizer.learning_rte does not exist: did you mean "learning_rate"?',
         ),
-        (["--config.train.steps=many"], "config.train.steps = 'many' is a str, wanted a int such as 40"),
+        (["--config.train.steps=many"], "config.train.steps = 'many' is a str, wanted a int"),
         (["--config.data.mask_ration=1"], 'config.data.mask_ration does not exist: did you mean "mask_ratio"?'),
+        (["--config.optmizer.clip_norm=1"], 'config.optmizer does not exist: did you mean "optimizer"?'),
+        (["--config.model.moe.engin=dense"], 'config.model.moe.engin does not exist: did you mean "engine"?'),
+        (["--config.pretext.name=maskd"], 'config.pretext.name = "maskd" does not exist: did you mean "masked"?'),
+        (
+            ["--config.objectives.rbg.scale=2"],
+            "config.objectives.rbg.name is missing: give an objective's, or name an entry that is there: "
+            'did you mean "rgb"?',
+        ),
+        (
+            ["--config.data.streams.rbg.directory=x"],
+            "config.data.streams.rbg.sensors is missing: set it to a tuple[str, ...], or name an entry that is there: "
+            'did you mean "rgb"?',
+        ),
+        (["--config.objectives.rgb.scal=2"], 'config.objectives.rgb.scal does not exist: did you mean "scale"?'),
         (["--config.train.steps"], 'unknown argument "--config.train.steps": wanted --config.<key>=<value>'),
         (["--steps=3"], 'unknown argument "--steps=3"'),
     ],
 )
 def test_misspelt_arguments(config, arguments, message):
     with pytest.raises(ConfigError) as error:
-        common.read_config(str(config), arguments)
+        PretrainConfig.of(cli.read_config(str(config), arguments)).complete()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_config_file_errors(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r'no configuration file "configs/ringmoe_mico.py": did you mean "configs/ringmoe_micro.py"'
-    ):
-        common.read_config("configs/ringmoe_mico.py")
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(ConfigError, match="has no function get_config"):
-        common.read_config(str(tmp_path / "empty.py"))
 
 
 def test_image_sizes_must_agree(config):
     with pytest.raises(
         ConfigError, match=r"image_size = 32, but data shows \"rgb\" at 16 pixels: set config.data.image_size"
     ):
-        ExperimentConfig.of(common.read_config(str(config), ["--config.model.image_size=32"]))
+        PretrainConfig.of(cli.read_config(str(config), ["--config.model.image_size=32"]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config.data.streams.rgb.directory=/nowhere"], "/nowhere"),
-        (["--config.data.streams.rgb.sensors=('s2_12',)"], "s2_12"),
+        (
+            ["--config.data.streams.rgb.sensors=('s2_12',)"],
+            'config.model.sensors has "rgb", which no stream reads: take the sensor out everywhere with '
+            "--sensors slc_dual, or add a stream",
+        ),
+        (
+            ["--config.model.sensors=('rgb',)", "--config.objectives.slc_dual=None"],
+            'config.data.streams.slc reads "slc_dual", which config.model.sensors lacks: take the sensor out '
+            "everywhere with --sensors rgb, or add it there",
+        ),
         (["--config.mesh.data=3"], "mesh data=3 x fsdp=1 x expert=1 does not fit 8 devices"),
         (
             ["--config.optimizer.warmup_steps=500", "--config.data.batch_size=8"],
@@ -192,6 +231,6 @@ def test_image_sizes_must_agree(config):
 )
 def test_bad_runs_end_with_one_line(config, tmp_path, arguments, message):
     with pytest.raises(UserError) as error:
-        pretrain.pretrain(common.read_config(str(config), arguments), str(tmp_path))
+        pretrain.pretrain(cli.read_config(str(config), arguments), str(tmp_path))
     assert message in str(error.value)
     assert "\n" not in str(error.value)

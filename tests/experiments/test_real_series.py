@@ -9,13 +9,14 @@ import pytest
 
 from configs import common as configs
 from configs import skysense_micro
-from experiments import common, pretrain
+from experiments.run import pretrain
 from input_pipeline.builder import write_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.schema import MAP, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.evaluate import baselines, probes
 from ringmoe_jax.evaluate.rank import rankme
+from ringmoe_jax.run import Run
 from ringmoe_jax.training import metrics
 
 SLOVENIA = Path(__file__).resolve().parents[3] / "shared/data/multimodal/eolearn_slovenia"
@@ -84,7 +85,7 @@ def test_locations_of_a_series_do_not_collapse_and_tell_land_cover(tmp_path):
     config.train.update(steps=300, evaluate_every=0, log_every=50, checkpoint_every=300)
     pretrain.pretrain(config.to_dict(), str(tmp_path / "run"))
 
-    trained = common.load(str(tmp_path / "run"))
+    trained = Run.open(str(tmp_path / "run"))
     model, fresh = trained.parts.model, baselines.random_params(trained.parts.model)
     width = trained.config.model["fusion"]["width"]  # without what the prototypes add: all is one region
     fused = jax.jit(lambda params, batch: model.apply(params, {"sensors": batch["sensors"]})["fused"][..., :width])

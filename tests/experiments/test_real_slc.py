@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common as configs
-from experiments import pretrain
+from experiments.run import pretrain
 from input_pipeline import folder
 from ringmoe_jax.training import metrics
 

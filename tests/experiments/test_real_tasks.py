@@ -14,8 +14,9 @@ from sklearn.preprocessing import StandardScaler
 
 from configs import dense_simulated
 from configs.finetune import common as finetuning
-from experiments import common, finetune, scoring
-from experiments.pretrain import pretrain
+from experiments.run import finetune, score
+from experiments.run.pretrain import pretrain
+from ringmoe_jax import run as runs
 from tests.experiments import real_sets
 
 pytestmark = pytest.mark.skipif(not real_sets.REAL.is_dir(), reason=f"no real data in {real_sets.REAL}")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(not real_sets.REAL.is_dir(), reason=f"no real da
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setattr(common, "make_mesh", lambda config: None)
+    monkeypatch.setattr(runs, "make_mesh", lambda config: None)
 
 
 # ---- Configurations -----------------------------------------------------------------------------------
@@ -185,6 +186,6 @@ def test_an_encoder_pretrained_on_the_chips_starts_there(tmp_path):
 def test_a_task_says_more_than_the_best_constant_answer(task, metric, gain, tmp_path):
     directory = getattr(real_sets, task.__name__)(tmp_path / "data")
     result = finetune.finetune(task(directory).to_dict(), str(tmp_path / "run"))
-    scoring.show(result)
+    score.show(result)
     model, constant = (result[answer][metric]["value"] for answer in ("scores", "constant"))
     assert (model - constant) * np.sign(gain) > abs(gain)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from configs import skysense_micro
-from experiments import common, prepare, pretrain
+from experiments import prepare
+from experiments.run import pretrain
 from ringmoe_jax.contracts import NO_TIME
+from ringmoe_jax.run import Run
 from ringmoe_jax.training.checkpoint import Checkpointer
 
 PLACE = Path(__file__).resolve().parents[3] / "shared/data/multimodal/treesatai_ts"
@@ -50,7 +52,7 @@ def test_a_triple_trains_and_its_checkpoint_sees_every_part(tmp_path):
     losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["loss"]) for record in losses)
 
-    trained = common.load(str(tmp_path / "run"))
+    trained = Run.open(str(tmp_path / "run"))
     kept = Checkpointer.open(tmp_path / "run").restore_model()[1]["teacher"]
     np.testing.assert_array_equal(trained.params["fusion"]["token"], kept["fusion"]["token"])
     batch = next(pretrain.train_batches(trained.config.data))

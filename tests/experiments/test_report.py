@@ -17,7 +17,7 @@ from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import COUNT, Quantity, Score
+from ringmoe_jax.evaluate.metrics import Height, Score, Segmentation, Tracking
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.run import Run, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, EncoderSummary, TaskScore
@@ -124,10 +124,10 @@ def test_a_score_of_another_version_is_one_line(folder, tmp_path):
     shutil.copytree(folder / "seed0", tmp_path / "run")
     path = tmp_path / "run" / "report" / TASK_SCORE
     values = json.loads(path.read_text())
-    del values["quantities"]  # as before metrics said whether less is better
+    del values["encoder"]["init_from"]
     path.write_text(json.dumps(values))
     with pytest.raises(
-        DataError, match=r"task.json was written by another version .*quantities.*evaluate the run again"
+        DataError, match=r"task.json was written by another version .*: evaluate the run again .*init_from"
     ):
         report_script.report(str(tmp_path / "run"))
 
@@ -160,42 +160,45 @@ def value(low, high):
 
 
 NAN = float("nan")
-MORE, LESS, COUNTED = Quantity(), Quantity(less=True, unit="m"), Quantity(less=True, unit=COUNT)
 
 
 @pytest.mark.parametrize(
-    ("quantity", "model", "constant", "verdict"),
+    ("metric", "name", "model", "constant", "verdict"),
     [
-        (MORE, (0.4, 0.6), (0.1, 0.3), BETTER),
-        (MORE, (0.1, 0.3), (0.4, 0.6), WORSE),
-        (MORE, (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
-        (MORE, (0.4, 0.6), (0.45, 0.5), OPEN),
-        (LESS, (1.0, 2.0), (3.0, 4.0), BETTER),
-        (LESS, (3.0, 4.0), (1.0, 2.0), WORSE),
-        (MORE, (0.5, 0.6), (NAN, NAN), ""),
-        (COUNTED, (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
+        (Segmentation("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
+        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
+        (Height(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
+        (Height(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
+        (Tracking(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
+        (Tracking(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
     ],
 )
-def test_a_verdict_needs_intervals_apart(quantity, model, constant, verdict):
-    assert Row("any name", value(*model), value(*constant), quantity).verdict == verdict
+def test_a_verdict_needs_intervals_apart(metric, name, model, constant, verdict):
+    assert Row(name, value(*model), value(*constant), metric.quantities[name]).verdict == verdict
 
 
-def test_rows_say_which_way_and_in_which_unit(run):
-    scores = {"error of my own": value(0.1, 0.2), "mistakes": value(3, 5), "unheard of": value(0.1, 0.2)}
-    quantities = {"error of my own": LESS, "mistakes": COUNTED}
-    rows = with_result(run, scores=scores, constant=scores, quantities=quantities).own.rows
-    assert [(row.title, row.quantity.less, row.digits) for row in rows] == [
-        ("error of my own, m", True, 3),
-        ("mistakes", True, 0),
-        ("unheard of", False, 3),
-    ]
+def with_metric(run, metric, rows):
+    """The run as if another metric had scored it; `rows` are {metric: (of the model, of the constant answer)}."""
+    scores, constant = ({name: value(*both[i]) for name, both in rows.items()} for i in (0, 1))
+    other = with_result(run, scores=scores, constant=constant, classes={})
+    return dataclasses.replace(other.own, quantities=metric.quantities)
+
+
+def test_less_is_better_of_errors_and_of_distances(run):
+    rows = dict.fromkeys(("HOTA", "MOTP", "FN"), ((0.1, 0.2), (0.1, 0.2)))
+    tracked = with_metric(run, Tracking(), rows).rows
+    assert [row.metric for row in tracked if row.less] == ["FN"]
+    assert [row.digits for row in tracked] == [3, 3, 0]
+    far = with_metric(run, Tracking(distance=5.0), rows).rows
+    assert [row.metric for row in far if row.less] == ["MOTP", "FN"]
+    assert [row.title for row in far] == ["HOTA", "MOTP, px", "FN"]
 
 
 def test_findings_claim_no_more_than_intervals_do(run):
-    def said(**rows):
-        scores, constant = ({name: value(*both[i]) for name, both in rows.items()} for i in (0, 1))
-        numbers = dict(scores=scores, constant=constant, quantities={"RMSE": LESS}, classes={})
-        return list(task_page._compared(with_result(run, **numbers).own))
+    def said(metric=Segmentation("ab"), **rows):  # noqa: B008
+        return list(task_page._compared(with_metric(run, metric, rows)))
 
     apart, over = ((0.4, 0.6), (0.1, 0.2)), ((0.4, 0.6), (0.5, 0.7))
     (better,) = said(mIoU=apart, OA=apart)
@@ -207,7 +210,7 @@ def test_findings_claim_no_more_than_intervals_do(run):
     nothing, best = said(mIoU=over, OA=apart)
     assert best == "By OA it is better."
     assert f"these {SCORED} samples do not show that the model beats" in nothing
-    (worse,) = said(RMSE=apart)
+    (worse,) = said(Height(), RMSE=apart)
     assert re.search(r"\(less is better\).* the model loses to", worse)
 
 

@@ -147,7 +147,7 @@ def test_errors_say_what_to_change(tmp_path):
     assert "a.tif cannot be read" in refused()
     tif(root / "rgb" / "a.tif", numbers(4, 4, 3, np.uint8))
     tif(root / "dem" / "b.tif", numbers(4, 4, 1, np.float32))
-    assert '"a" has no file in dem, but one in rgb' in refused(sensors=["rgb", "dem"])
+    assert 'no place has an image of every sensor (rgb has "a", dem has "b")' in refused(sensors=["rgb", "dem"])
     tif(root / "dem" / "a.tif", numbers(6, 6, 1, np.float32))
     (root / "dem" / "b.tif").unlink()
     assert "tile 3 and stride 3 of rgb are no whole pixels of dem" in refused(sensors=["rgb", "dem"], tile=3)

@@ -81,9 +81,9 @@ def test_masks_are_cut_with_their_images(root, ending, dtype, options):
         save(root / "mask" / f"{stem}.{ending}", values, **options)
     (root / "classes.txt").write_text("a\nb\nc\nd\ne\n")
     meta, out = prepared(root, tile=4)
-    assert (meta.labels["map"].names, meta.labels["map"].sensor) == (("a", "b", "c", "d", "e"), "rgb")
+    assert (meta.labels["mask"].names, meta.labels["mask"].sensor) == (("a", "b", "c", "d", "e"), "rgb")
     batch = batches(out, ["rgb"], size=4)
-    shown, red = real(batch, "map"), batch["sensors"]["rgb"]["pixels"][batch["real"]][:, 0, ..., 0]
+    shown, red = real(batch, "mask"), batch["sensors"]["rgb"]["pixels"][batch["real"]][:, 0, ..., 0]
     wanted = np.rint(red * 255) - 1
     assert len(shown) == 6  # rows from 0, 4 and 6, columns from 0 and 2
     assert (shown == -1).sum() == 2
@@ -97,10 +97,10 @@ def test_masks_lie_on_the_sensor_of_their_size(root):
     (root / "classes.txt").write_text("low\nhigh\n")
     meta, out = prepared(root)
     assert list(meta.sensors) == ["rgb", "ndsm"]  # heights come last, so that images set the grid
-    assert meta.labels["map"].sensor == "ndsm"
+    assert meta.labels["mask"].sensor == "ndsm"
     batch = batches(out, ["rgb", "ndsm"])
     np.testing.assert_allclose(batch["sensors"]["ndsm"]["pixels"][batch["real"]], 2.5, rtol=1e-6)
-    assert (real(batch, "map") == 1).all()
+    assert (real(batch, "mask") == 1).all()
 
 
 def test_changes_between_dates(root):
@@ -214,32 +214,42 @@ def test_wrong_tables(root):
     table = root / "labels.csv"
     table.write_text("ID,label\n")
     assert 'labels.csv: "ID" has no image: (known: a, b)' in refused(root)
+    table.write_bytes("a,h\u00f6he\n".encode("latin-1"))
+    assert "labels.csv is no text" in refused(root)
     table.write_text("a,water\na,water\n")
     assert "labels.csv, line 2: row 'a,water': wanted one row an ID" in refused(root)
     table.write_text("a;water\n")
     assert "line 1: row 'a;water': wanted ID,label or ID,label|label" in refused(root)
     table.write_text("a,\n")
     assert "line 1: 'a' has no label: leave the row out" in refused(root)
-    table.write_text("a,x|y\n")
-    assert '"b" has no file in labels.csv, but one in rgb' in refused(root)
 
 
 def test_wrong_masks(root):
     (root / "mask").mkdir()
     assert "mask holds no mask: wanted ID.png" in refused(root)
     save(root / "mask" / "a.png", np.zeros((8, 8), np.uint8))
-    assert "classes.txt: write the name of class 0" in refused(root)
-    (root / "classes.txt").write_text("x\nx\n")
-    assert "names x, x: wanted one name a line, each once" in refused(root)
-    (root / "classes.txt").write_text("x\ny\n")
-    assert '"b" has no file in mask, but one in rgb: add or remove it' in refused(root)
+    names = root / "classes.txt"
+    assert "one class a line, such as 0,background and 1,building; a.png holds 0" in refused(root)
+    names.write_text("x\nx\n")
+    assert "names x, x: wanted each name once" in refused(root)
+    names.write_text("x\n")
+    assert "names x: wanted two classes or more" in refused(root)
+    names.write_text("x,#102030\ny\n")
+    assert "y has no colour: give a colour to all classes or none" in refused(root)
+    names.write_text("x,1,2\ny\n")
+    assert "classes.txt, line 1: wanted NAME, NAME,#rrggbb" in refused(root)
+    names.write_text("x\ny\n")
+    save(root / "mask" / "c.png", np.zeros((8, 8), np.uint8))
+    assert 'mask: "c" has no image' in refused(root)
+    (root / "mask" / "c.png").unlink()
     save(root / "mask" / "b.png", np.full((8, 8), 2, np.uint8))
     assert "b.png holds 2" in refused(root)
+    assert "write VALUE,NAME in classes.txt, or leave values out by --ignore" in refused(root)
     save(root / "mask" / "b.png", np.zeros((8, 8), np.uint8))
     save(root / "mask" / "a.png", picture(0))
     assert "a.png has 3 channels, wanted one that holds class indices" in refused(root)
     save(root / "mask" / "a.png", np.zeros((8, 6), np.uint8))
-    assert '"a": the rgb image has 8 x 8 px, its mask "map" 8 x 6' in refused(root)
+    assert '"a": the rgb image has 8 x 8 px, its mask "mask" 8 x 6' in refused(root)
     shutil.rmtree(root / "mask")
     save(root / "change" / "a.png", np.zeros((8, 8), np.uint8))
     assert "change needs two dates of a sensor, for example rgb@1/ID.png and rgb@2/ID.png" in refused(root)

@@ -140,7 +140,7 @@ def test_a_bypass_sees_its_neighbours_and_no_further():
 
 def test_distances_count_blocks_above(encoder):
     _, params = encoder
-    found = depth.distances(params)
+    found = depth.distances(params, models.build(RINGMOE).blocks_above)
     blocks = found["backbone"]["stages"]
     # depths of the tiny model: 2, 2 blocks
     np.testing.assert_array_equal(blocks["stage0"]["blocks"]["run0"]["attention"]["query"]["kernel"].ravel(), [3, 2])
@@ -149,11 +149,13 @@ def test_distances_count_blocks_above(encoder):
     assert found["stems"]["rgb"]["project"]["kernel"] == 4
     assert found["mask_token"] == 4
     assert found["norm"]["scale"] == 0
+    assert found["stems"]["rgb"]["norm"]["scale"] == 4  # a norm, but of the patch embedding
 
 
 def test_a_fusion_lies_above_the_encoders():
-    params = models.build(SKYSENSE).shapes()
-    found = depth.distances(params)
+    model = models.build(SKYSENSE)
+    params = model.shapes()
+    found = depth.distances(params, model.blocks_above)
     fusion = params["fusion"]["transformer"]["blocks"]["attention"]["query"]["kernel"].shape[0]
     rates = found["fusion"]["transformer"]["blocks"]["attention"]["query"]["kernel"].ravel()
     np.testing.assert_array_equal(rates, np.arange(fusion)[::-1])
@@ -173,7 +175,8 @@ def test_layer_decay_multiplies_updates(encoder):
     settings = dict(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
 
     def update(layer_decay):
-        rule = optimizer.build(OptimizerConfig(**settings, layer_decay=layer_decay), 10)
+        above = models.build(RINGMOE).blocks_above
+        rule = optimizer.build(OptimizerConfig(**settings, layer_decay=layer_decay), 10, above)
         return rule.update(gradients, rule.init(trained), trained)[0]
 
     plain, decayed = update(1.0), update(0.5)
@@ -183,3 +186,8 @@ def test_layer_decay_multiplies_updates(encoder):
     np.testing.assert_allclose(of(decayed)[1], of(plain)[1] * 0.5**3, rtol=1e-5)
     stem = lambda tree: tree["encoder"]["stems"]["rgb"]["project"]["kernel"]  # noqa: E731
     np.testing.assert_allclose(stem(decayed), stem(plain) * 0.5**5, rtol=1e-5)
+
+
+def test_layer_decay_of_a_model_that_states_no_order_is_refused():
+    with pytest.raises(ConfigError, match=r"layer_decay = 0.9: this model does not say .* set it to 1"):
+        optimizer.build(OptimizerConfig(layer_decay=0.9), 1000)

@@ -11,8 +11,9 @@ from ringmoe_jax.models.downstream import Purpose, attach
 from ringmoe_jax.models.heads.neck import EACH, MEAN, PAIR, NeckConfig, _dates
 from tests.tiny import RINGMOE, SKYSENSE, batch
 
-CLASSIFY = Purpose(("linear", "mlp"), 3, MEAN)
-SEGMENT = Purpose(("fcn", "upernet"), 3, MEAN, "rgb")
+MAP = ("height", "width", "class")
+CLASSIFY = Purpose("linear", {"logits": ("class",)}, 3, MEAN)
+SEGMENT = Purpose("fcn", {"logits": MAP}, 3, MEAN, "rgb")
 FCN = dict(name="fcn", channels=8, dropout=0.0)
 
 
@@ -114,7 +115,7 @@ def test_dates_as_a_pair_and_as_images():
 
 
 def test_exchanging_dates_leaves_a_difference_head_alone():
-    purpose = Purpose(("change_difference",), 2, PAIR, "rgb")
+    purpose = Purpose("change_difference", {"logits": MAP}, 2, PAIR, "rgb")
     head = dict(decoder="fcn", channels=8, dropout=0.0)
     model, params, example = built(head=head, purpose=purpose, dates=2)
     swapped = {
@@ -146,7 +147,7 @@ def test_skysense_gives_its_fusion_its_encoders_or_both(streams):
         (
             dict(rotated=True),
             NeckConfig(),
-            Purpose(("fcos",), 2, MEAN, "rgb", {"rotated": False}),
+            Purpose("fcos", {"box": ("point", "parameter")}, 2, MEAN, "rgb", {"rotated": False}),
             "follows from the task",
         ),
     ],
@@ -158,7 +159,12 @@ def test_what_does_not_fit_is_named(head, neck, purpose, message):
 
 def test_fused_features_have_no_dates_to_compare():
     with pytest.raises(ConfigError, match="no dates"):
-        built(SKYSENSE, neck=NeckConfig(streams=("fused",)), purpose=Purpose(("change_difference",), 2, PAIR), dates=2)
+        built(
+            SKYSENSE,
+            neck=NeckConfig(streams=("fused",)),
+            purpose=Purpose("change_difference", {"logits": MAP}, 2, PAIR),
+            dates=2,
+        )
 
 
 def test_a_sensor_that_is_missing_from_the_batch_is_named():

@@ -225,7 +225,7 @@ def test_new_prototypes_are_the_same_directions_everywhere(count, width):
 
 
 def test_shapes_of_the_released_size():
-    model = skysense.build(skysense.SkySenseConfig(geo_context=GeoContextConfig(), remat="full"))
+    model = skysense.SkySenseConfig(geo_context=GeoContextConfig(), remat="full").build()
     sides = {"rgb": (1, 512, 3), "s2_10": (20, 16, 10), "s1_grd": (10, 16, 2)}
     entries = {
         name: {

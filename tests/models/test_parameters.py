@@ -1,12 +1,11 @@
 """Sizes of all configurations against the published and computed ones, by shapes alone."""
 
-import importlib
-
 import pytest
 
-from experiments.common import ExperimentConfig
+from configs import ringmoe, ringmoe_micro
 from ringmoe_jax import models
 from ringmoe_jax.models.layers import count
+from ringmoe_jax.run import PretrainConfig
 
 # Millions of parameters without decoders: full model, one modality (its 4 + 4 + 1 experts), dense twin.
 # 14b: "14.7 B", "6.5 B" and "1 B" of the paper (arXiv 2504.03166); the rest by the same formula.
@@ -28,8 +27,8 @@ QUICK = ("nano", "14b")
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
 def test_parameter_counts(name):
-    values = importlib.import_module(f"configs.ringmoe_{name}").get_config().to_dict()
-    config = ExperimentConfig.of(values).model
+    values = ringmoe.get_config(name).to_dict()
+    config = PretrainConfig.of(values).model
     full, single, dense = TABLE[name]
     assert millions(config) == pytest.approx(full, rel=0.006)
     assert millions(config, sensors=("rgb",)) == pytest.approx(single, rel=0.015)
@@ -38,5 +37,5 @@ def test_parameter_counts(name):
 
 
 def test_micro_is_about_ten_million():
-    values = importlib.import_module("configs.ringmoe_micro").get_config().to_dict()
-    assert millions(ExperimentConfig.of(values).model) == pytest.approx(10.2, rel=0.05)
+    values = ringmoe_micro.get_config().to_dict()
+    assert millions(PretrainConfig.of(values).model) == pytest.approx(10.2, rel=0.05)

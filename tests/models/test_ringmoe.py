@@ -179,8 +179,11 @@ def test_sensors_of_one_modality_share_experts():
     ("change", "message"),
     [
         (dict(width=6), r"width = 6 is not a multiple of head_width = 4"),
-        (dict(image_size=20), r"image_size = 20 must be a multiple of 8"),
-        (dict(image_size=24, window=4), r"stage 1 has 6 tokens a side, no multiple of window = 4"),
+        (dict(image_size=20), r"image_size = 20 must be a multiple of 8 pixels, .*: use 16 or 32 px"),
+        (
+            dict(image_size=24, window=4),
+            r"stage 1 has 6 tokens a side, no multiple of window = 4: set .* one of 1, 3, 6, .* 16 or 32 px",
+        ),
         (dict(sensors=("rgbb",)), r'unknown sensor "rgbb": did you mean "rgb"\?'),
         (dict(sensors=()), r"model.sensors is empty"),
         (dict(widht=6), r'config.model.widht does not exist: did you mean "width"\?'),

@@ -26,7 +26,7 @@ GRID = 2
 
 def make(**changes):
     """A tiny model, compiled, and its parameters stirred: the blocks of a new one are close to identities."""
-    model = skysense.build(skysense.SkySenseConfig(**TINY | changes))
+    model = skysense.SkySenseConfig(**TINY | changes).build()
     rng = np.random.default_rng(0)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     params = jax.tree.map(lambda p: (p + 0.3 * rng.normal(size=p.shape)).astype(np.float32), params)
@@ -63,7 +63,7 @@ def changed(data, name, **arrays):
 
 
 def test_parameters_of_the_released_model():
-    shapes = skysense.build(skysense.SkySenseConfig()).shapes()
+    shapes = skysense.SkySenseConfig().build().shapes()
     encoders = shapes["encoders"]
     assert count(encoders["rgb"]) == 655_074_704  # SwinV2-H
     assert count(encoders["s2_10"]["vit"]) == 302_738_432  # ViT-L, 10 bands
@@ -74,7 +74,7 @@ def test_parameters_of_the_released_model():
 
 
 def test_shapes_of_the_released_model():
-    model = skysense.build(skysense.SkySenseConfig(remat="full"))
+    model = skysense.SkySenseConfig(remat="full").build()
     sides = {"rgb": (1, 512, 3), "s2_10": (20, 16, 10), "s1_grd": (10, 16, 2)}
     entries = {
         name: {
@@ -210,7 +210,7 @@ def test_a_mixture_of_experts_in_the_fusion():
 def test_eight_devices_equal_one():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "expert"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     config = skysense.SkySenseConfig(**TINY)
-    one, eight = skysense.build(config), skysense.build(config, mesh=mesh)
+    one, eight = config.build(), config.build(mesh=mesh)
     params, data = jax.jit(one.init)(jax.random.key(0)), sample(batch=8)
     assert_allclose(
         jax.jit(eight.apply)(params, data)["fused"], jax.jit(one.apply)(params, data)["fused"], rtol=1e-4, atol=1e-5
@@ -263,7 +263,7 @@ def test_crops_that_windows_tile():
     """Grids are 8 and 4 tokens in an image, 4 and 2 in a crop of 16 px, 2 and 1 in one of 8 px: its window shrinks."""
     shape = dict(sensors=("rgb",), high_resolution="rgb", depths=(2, 2))
     apply, params = make(**shape, image_size=32)
-    small = jax.jit(skysense.build(skysense.SkySenseConfig(**TINY | shape | dict(image_size=16))).apply)
+    small = jax.jit(skysense.SkySenseConfig(**TINY | shape | dict(image_size=16)).build().apply)
     ours, wanted = (f(params, crop(16)) for f in (apply, small))
     assert_allclose(ours["tokens"]["rgb"], wanted["tokens"]["rgb"], rtol=1e-4, atol=1e-5)
     assert_allclose(ours["fused"], wanted["fused"], rtol=1e-4, atol=1e-5)

@@ -7,8 +7,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.moe_ffn import MoEConfig
 from ringmoe_jax.moe import dispatch, parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
+from ringmoe_jax.moe.routing import Routing
 
 # Three tokens, three experts. The router's kernel is the identity, so a token is its own logits.
 LOGITS = np.log([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.7, 0.2, 0.1]]).astype(np.float32)
@@ -161,3 +163,41 @@ def test_balance_pushes_probability_away_from_the_busy_expert():
 def test_expand_puts_a_slice_back():
     s = statistics.nothing(3, 2)._replace(load=jnp.ones((3, 2)))
     assert_array_equal(statistics.expand(s, np.asarray([1, 4]), 6).load[0], [0, 1, 0, 0, 1, 0])
+
+
+def test_reach_is_what_the_table_allows_unless_a_router_says_otherwise():
+    modality, allowed = jnp.asarray([0, 1, 1], jnp.int32), table.specialised(2, 2)
+    choice = routing.route(jnp.zeros((3, 4)), modality, allowed, k=1)
+    assert_array_equal(
+        statistics.layer(choice, jnp.ones((3, 1), bool), modality, allowed).reach, [[1, 0, 1, 0], [0, 2, 0, 2]]
+    )
+    near = choice._replace(reach=jnp.asarray([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1]], bool))
+    assert_array_equal(
+        statistics.layer(near, jnp.ones((3, 1), bool), modality, allowed).reach, [[1, 0, 0, 0], [0, 2, 0, 1]]
+    )
+
+
+@pytest.mark.parametrize("engine", ["dense", "capacity", "blocks"])
+def test_a_choice_of_nobody_adds_nothing_takes_no_row_and_is_not_dropped(engine):
+    """Two router groups of two experts in two token groups; index 2 is nobody."""
+    first = Routing(jnp.asarray([[2], [0], [0], [2]]), jnp.asarray([[0.0], [1.0], [1.0], [0.0]]), jnp.full((4, 2), 0.5))
+    second = Routing(
+        jnp.asarray([[0], [2], [1], [0]]), jnp.asarray([[1.0], [0.0], [1.0], [1.0]]), jnp.full((4, 2), 0.5)
+    )
+    tokens = jnp.asarray([[1.0], [2.0], [4.0], [8.0]])
+    experts = [multiply_experts([1.0, 10.0]), multiply_experts([100.0, 1000.0])]
+    outputs, kept = parallel.run(engine, tokens, [first, second], experts, [1, 1], groups=2)
+    assert_allclose(outputs, [[100.0], [2.0], [4.0 + 4000.0], [800.0]], rtol=2e-4)
+    for choice, rows in zip((first, second), kept, strict=True):
+        s = statistics.layer(choice, rows, jnp.zeros(4, jnp.int32), np.ones((1, 2), bool))
+        assert_array_equal(s.dropped, [0])
+        assert_array_equal(s.load.sum(), np.sum(np.asarray(choice.experts) < 2))
+
+
+def test_unknown_routers_and_their_fields_are_named():
+    with pytest.raises(
+        ConfigError, match=r'moe.router.name = "softmax_topk" does not exist: did you mean "softmax_top_k"'
+    ):
+        MoEConfig(router={"name": "softmax_topk"})
+    with pytest.raises(ConfigError, match=r"config.model.moe.router.k does not exist"):
+        MoEConfig(router={"k": 2})

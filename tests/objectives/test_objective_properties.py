@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.objectives import Balance, Constraint
-from ringmoe_jax.objectives.base import REGISTRY
+from ringmoe_jax.objectives.base import OBJECTIVES
 from tests.objectives.fake_outputs import build, decoded, decoders, pixels_of, scene
 
 CASES = [
@@ -61,7 +61,7 @@ every_objective = pytest.mark.parametrize(
 
 
 def test_every_objective_is_tested():
-    own = {name for name, cls in REGISTRY.items() if cls.__module__.startswith("ringmoe_jax.")}
+    own = {name for name, cls in OBJECTIVES.items() if cls.__module__.startswith("ringmoe_jax.")}
     assert own == {name for name, _, _ in CASES} | ELSEWHERE
 
 

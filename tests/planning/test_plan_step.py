@@ -7,24 +7,24 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import plan as planning
-from experiments.common import ExperimentConfig
-from experiments.plan_report import bounds, describe, link_seconds, to_json
 from input_pipeline.reader import train_batches
 from ringmoe_jax import contracts as contract
 from ringmoe_jax import sensors
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel.hlo import Collective
 from ringmoe_jax.planning import ahead, hlo, topology
+from ringmoe_jax.planning import plan as planning
 from ringmoe_jax.planning.chips import CHIPS
-from ringmoe_jax.planning.hlo import Collective
+from ringmoe_jax.planning.report import bounds, describe, link_seconds, to_json
+from ringmoe_jax.run import PretrainConfig
 from tests.input_pipeline import tiny_data
 from tests.planning import plan_config
 from tests.planning.plan_config import exchanges
 
 
 def make(name: str, compiled: bool = True, **options):
-    plan = planning.place(ExperimentConfig.of(plan_config.values(**options)), topology.parse(name))
+    plan = planning.place(PretrainConfig.of(plan_config.values(**options)), topology.parse(name))
     return planning.compiled(plan) if compiled else plan
 
 
@@ -115,7 +115,7 @@ def test_recomputation_keeps_less():
     def kept(remat):
         values = plan_config.values()
         values["model"]["remat"] = remat
-        return planning.measure(ExperimentConfig.of(values)).kept_per_row
+        return planning.measure(PretrainConfig.of(values)).kept_per_row
 
     assert 0 < kept("full") < kept("dots") < kept("none")
 
@@ -161,7 +161,7 @@ def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch
 
 
 def test_fit_takes_the_first_that_the_compiler_agrees_to(monkeypatch, capsys):
-    config = ExperimentConfig.of(plan_config.values(batch=3, width=64))
+    config = PretrainConfig.of(plan_config.values(batch=3, width=64))
     first = next(planning.candidates(config, topology.parse("gpu:8:80GB")))
     assert first.config.data.batch_size == 8  # the next that splits
     memory = first.resident + 1.1 * (first.estimate - first.resident)

@@ -1,11 +1,13 @@
 """Tasks: constant answers worked by hand, what they ask of heads, and which targets they refuse."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ringmoe_jax import tasks
 from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models.heads import HEADS
 from ringmoe_jax.tasks import SENSOR, Target
 
 ABC = ("a", "b", "c")
@@ -122,3 +124,63 @@ def test_an_upernet_without_its_auxiliary_head_has_no_loss_for_it():
 def test_unknown_tasks_name_the_nearest():
     with pytest.raises(ConfigError, match="segmentation"):
         tasks.build(dict(name="segmentaton", target="x"))
+
+
+def test_what_answers_and_predictions_mean():
+    """Names and ranks behind the batch, as exports describe them."""
+    known = {}
+    for part in (*tasks.TASKS.values(), *HEADS.values()):
+        for name, meaning in (part.answers if issubclass(part, tasks.Task) else part.gives).items():
+            key = (name, len(meaning.axes))
+            assert known.setdefault(key, meaning) == meaning, key  # one name and rank means one thing
+    assert {key: (meaning.axes, meaning.of_classes) for key, meaning in known.items()} == {
+        ("logits", 1): (("class",), True),
+        ("logits", 3): (("height", "width", "class"), True),
+        ("probability", 1): (("class",), True),
+        ("classes", 2): (("height", "width"), True),
+        ("height", 2): (("height", "width"), False),
+        ("class", 2): (("point", "class"), True),
+        ("box", 2): (("point", "parameter"), False),
+        ("centreness", 1): (("point",), False),
+        ("points", 2): (("point", "coordinate"), False),
+        ("boxes", 2): (("object", "parameter"), False),
+        ("scores", 1): (("object",), False),
+        ("classes", 1): (("object",), True),
+    }
+
+
+def test_what_tasks_are_called_elsewhere_and_say_of_whole_scenes():
+    assert {name: (task.stac_task, task.maps) for name, task in tasks.TASKS.items()} == {
+        "detection": ("object-detection", ()),
+        "tracking": ("object-detection", ()),
+        "segmentation": ("semantic-segmentation", ("classes", "probabilities")),
+        "change": ("semantic-segmentation", ("classes", "probabilities")),
+        "height": ("regression", ("heights",)),
+        "classification": ("scene-classification", ("classes", "probabilities")),
+        "multilabel": ("scene-classification", ("probabilities",)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "predictions", "wanted"),
+    [
+        (tasks.Classification(target="x"), {"logits": [[0.0, 0.0]]}, [[[[0.5, 0.5]]]]),
+        (tasks.MultiLabel(target="x"), {"logits": [[0.0, 100.0]]}, [[[[0.5, 1.0]]]]),
+        (tasks.Segmentation(target="x"), {"logits": [[[[np.log(3.0), 0.0]]]]}, [[[[0.75, 0.25]]]]),
+        (tasks.Height(target="x"), {"height": [[[3.0, 4.0]]]}, [[[[3.0], [4.0]]]]),
+    ],
+)
+def test_numbers_of_a_window(task, predictions, wanted):
+    found = task.windows({name: jnp.asarray(x) for name, x in predictions.items()})
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    target = Target("x", task.kinds[0], () if task.kinds == (SENSOR,) else ("a", "b"))
+    assert len(task.map_names(target)) == found.shape[-1]
+
+
+def test_another_metric_has_to_take_what_the_own_one_takes():
+    target = Target("map", MAP, ABC, "rgb")
+    assert type(tasks.Segmentation(target="map", scoring="segmentation").metric(target)).__name__ == "Segmentation"
+    with pytest.raises(ConfigError, match=r'task.scoring = "height" does not take what this task gives: make it from'):
+        tasks.Segmentation(target="map", scoring="height").metric(target)
+    with pytest.raises(ConfigError, match=r'task.scoring = "segmentaton" does not exist: did you mean "segmentation"'):
+        tasks.Segmentation(target="map", scoring="segmentaton").metric(target)

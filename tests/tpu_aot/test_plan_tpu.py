@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import plan as planning
-from experiments.common import ExperimentConfig
-from experiments.plan_report import bounds, describe
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.planning import ahead, topology
+from ringmoe_jax.planning import plan as planning
 from ringmoe_jax.planning.ahead import Refused
+from ringmoe_jax.planning.report import bounds, describe
+from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.state import TrainState
 from tests.planning import plan_config
 from tests.planning.plan_config import exchanges
@@ -27,7 +27,7 @@ def needs(module: str):
 def compile_for(name: str, **options):
     chosen = topology.parse(name)
     topology.start(chosen)
-    return planning.compiled(planning.place(ExperimentConfig.of(plan_config.values(**options)), chosen))
+    return planning.compiled(planning.place(PretrainConfig.of(plan_config.values(**options)), chosen))
 
 
 @needs("libtpu")

@@ -166,8 +166,20 @@ def test_weight_decay_spares_what_the_paper_spares():
 def test_schedule_warms_up_and_falls():
     rate = optimizer.schedule(optimizer.OptimizerConfig(warmup_steps=10), 110)
     assert_allclose([rate(0), rate(10), rate(60), rate(110)], [1e-6, 2.5e-4, (2.5e-4 + 5e-7) / 2, 5e-7], rtol=1e-3)
-    with pytest.raises(ConfigError, match=r"warmup_steps = 200 must be less than train.steps = 100"):
-        optimizer.schedule(optimizer.OptimizerConfig(), 100)
+    with pytest.raises(ConfigError, match=r"warmup_steps = 200 must be less than train.steps = 100.*warmup_fraction"):
+        optimizer.schedule(optimizer.OptimizerConfig(warmup_steps=200), 100)
+
+
+@pytest.mark.parametrize(("fraction", "steps", "warmup"), [(0.1, 110, 11), (1 / 6, 600, 100), (0.999, 9, 8), (0, 5, 0)])
+def test_warm_up_is_a_share_of_the_run(fraction, steps, warmup):
+    config = optimizer.OptimizerConfig(warmup_fraction=fraction)
+    assert config.warmup(steps) == warmup
+    rate = optimizer.schedule(config, steps)
+    assert rate(warmup) == pytest.approx(config.learning_rate)
+    assert all(rate(step) < config.learning_rate for step in range(warmup))
+    assert dataclasses.replace(config, warmup_steps=3).warmup(steps) == 3
+    with pytest.raises(ConfigError, match=r"warmup_fraction = 1: wanted at least 0 and below 1"):
+        optimizer.OptimizerConfig(warmup_fraction=1)
 
 
 def test_gradients_are_clipped():

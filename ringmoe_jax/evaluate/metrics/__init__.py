@@ -1,7 +1,9 @@
 """Metrics of downstream tasks, on the host: NumPy, SciPy and shapely.
 
 A metric takes one image (or sequence) after the other, `add(...)`, and then gives `values(weights)` for any weighting
-of them, so that `score(metric)` has 95 % bootstrap intervals for free.
+of them, so that `score(metric)` has 95 % bootstrap intervals for free. `quantities` says of every value which
+direction is better, its unit and its range. A config may name another metric for a task, `task.scoring`, one of your
+own file too.
 
 base.py             what every metric is, `score`, confusion matrices
 classification.py   accuracy, average precision
@@ -12,7 +14,7 @@ height.py           errors in metres and relative ones
 boxes.py            overlap of upright and rotated boxes, non-maximum suppression
 """
 
-from ringmoe_jax.evaluate.metrics.base import COUNT, Metric, Quantity, Score, score
+from ringmoe_jax.evaluate.metrics.base import COUNT, METRICS, Metric, Quantity, Score, score
 from ringmoe_jax.evaluate.metrics.classification import Classification, MultiLabel
 from ringmoe_jax.evaluate.metrics.detection import Detection
 from ringmoe_jax.evaluate.metrics.height import Height
@@ -21,6 +23,7 @@ from ringmoe_jax.evaluate.metrics.tracking import Tracking
 
 __all__ = [
     "COUNT",
+    "METRICS",
     "Change",
     "Classification",
     "Detection",

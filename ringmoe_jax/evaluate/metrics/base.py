@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import types
-from collections.abc import Mapping
+import math
 
 import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap
+from ringmoe_jax.registry import Registry
 
+COUNT = "count"  # unit of a quantity of whole numbers
 ELEMENTS = 4_000_000  # of one array of a step over resamples: bounds the memory (32 MB in float64)
 
 
@@ -24,33 +25,39 @@ class Score:
     high: float
 
 
-COUNT = "count"  # unit of a number of things
-
-
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """What a number of a metric says.
+    """What one value of a metric is.
 
     Attributes:
-        meaning: in words.
-        less: whether less is better.
-        unit: "" of a number that has none, for example a share; `COUNT` of a number of things, which grows with the
-            data.
+        meaning: for people, in a few words.
+        unit: "" for a share, `COUNT`, or a physical unit such as "m" or "px".
+        low: least possible value.
+        high: largest possible value.
+        higher_is_better: the direction.
+        comparable: whether it says on its own which of two answers is better, as parts of another value do not.
     """
 
-    meaning: str = ""
-    less: bool = False
+    meaning: str
     unit: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    higher_is_better: bool = True
+    comparable: bool = True
+
+
+def error(meaning: str, unit: str = "") -> Quantity:
+    """A quantity of 0 and more, of which less is better."""
+    return Quantity(meaning, unit, 0.0, math.inf, higher_is_better=False)
 
 
 class Metric(abc.ABC):
-    """A metric of N images (or sequences), which an `add` of its own takes one after the other.
+    """A metric of N images (or sequences), which an `add` of its own takes one after the other."""
 
-    Attributes:
-        quantities: what each of its numbers says; one that is absent has no unit, and more of it is better.
-    """
-
-    quantities: Mapping[str, Quantity] = types.MappingProxyType({})
+    @property
+    @abc.abstractmethod
+    def quantities(self) -> dict[str, Quantity]:
+        """What every key of `values` is: {metric: direction, unit and range}, the main metric first."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -66,6 +73,9 @@ class Metric(abc.ABC):
         Returns:
             {metric: [R] float64}, the main metric first; NaN where the drawn images do not define it.
         """
+
+
+METRICS = Registry("metric", Metric)
 
 
 class Sums(Metric):

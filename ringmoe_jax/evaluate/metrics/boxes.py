@@ -7,7 +7,6 @@ Boxes are rows (x, y, width, height, angle) in pixels and radians, as in a data 
 from __future__ import annotations
 
 import numpy as np
-import shapely
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics.base import check_finite
@@ -53,6 +52,8 @@ def rotated_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     reach = np.hypot(*a[:, 2:4].T)[:, None] + np.hypot(*b[:, 2:4].T)  # diameters of the circles around the boxes
     apart = np.hypot(a[:, None, 0] - b[:, 0], a[:, None, 1] - b[:, 1])
     i, j = np.nonzero(2 * apart < reach)
+    import shapely  # where a box is turned: programs that score none do without it
+
     shared = shapely.area(shapely.intersection(shapely.polygons(corners(a[i])), shapely.polygons(corners(b[j]))))
     overlap = np.zeros((len(a), len(b)))
     overlap[i, j] = _ratio(shared, a[i, 2] * a[i, 3] + b[j, 2] * b[j, 3] - shared)

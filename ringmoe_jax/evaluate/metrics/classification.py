@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy import sparse
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics.base import (
+    METRICS,
     Metric,
     Quantity,
     check_classes,
@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate.metrics.base import (
 )
 
 
+@METRICS.register("classification")
 class Classification(Metric):
     """One class an image.
 
@@ -30,14 +31,6 @@ class Classification(Metric):
     Args:
         names: C class names.
     """
-
-    quantities = types.MappingProxyType(
-        {
-            "accuracy": Quantity("share of images whose class is right"),
-            "macro": Quantity("recall, mean over classes"),
-            "top-5": Quantity("share of images whose class is among the five likeliest"),
-        }
-    )
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
@@ -64,6 +57,17 @@ class Classification(Metric):
         self._labels.extend(labels)
         self._predicted.extend(scores.argmax(axis=1))
         self._ranks.extend(((scores > own) | (scores == own) & before).sum(axis=1))
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        stated = {
+            "accuracy": Quantity("share of images whose class is right"),
+            "macro": Quantity("recall, mean over classes"),
+        }
+        if len(self.names) > 5:
+            stated["top-5"] = Quantity("share of images whose class is among the five likeliest")
+        return stated
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""
@@ -99,6 +103,7 @@ class Classification(Metric):
         return sparse.csr_array((np.ones(len(chosen)), (chosen, labels[chosen])), shape)
 
 
+@METRICS.register("multilabel")
 class MultiLabel(Metric):
     """Any number of classes an image.
 
@@ -110,14 +115,6 @@ class MultiLabel(Metric):
         names: C class names.
         threshold: score from which on a class is predicted, for F1: 0.5 for probabilities, 0 for logits.
     """
-
-    quantities = types.MappingProxyType(
-        {
-            "mAP micro": Quantity("average precision over all pairs of image and class"),
-            "mAP macro": Quantity("average precision, mean over classes"),
-            "F1 macro": Quantity("F1, mean over classes"),
-        }
-    )
 
     def __init__(self, names: Sequence[str], threshold: float = 0.5):
         self.names, self.threshold = tuple(names), threshold
@@ -141,6 +138,15 @@ class MultiLabel(Metric):
             raise DataError(f"labels hold {labels[~np.isin(labels, (0, 1))][0]}, wanted 0 or 1 for each class")
         self._scores.extend(_checked(scores, (len(labels), len(self.names))))
         self._labels.extend(labels)
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        return {
+            "mAP micro": Quantity("average precision over all pairs of image and class"),
+            "mAP macro": Quantity("average precision, mean over classes"),
+            "F1 macro": Quantity("F1, mean over classes"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
-from ringmoe_jax.evaluate.metrics.base import Metric, Quantity, mean_known, portions, ratio
+from ringmoe_jax.evaluate.metrics.base import METRICS, Metric, Quantity, mean_known, portions, ratio
 
 # Exactly pycocotools' numbers: where a recall equals a step of the grid, the last bit decides.
 OVERLAPS = np.linspace(0.5, 0.95, 10)
@@ -19,6 +18,7 @@ VOC07 = np.arange(11) / 10
 MOST = 100  # detections of one class in one image (COCO's maxDets)
 
 
+@METRICS.register("detection")
 class Detection(Metric):
     """Boxes with classes and scores.
 
@@ -33,16 +33,6 @@ class Detection(Metric):
         rotated: overlap of the rotated boxes instead of the upright ones around them.
         most: detections of one class that count in one image, those of the highest score.
     """
-
-    quantities = types.MappingProxyType(
-        {
-            "AP": Quantity("average precision, mean over overlaps 0.50, 0.55, ... 0.95 and over classes"),
-            "AP50": Quantity("average precision at an overlap of 0.5"),
-            "AP75": Quantity("average precision at an overlap of 0.75"),
-            "AP50 (07)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2007"),
-            "AP50 (12)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2012"),
-        }
-    )
 
     def __init__(self, names: Sequence[str], rotated: bool = False, most: int = MOST):
         self.names, self.rotated, self.most = tuple(names), rotated, most
@@ -83,6 +73,17 @@ class Detection(Metric):
             self._scores[index].append(scores[mine])
             self._hits[index].append(match(overlap(boxes[mine], true_boxes[truth[:, 0] == index])))
         self._truth.append((truth[:, :1] == np.arange(len(self.names))).sum(axis=0))
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        return {
+            "AP": Quantity("average precision, mean over overlaps 0.50, 0.55, ... 0.95 and over classes"),
+            "AP50": Quantity("average precision at an overlap of 0.5"),
+            "AP75": Quantity("average precision at an overlap of 0.75"),
+            "AP50 (07)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2007"),
+            "AP50 (12)": Quantity("the same at 0.5 by the rules of PASCAL VOC 2012"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""

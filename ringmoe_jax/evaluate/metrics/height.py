@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import types
-
 import numpy as np
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics.base import Quantity, Sums, check_finite, ratio
+from ringmoe_jax.evaluate.metrics.base import METRICS, Quantity, Sums, check_finite, error, ratio
 
 FLOOR = 1.0  # metres; below it a relative error says nothing (our choice)
 
 
+@METRICS.register("height")
 class Height(Sums):
     """Heights or depths in metres.
 
@@ -23,18 +22,6 @@ class Height(Sums):
     Args:
         floor: metres, at least 0.
     """
-
-    quantities = types.MappingProxyType(
-        {
-            "RMSE": Quantity("root of the mean squared error", less=True, unit="m"),
-            "MAE": Quantity("mean absolute error", less=True, unit="m"),
-            "REL": Quantity("mean error as a share of the true height", less=True),
-            "delta 1": Quantity("share of pixels within a factor of 1.25 of the truth"),
-            "delta 2": Quantity("within 1.25\u00b2"),
-            "delta 3": Quantity("within 1.25\u00b3"),
-            "NRMSE": Quantity("RMSE as a share of the range of true heights", less=True),
-        }
-    )
 
     def __init__(self, floor: float = FLOOR):
         super().__init__()
@@ -61,26 +48,38 @@ class Height(Sums):
         truth, predicted = truth[valid].astype(np.float64), predicted[valid].astype(np.float64)
         check_finite("valid height", truth)
         check_finite("predicted height", predicted)
-        error, tall = np.abs(predicted - truth), truth > self.floor
+        off, tall = np.abs(predicted - truth), truth > self.floor
         reached, high = predicted[tall], truth[tall]
         factor = np.full(len(high), np.inf)
         positive = reached > 0
         factor[positive] = np.maximum(high[positive] / reached[positive], reached[positive] / high[positive])
         close = [(factor < 1.25**k).sum() for k in (1, 2, 3)]
-        relative = (error[tall] / high).sum()
-        self.rows.append(np.array([len(truth), (error**2).sum(), error.sum(), len(high), relative, *close]))
+        relative = (off[tall] / high).sum()
+        self.rows.append(np.array([len(truth), (off**2).sum(), off.sum(), len(high), relative, *close]))
         self._limits.append((truth.min(initial=np.inf), truth.max(initial=-np.inf)))
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        close = {f"delta {k}": Quantity(f"share of pixels within a factor of 1.25^{k} of the truth") for k in (1, 2, 3)}
+        return {
+            "RMSE": error("root of the mean squared error", "m"),
+            "MAE": error("mean absolute error", "m"),
+            "REL": error("mean error as a share of the true height"),
+            **close,
+            "NRMSE": error("RMSE as a share of the range of true heights"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""
-        count, squares, error, tall, relative, *close = self.totals(weights).T
+        count, squares, absolute, tall, relative, *close = self.totals(weights).T
         low, high = np.array(self._limits).T
         lowest = np.where(weights > 0, low, np.inf).min(axis=1)
         highest = np.where(weights > 0, high, -np.inf).max(axis=1)
         rmse = np.sqrt(ratio(squares, count))
         return {
             "RMSE": rmse,
-            "MAE": ratio(error, count),
+            "MAE": ratio(absolute, count),
             "REL": ratio(relative, tall),
             **{f"delta {k}": ratio(inside, tall) for k, inside in enumerate(close, start=1)},
             "NRMSE": ratio(rmse, np.where(count > 0, highest - lowest, 0)),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics.base import Quantity, Sums, confusion, mean_known, ratio
+from ringmoe_jax.evaluate.metrics.base import METRICS, Quantity, Sums, confusion, mean_known, ratio
 
 CHANGE = ("unchanged", "changed")
 
 
+@METRICS.register("segmentation")
 class Segmentation(Sums):
     """One class a pixel.
 
@@ -23,14 +23,6 @@ class Segmentation(Sums):
     Args:
         names: C class names.
     """
-
-    quantities: Mapping[str, Quantity] = types.MappingProxyType(
-        {
-            "mIoU": Quantity("intersection over union, mean over classes"),
-            "mF1": Quantity("F1, mean over classes"),
-            "OA": Quantity("share of pixels whose class is right"),
-        }
-    )
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
@@ -50,6 +42,15 @@ class Segmentation(Sums):
         pairs = confusion(truth, predicted, len(self.names))
         self.rows.append(margins(pairs))
         self._confusion += pairs
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        return {
+            "mIoU": Quantity("intersection over union, mean over classes"),
+            "mF1": Quantity("F1, mean over classes"),
+            "OA": Quantity("share of pixels whose class is right"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""
@@ -82,6 +83,7 @@ class Segmentation(Sums):
         return tuple(np.array(self.names)[truth + predicted == 0].tolist())
 
 
+@METRICS.register("change")
 class Change(Segmentation):
     """Changed or not, a pixel.
 
@@ -89,18 +91,19 @@ class Change(Segmentation):
     1 (changed) and, in the truth, -1 (void).
     """
 
-    quantities = types.MappingProxyType(
-        {
+    def __init__(self):
+        super().__init__(CHANGE)
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        return {
             "F1": Quantity("of changed pixels: harmonic mean of precision and recall"),
             "IoU": Quantity("of changed pixels: intersection over union"),
             "precision": Quantity("share of what was called changed that is"),
-            "recall": Quantity("share of what changed that was called so"),
+            "recall": Quantity("share of what changed that was found"),
             "OA": Quantity("share of pixels whose class is right"),
         }
-    )
-
-    def __init__(self):
-        super().__init__(CHANGE)
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""
@@ -115,6 +118,7 @@ class Change(Segmentation):
         }
 
 
+@METRICS.register("semantic_change")
 class SemanticChange(Sums):
     """Where a series of maps changes, and into what (DynamicEarthNet: Toker et al., CVPR 2022, section 5).
 
@@ -126,14 +130,6 @@ class SemanticChange(Sums):
     Args:
         names: C class names.
     """
-
-    quantities = types.MappingProxyType(
-        {
-            "SCS": Quantity("mean of BC and SC"),
-            "BC": Quantity("of changed pixels: intersection over union"),
-            "SC": Quantity("intersection over union after the change, mean over classes"),
-        }
-    )
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
@@ -159,6 +155,15 @@ class SemanticChange(Sums):
         binary = margins(confusion(np.where(known, true, -1), claimed.astype(np.int64), 2))[:, 1:]
         after = margins(confusion(np.where(known & true, truth[1:], -1), predicted[1:], classes))
         self.rows.append(np.concatenate([binary, after], axis=1))
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        return {
+            "SCS": Quantity("mean of BC and SC"),
+            "BC": Quantity("intersection over union of changed pixels"),
+            "SC": Quantity("of truly changed pixels: intersection over union of what they became, mean over classes"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""

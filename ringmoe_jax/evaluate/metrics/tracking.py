@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -10,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from ringmoe_jax.contracts import UNLABELLED
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import boxes as geometry
-from ringmoe_jax.evaluate.metrics.base import COUNT, Quantity, Sums, check_finite, ratio
+from ringmoe_jax.evaluate.metrics.base import COUNT, METRICS, Quantity, Sums, check_finite, error, ratio
 
 ALPHAS = np.arange(0.05, 0.99, 0.05)  # similarities that HOTA averages over
 ALIKE = 0.5  # similarity of a match, for CLEAR MOT and identities
@@ -35,6 +36,7 @@ class _Sequence:
     predicted: np.ndarray  # [tracks] int
 
 
+@METRICS.register("tracking")
 class Tracking(Sums):
     """Tracks of objects; truth and hypotheses are matched date by date.
 
@@ -58,22 +60,6 @@ class Tracking(Sums):
         super().__init__()
         self.rotated, self.distance = rotated, distance
 
-    @property
-    def quantities(self) -> dict[str, Quantity]:
-        """See `Metric`; MOTP is a distance where matches are."""
-        apart = self.distance is not None
-        return {
-            "HOTA": Quantity("geometric mean of detection and association, over overlaps"),
-            "DetA": Quantity("how well objects are detected"),
-            "AssA": Quantity("how well they keep their identity"),
-            "MOTA": Quantity("1 \u2212 (missed + false + switches) / true positions; may be negative"),
-            "MOTP": Quantity("how closely matches meet the truth", less=apart, unit="px" if apart else ""),
-            "IDF1": Quantity("F1 of positions with the right identity"),
-            "ID switches": Quantity("true tracks that pass to another predicted one", less=True, unit=COUNT),
-            "FP": Quantity("false positions", less=True, unit=COUNT),
-            "FN": Quantity("missed positions", less=True, unit=COUNT),
-        }
-
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """Adds one sequence.
 
@@ -87,6 +73,25 @@ class Tracking(Sums):
         sequence = self._sequence(_checked(truth, "true"), _checked(predicted, "predicted"))
         lengths = sequence.truth.sum(), sequence.predicted.sum(), _identity(sequence)
         self.rows.append(np.concatenate([lengths, _clear(sequence), _hota(sequence).ravel()]))
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """See `Metric.quantities`."""
+        part = dataclasses.replace(error("", COUNT), comparable=False)  # who says nothing has no false position
+        closeness = Quantity("how closely matches meet the truth")
+        return {
+            "HOTA": Quantity("geometric mean of detection and association, over overlaps"),
+            "DetA": Quantity("how well objects are found"),
+            "AssA": Quantity("how well they keep their identity"),
+            "MOTA": Quantity(
+                "1 \N{MINUS SIGN} (missed + false + switches) / true positions; may be negative", low=-math.inf
+            ),
+            "MOTP": closeness if self.distance is None else error("mean distance of matches from the truth", "px"),
+            "IDF1": Quantity("F1 of positions with the right identity"),
+            "ID switches": dataclasses.replace(part, meaning="true tracks that pass to another predicted one"),
+            "FP": dataclasses.replace(part, meaning="false positions"),
+            "FN": dataclasses.replace(part, meaning="missed positions"),
+        }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""

@@ -1,8 +1,8 @@
 """Heads: what turns an encoder's feature pyramid into predictions, one task a file.
 
-A head is an nnx module `Head(config, widths, outputs, rngs, *, dtype)` with `head(levels, size, *, key, train)`:
+A head is a `HeadConfig` whose `build(widths, outputs, rngs, *, dtype)` makes an nnx module that is called as
+`head(levels, size, *, key, train)`:
 
-    config   a frozen dataclass
     widths   D_i of the levels
     outputs  C, number of classes; 1 for heights
     dtype    of activations; parameters are float32
@@ -18,30 +18,19 @@ It returns a dict of float32 predictions, which become `outputs["predictions"]`:
     height                                  {"height": [N, H, W] metres, "bins": [N, K] metres}
     fcos                                    see `detection.Detection`
 
+A head of your own is named `module:Name` in `config.head`; docs/extend.md has one.
+
 Any number of levels works, and any grid. Norms are layer or group norms and not batch norms (our choice): no running
 statistics, and what is said of an image hangs on that image alone.
 """
 
-from __future__ import annotations
+from ringmoe_jax.models.heads import change as _change  # noqa: F401  (these register)
+from ringmoe_jax.models.heads import dense as _dense  # noqa: F401
+from ringmoe_jax.models.heads import detection as _detection  # noqa: F401
+from ringmoe_jax.models.heads import height as _height  # noqa: F401
+from ringmoe_jax.models.heads import pooled as _pooled  # noqa: F401
+from ringmoe_jax.models.heads.base import HEADS, HeadConfig
 
-from flax import nnx
+__all__ = ["HEADS", "HeadConfig", "register"]
 
-from ringmoe_jax.models.heads.change import ChangeDifference, ChangeTransformer, ChangeTransformerConfig
-from ringmoe_jax.models.heads.dense import DenseConfig, DenseHead, FcnConfig, UPerNet, UPerNetConfig
-from ringmoe_jax.models.heads.detection import Detection, DetectionConfig
-from ringmoe_jax.models.heads.height import HeightConfig, HeightHead
-from ringmoe_jax.models.heads.pooled import LinearConfig, MlpConfig, PooledHead
-
-__all__ = ["HEADS"]
-
-# name in the config -> (its dataclass, its module)
-HEADS: dict[str, tuple[type, type[nnx.Module]]] = {
-    "linear": (LinearConfig, PooledHead),
-    "mlp": (MlpConfig, PooledHead),
-    "fcn": (FcnConfig, DenseHead),
-    "upernet": (UPerNetConfig, UPerNet),
-    "change_difference": (DenseConfig, ChangeDifference),
-    "change_transformer": (ChangeTransformerConfig, ChangeTransformer),
-    "height": (HeightConfig, HeightHead),
-    "fcos": (DetectionConfig, Detection),
-}
+register = HEADS.register

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models.heads.base import HEADS, PIXEL_LOGITS, HeadConfig
 from ringmoe_jax.models.heads.dense import DenseConfig, DenseHead, FcnConfig, FcnDecoder
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp, layer_norm, linear
 from ringmoe_jax.models.stack import scan, stack
+
+
+@HEADS.register("change_difference")
+@dataclasses.dataclass(frozen=True)
+class ChangeDifferenceConfig(DenseConfig, HeadConfig):
+    """As `DenseConfig`."""
+
+    gives: ClassVar = {"logits": PIXEL_LOGITS}
+    pairs: ClassVar[bool] = True
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDifference:
+        """See `HeadConfig`."""
+        return ChangeDifference(self, widths, outputs, rngs, dtype=dtype)
 
 
 class ChangeDifference(nnx.Module):
@@ -32,8 +47,9 @@ class ChangeDifference(nnx.Module):
         return self.head(tuple(jnp.abs(x[:, 1] - x[:, 0]) for x in levels), size, key=key, train=train)
 
 
+@HEADS.register("change_transformer")
 @dataclasses.dataclass(frozen=True)
-class ChangeTransformerConfig:
+class ChangeTransformerConfig(HeadConfig):
     """Geometry. Tokens, depths and heads are the paper's; it has 32 channels and heads of 64.
 
     Attributes:
@@ -45,6 +61,8 @@ class ChangeTransformerConfig:
         dropout: share of channels that are dropped before the classifier, 0 to below 1.
     """
 
+    gives: ClassVar = {"logits": PIXEL_LOGITS}
+    pairs: ClassVar[bool] = True
     channels: int = 64
     tokens: int = 4
     encoder_depth: int = 1
@@ -57,6 +75,10 @@ class ChangeTransformerConfig:
             raise ConfigError("head.tokens, encoder_depth, decoder_depth and heads: wanted at least 1 of each")
         if self.channels % self.heads:
             raise ConfigError(f"head.channels = {self.channels} is no multiple of head.heads = {self.heads}")
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeTransformer:
+        """See `HeadConfig`."""
+        return ChangeTransformer(self, widths, outputs, rngs, dtype=dtype)
 
 
 class ChangeTransformer(nnx.Module):

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.models.heads.base import HEADS, PIXEL_LOGITS, HeadConfig
 from ringmoe_jax.models.layers import layer_norm, linear
 
 POOLS = (1, 2, 3, 6)  # sides of UPerNet's pooled grids (PSPNet)
@@ -37,8 +38,9 @@ class DenseConfig:
             raise ConfigError(f'head.decoder = "{self.decoder}" does not exist: {nearest(self.decoder, DECODERS)}')
 
 
+@HEADS.register("fcn")
 @dataclasses.dataclass(frozen=True)
-class FcnConfig:
+class FcnConfig(HeadConfig):
     """`FcnDecoder` and a classifier.
 
     Attributes:
@@ -49,10 +51,16 @@ class FcnConfig:
     channels: int = 256
     dropout: float = 0.1
     decoder: ClassVar[str] = "fcn"
+    gives: ClassVar = {"logits": PIXEL_LOGITS}
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> DenseHead:
+        """See `HeadConfig`."""
+        return DenseHead(self, widths, outputs, rngs, dtype=dtype)
 
 
+@HEADS.register("upernet")
 @dataclasses.dataclass(frozen=True)
-class UPerNetConfig:
+class UPerNetConfig(HeadConfig):
     """`UPerNetDecoder` and a classifier, and another one close to the encoder. Defaults are those in common use.
 
     Attributes:
@@ -65,6 +73,16 @@ class UPerNetConfig:
     dropout: float = 0.1
     auxiliary: int = 256
     decoder: ClassVar[str] = "upernet"
+    gives: ClassVar = {"logits": PIXEL_LOGITS}
+
+    @property
+    def deep_supervision(self) -> tuple[str, ...]:
+        """See `HeadConfig`."""
+        return ("auxiliary",) if self.auxiliary else ()
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> UPerNet:
+        """See `HeadConfig`."""
+        return UPerNet(self, widths, outputs, rngs, dtype=dtype)
 
 
 class DenseHead(nnx.Module):

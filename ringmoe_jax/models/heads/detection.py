@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ringmoe_jax.contracts import BOX_UNITS, Meaning
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads import boxes
+from ringmoe_jax.models.heads.base import HEADS, HeadConfig
 from ringmoe_jax.models.layers import PixelDecoder, linear
 
 SIDE = 4.0  # strides: side of the boxes that a new head predicts
 
 
+@HEADS.register("fcos")
 @dataclasses.dataclass(frozen=True)
-class DetectionConfig:
+class DetectionConfig(HeadConfig):
     """Geometry of `Detection`; sizes and prior are FCOS's.
 
     Attributes:
@@ -37,6 +41,12 @@ class DetectionConfig:
         prior: probability that a new head gives every class everywhere, above 0 and below 1.
     """
 
+    gives: ClassVar = {
+        "class": Meaning(("point", "class"), "logits of the classes of an object around every point", of_classes=True),
+        "box": Meaning(("point", "parameter"), f"its box: {BOX_UNITS}"),
+        "centreness": Meaning(("point",), "logit of how central the point is in it"),
+        "points": Meaning(("point", "coordinate"), "x, y and stride of every point in pixels, the same for all images"),
+    }
     channels: int = 256
     depth: int = 4
     groups: int = 32
@@ -53,6 +63,10 @@ class DetectionConfig:
             raise ConfigError(f"head.channels = {self.channels} is not a multiple of head.groups = {self.groups}")
         if not 0 < self.prior < 1:
             raise ConfigError(f"head.prior = {self.prior}: wanted more than 0 and less than 1")
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> Detection:
+        """See `HeadConfig`."""
+        return Detection(self, widths, outputs, rngs, dtype=dtype)
 
 
 class Detection(nnx.Module):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ringmoe_jax.contracts import Meaning
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.heads.base import HEADS, ROWS_COLUMNS, HeadConfig
 from ringmoe_jax.models.heads.dense import DenseConfig, DenseHead, resize
 from ringmoe_jax.models.layers import linear
 
 
+@HEADS.register("height")
 @dataclasses.dataclass(frozen=True)
-class HeightConfig(DenseConfig):
+class HeightConfig(DenseConfig, HeadConfig):
     """As `DenseConfig`, and the bins.
 
     Attributes:
@@ -24,6 +28,7 @@ class HeightConfig(DenseConfig):
             0..`max_height`.
     """
 
+    gives: ClassVar = {"height": Meaning(ROWS_COLUMNS, "height above ground of every pixel in metres")}
     bins: int = 64
     max_height: float = 100.0
     residual: bool = False
@@ -34,6 +39,10 @@ class HeightConfig(DenseConfig):
             raise ConfigError(
                 f"head.bins = {self.bins}, max_height = {self.max_height}: wanted at least 2 bins and more than 0 m"
             )
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> HeightHead:
+        """See `HeadConfig`."""
+        return HeightHead(self, widths, outputs, rngs, dtype=dtype)
 
 
 class HeightHead(nnx.Module):

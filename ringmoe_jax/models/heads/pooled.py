@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.models.heads.base import HEADS, IMAGE_LOGITS, HeadConfig
 from ringmoe_jax.models.layers import linear
 
 POOLS = ("mean", "max", "attention")
 
 
+@HEADS.register("linear")
 @dataclasses.dataclass(frozen=True)
-class LinearConfig:
+class LinearConfig(HeadConfig):
     """A linear layer on pooled features.
 
     Attributes:
@@ -28,6 +30,7 @@ class LinearConfig:
     pool: str = "mean"
     dropout: float = 0.0
     hidden: ClassVar[int] = 0
+    gives: ClassVar = {"logits": IMAGE_LOGITS}
 
     def __post_init__(self):
         if self.pool not in POOLS:
@@ -35,7 +38,12 @@ class LinearConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"head.dropout = {self.dropout}: wanted 0 to below 1")
 
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> PooledHead:
+        """See `HeadConfig`."""
+        return PooledHead(self, widths, outputs, rngs, dtype=dtype)
 
+
+@HEADS.register("mlp")
 @dataclasses.dataclass(frozen=True)
 class MlpConfig(LinearConfig):
     """As `LinearConfig`, with a hidden layer and GELU in between.

@@ -10,25 +10,25 @@
     kept      [N, K] bool per router group; False where a choice found its expert full. That choice
               contributes nothing (released RingMoE code, GShard), and `statistics.layer` counts it
 
-An engine is written as the body of one device: with `layout.shards` > 1 it runs inside `jax.shard_map`
+An engine has no choices, so it is a function; one of your own is named `module:function` in `model.moe.engine`. It is
+written as the body of one device: with `layout.shards` > 1 it runs inside `jax.shard_map`
 and exchanges rows over the mesh axis "expert".
 """
 
 import functools
+from collections.abc import Callable
 
 from ringmoe_jax.moe.engines.capacity import capacity
 from ringmoe_jax.moe.engines.dense import dense
 from ringmoe_jax.moe.engines.dropless import dropless
 from ringmoe_jax.moe.engines.layout import Layout
+from ringmoe_jax.registry import Registry
 
-ENGINES = {
-    "dense": dense,
-    "capacity": capacity,
-    "dropless": dropless,  # one of the next by platform
-    "blocks": functools.partial(dropless, product="blocks"),
-    "ragged": functools.partial(dropless, product="ragged"),
-    "megablox": functools.partial(dropless, product="megablox"),
-    "tokamax": functools.partial(dropless, product="tokamax"),
-}
+ENGINES = Registry("engine", Callable)
+ENGINES.add("dense", dense)
+ENGINES.add("capacity", capacity)
+ENGINES.add("dropless", dropless)  # one of the next by platform
+for _product in ("blocks", "ragged", "megablox", "tokamax"):
+    ENGINES.add(_product, functools.partial(dropless, product=_product))
 
 __all__ = ["ENGINES", "Layout"]

@@ -37,8 +37,10 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
         gates = jnp.concatenate([r.gates for r in routings], axis=1)
         # A token group has its own buffers: to the sort, its own experts.
         group = jnp.arange(len(tokens), dtype=jnp.int32) // (len(tokens) // groups)
+        absent = jnp.concatenate([r.experts == c * shards for r, c in zip(routings, counts, strict=True)], axis=1)
+        chosen = jnp.where(absent, len(rows), chosen + int(first[-1]) * group[:, None])
         priority = gates.max(axis=1) if layout.priority else None
-        choices = dispatching.sort(chosen + int(first[-1]) * group[:, None], len(rows), priority)
+        choices = dispatching.sort(chosen, len(rows), priority)
         dispatch = dispatching.fill(choices, rows, offsets, chosen.shape)
         buffer = dispatching.gather(tokens, dispatch).reshape(groups, -1, depth)
         if shards > 1:  # to the devices that hold the experts: [groups * shards, rows of a device, D]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax.evaluate.metrics import (
+    METRICS,
     Change,
     Classification,
     Detection,
@@ -13,31 +14,6 @@ from ringmoe_jax.evaluate.metrics import (
     base,
     score,
 )
-
-MAP = np.array([[0, 1]])
-BOX = np.array([[0.0, 5, 5, 4, 4, 0]])
-TRACK = np.array([[0.0, 5, 5, 4, 4, 0, 1, 0]])
-ONE_IMAGE = {  # of every metric, what `add` takes
-    Change(): (MAP, MAP),
-    Classification("abcdef"): (np.arange(6.0), 5),
-    Detection("a"): (BOX[:, 1:], np.ones(1), np.zeros(1, int), BOX),
-    Height(): (np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2), bool)),
-    MultiLabel("ab"): (np.ones(2), np.array([0, 1])),
-    Segmentation("ab"): (MAP, MAP),
-    SemanticChange("ab"): (np.stack([MAP, 1 - MAP]), np.stack([MAP, 1 - MAP])),
-    Tracking(): (TRACK, TRACK),
-    Tracking(distance=5.0): (TRACK, TRACK),
-}
-
-
-@pytest.mark.parametrize(("metric", "image"), ONE_IMAGE.items(), ids=lambda x: type(x).__name__)
-def test_every_number_says_what_it_is(metric, image):
-    metric.add(*image)
-    values = metric.values(np.ones((1, 1)))
-    assert set(metric.quantities) == set(values)
-    assert all(quantity.meaning for quantity in metric.quantities.values())
-    for name, quantity in metric.quantities.items():  # the truth itself: nothing could be better
-        assert values[name][0] == pytest.approx(0 if quantity.less else 1, nan_ok=True), name
 
 
 def test_ratios_and_means_without_what_is_undefined():
@@ -75,3 +51,43 @@ def test_intervals_hold_the_value_and_widen_with_groups(groups):
     assert found.value == hits.mean()
     deviation = np.sqrt(hits.mean() * (1 - hits.mean()) / (200 if groups is None else 50))
     assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+
+
+BOX = np.array([[1, 10, 10, 4, 4, 0]], np.float32)
+TRACK = np.array([[0, 10.0 + t, 10, 6, 4, 0, 7, t] for t in range(2)], np.float32)
+MAPS = np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "added"),
+    [
+        (Classification("abc"), (np.eye(3), np.arange(3))),
+        (Classification("abcdef"), (np.eye(6), np.arange(6))),
+        (MultiLabel("ab"), (np.array([[0.2, 0.9]]), np.array([[1, 0]]))),
+        (Segmentation("ab"), MAPS),
+        (Change(), MAPS),
+        (SemanticChange("ab"), tuple(np.stack([x, 1 - x]) for x in MAPS)),
+        (Height(), (np.full((2, 2), 30.0), np.full((2, 2), 10.0), np.ones((2, 2), bool))),
+        (Detection("ab"), (BOX[:, 1:], np.ones(1), np.ones(1, int), BOX)),
+        (Tracking(), (TRACK, TRACK)),
+        (Tracking(distance=9.0), (TRACK, TRACK + np.array([0, 9, 0, 0, 0, 0, 1, 0]))),
+    ],
+)
+def test_every_value_has_a_direction_a_unit_and_a_range(metric, added):
+    assert type(metric) in METRICS.values()
+    metric.add(*added)
+    values, stated = metric.values(np.ones((1, len(metric)))), metric.quantities
+    assert list(stated) == list(values)
+    for name, quantity in stated.items():
+        assert quantity.meaning
+        assert quantity.low <= values[name][0] <= quantity.high or np.isnan(values[name][0])
+
+
+def test_less_is_better_of_errors_counts_and_distances():
+    less = lambda metric: {name for name, q in metric.quantities.items() if not q.higher_is_better}  # noqa: E731
+    assert less(Height()) == {"RMSE", "MAE", "REL", "NRMSE"}
+    assert less(Tracking()) == {"ID switches", "FP", "FN"}
+    assert less(Tracking(distance=3.0)) == {"ID switches", "FP", "FN", "MOTP"}
+    assert not less(Segmentation("ab"))
+    units = {name: q.unit for name, q in Tracking(distance=3.0).quantities.items()}
+    assert (units["MOTP"], units["FP"], units["HOTA"], Height().quantities["MAE"].unit) == ("px", "count", "", "m")

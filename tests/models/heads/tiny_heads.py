@@ -15,8 +15,7 @@ SIZE = (18, 13)
 
 def build(name, widths, outputs, *, dtype=jnp.float32, seed=0, **fields):
     """A head's parameters (a nested dict) and `apply(params, levels, key, train, size)`, jitted."""
-    cls, module = HEADS[name]
-    make = lambda rngs: nnx.split(module(cls(**fields), widths, outputs, rngs, dtype=dtype))  # noqa: E731
+    make = lambda rngs: nnx.split(HEADS[name](**fields).build(widths, outputs, rngs, dtype=dtype))  # noqa: E731
     graph, state = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     params = jax.jit(lambda key: nnx.to_pure_dict(make(nnx.Rngs(key))[1]))(jax.random.key(seed))
 

@@ -1,1 +1,0 @@
-"""What `experiments.compress` is made of."""

@@ -1,0 +1,260 @@
+"""From arrays to features in one call: a model by its name, and what it makes of pixels in physical units."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ringmoe_jax import models
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.contracts import FUSED, NO_TIME
+from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.models import Model, Params
+from ringmoe_jax.sensors import AMPLITUDE, DECIBEL, Sensor, Statistics
+
+OUTSIDE = 0.01  # share of values beyond a sensor's range that are outliers and not another unit (our choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What an encoder makes of B images, NumPy arrays in the model's `dtype`; without unit.
+
+    Attributes:
+        tokens: {sensor: [B, T, h, w, D]}, features of the last stage.
+        stages: {sensor: tuple of [B, T, h_i, w_i, D_i]}, finest first, for dense heads.
+        pooled: {sensor: [B, D] float32}, the mean of the tokens; "fused" too, where the model fuses sensors.
+        fused: [B, h, w, D], all sensors and dates of a location in one; None where the model does not fuse.
+    """
+
+    tokens: dict[str, np.ndarray]
+    stages: dict[str, tuple[np.ndarray, ...]]
+    pooled: dict[str, np.ndarray]
+    fused: np.ndarray | None = None
+
+
+def build(
+    model: str | Mapping[str, Any],
+    sensors: Sequence[str | Sensor] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    **fields: Any,
+) -> Model:
+    """A model without trained parameters; `model.init(key)` draws them.
+
+    Args:
+        model: a name, such as "ringmoe" or "skysense", or a configuration's `model` group.
+        sensors: that it takes: names of the sensor table, or sensors of your own; default the configuration's.
+        statistics: normalisation by sensor; default the sensors' own.
+        **fields: of the model's dataclass, for example `width=16`; they win over `model`.
+
+    Raises:
+        ConfigError: unknown model, sensor or field, or values that contradict each other; the message names the
+            nearest.
+    """
+    if isinstance(model, str):
+        config = {"name": model}
+    else:
+        config = model.to_dict() if hasattr(model, "to_dict") else dict(model)  # a `ConfigDict` holds more of them
+    config |= fields
+    known = {}
+    if sensors is not None:
+        if isinstance(sensors, str):
+            raise ConfigError(f'sensors = "{sensors}" is a string: wanted a list, such as ["{sensors}"]')
+        known = {s.name: s for s in (sensor_table.get(s) if isinstance(s, str) else s for s in sensors)}
+        config["sensors"] = tuple(known)
+    return models.build(config, sensors=known, statistics=statistics)
+
+
+def encode(
+    network: Any,
+    images: Mapping[str, Any],
+    *,
+    valid: Mapping[str, Any] | None = None,
+    days: Mapping[str, Any] | None = None,
+    location: Any = None,
+    batch_size: int = 64,
+    check_units: bool = True,
+) -> Features:
+    """Features of images, from a model that is not trained any further.
+
+    One program is compiled for each model and shape; more than `batch_size` images go through it in blocks, the last
+    of which is filled up. Mixtures of experts that drop tokens (`engine="capacity"`) make an image's features depend
+    on its block a little; `Run.open(folder, engine="dropless")` does not.
+
+    Args:
+        network: a `Run`; or `(model, params)`, or `(model, params, sensors)` with {name: `Sensor`} where the model
+            takes sensors or bands that are not the sensor table's.
+        images: {sensor: [B, H, W, C] or [B, T, H, W, C]}, any numbers, in the sensor's physical unit
+            (`rm.sensors.get(name).unit`), bands in the order of its `band_names`. Any non-empty subset of the model's
+            sensors; all have the same B and show the same places.
+        valid: {sensor: [B, H, W] or [B, T, H, W] bool}, False where a pixel was not observed. Pixels with a band that
+            is not finite never are valid.
+        days: {sensor: [B] or [B, T]}, when each image was taken: `datetime64`, or days since 1970-01-01.
+        location: [B, 2] latitude and longitude in degrees (WGS 84).
+        batch_size: images of a block, > 0.
+        check_units: whether values that look like another unit are an error; False takes them as they are.
+
+    Returns:
+        `Features`, on the host.
+
+    Raises:
+        DataError: an unknown sensor, another number of bands, shapes that do not belong together, an image size that
+            the model cannot take, or values that look like another unit.
+    """
+    model, params, sensors = _opened(network)
+    if not images:
+        raise DataError(f"images is empty: wanted pixels of at least one of {', '.join(sensors)}")
+    for argument, given in (("valid", valid), ("days", days)):
+        if extra := sorted(set(given or {}) - set(images)):
+            raise DataError(f'{argument} has "{extra[0]}", images has {", ".join(images)}: give pixels of it, too')
+    entries = {}
+    for name, pixels in images.items():
+        if name not in sensors:
+            raise DataError(f'images has "{name}", which the model does not take: {nearest(name, sensors)}')
+        entries[name] = _entry(sensors[name], pixels, (valid or {}).get(name), (days or {}).get(name), check_units)
+    rows = {name: len(entry["pixels"]) for name, entry in entries.items()}
+    if len(set(rows.values())) > 1:
+        listed = ", ".join(f"{name} {number}" for name, number in rows.items())
+        raise DataError(f"sensors have different numbers of images: {listed}: row i of all shows place i")
+    where = _location(location, next(iter(rows.values())))
+    batch = {"sensors": {name: entry | {"location": where} for name, entry in entries.items()}}
+    blocks = [jax.device_get(_features(model.apply, params, block)) for block in _blocks(batch, batch_size)]
+    total = next(iter(rows.values()))
+    return Features(**jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *blocks))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(apply, params: Params, batch: Mapping) -> dict:
+    outputs = apply(params, batch)
+    return {name: outputs[name] for name in ("tokens", "stages", "pooled", FUSED) if name in outputs}
+
+
+def _opened(network: Any) -> tuple[Model, Params, dict[str, Sensor]]:
+    if hasattr(network, "model"):
+        return network.model, network.params, dict(network.sensors)
+    if not isinstance(network, Sequence) or len(network) not in (2, 3):
+        raise DataError(f"network is a {type(network).__name__}: wanted a Run, or (model, params)")
+    model, params, *rest = network
+    return model, params, dict(rest[0]) if rest else sensor_table.resolve([s for s in model.streams if s != FUSED])
+
+
+def _blocks(batch: Mapping, size: int) -> Iterator[Mapping]:
+    """Parts of a batch along B, all of one shape; images that fill up the last one are not observed anywhere."""
+    if size < 1:
+        raise DataError(f"batch_size = {size}: wanted at least 1")
+    rows = len(jax.tree.leaves(batch)[0])
+    size = min(size, rows)
+    for start in range(0, rows, size):
+        short = max(0, start + size - rows)
+        fill = lambda x, a=start, n=short: np.pad(x[a : a + size], [(0, n)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
+        yield jax.tree.map(fill, batch)
+
+
+def _entry(sensor: Sensor, pixels: Any, valid: Any, days: Any, check_units: bool) -> dict[str, np.ndarray]:
+    """One sensor of a batch, see `ringmoe_jax.contracts`."""
+    pixels = _with_dates(sensor, np.asarray(pixels))
+    pixels = np.asarray(pixels, np.float32)
+    shape = pixels.shape[:-1]
+    seen = np.isfinite(pixels).all(axis=-1)
+    if valid is not None:
+        valid = np.asarray(valid)
+        valid = valid[:, None] if valid.ndim == 3 else valid
+        if valid.dtype != bool or valid.shape != shape:
+            raise DataError(f'valid["{sensor.name}"] is {valid.dtype}{list(valid.shape)}, wanted bool{list(shape)}')
+        seen &= valid
+    if check_units:
+        _check_units(sensor, pixels[seen])
+    time = np.full(shape[:2], NO_TIME, np.int32) if days is None else _days(sensor, days, shape[:2])
+    return {"pixels": np.where(seen[..., None], pixels, 0), "valid": seen, "time": time}
+
+
+def _with_dates(sensor: Sensor, pixels: np.ndarray) -> np.ndarray:
+    """[B, T, H, W, C] of numbers, or a `DataError` that says what is wrong with the shape."""
+    where, bands = f'images["{sensor.name}"]', f"{sensor.channels} bands {', '.join(sensor.band_names)}"
+    if np.iscomplexobj(pixels) or not np.issubdtype(pixels.dtype, np.number):
+        parts = " (complex values: re and im are bands of their own)" if np.iscomplexobj(pixels) else ""
+        raise DataError(f"{where} holds {pixels.dtype}{parts}: wanted real numbers in {sensor.unit}")
+    shown = f"{where} has shape {list(pixels.shape)}"
+    if pixels.ndim == 3:
+        raise DataError(f"{shown}, wanted [B, H, W, C]: one image is pixels[None]")
+    if pixels.ndim not in (4, 5) or not pixels.size:
+        raise DataError(f"{shown}, wanted [B, H, W, C] or [B, T, H, W, C] with at least one pixel")
+    if pixels.shape[-1] != sensor.channels:
+        if pixels.shape[-3] == sensor.channels:
+            raise DataError(f"{shown}, wanted the bands last: give numpy.moveaxis(pixels, -3, -1)")
+        raise DataError(f"{shown}, so {pixels.shape[-1]} bands; wanted the {bands}")
+    return pixels[:, None] if pixels.ndim == 4 else pixels
+
+
+def _days(sensor: Sensor, days: Any, shape: tuple[int, int]) -> np.ndarray:
+    days = np.asarray(days)
+    if np.issubdtype(days.dtype, np.datetime64):
+        unknown, days = np.isnat(days), days.astype("datetime64[D]").astype(np.int64)
+        days = np.where(unknown, NO_TIME, days)
+    days = days[:, None] if days.ndim == 1 else days
+    if days.shape != shape or not np.issubdtype(days.dtype, np.integer):
+        raise DataError(
+            f'days["{sensor.name}"] is {days.dtype}{list(days.shape)}, wanted datetime64, or whole days since '
+            f"1970-01-01, of shape {list(shape)}"
+        )
+    return days.astype(np.int32)
+
+
+def _location(location: Any, rows: int) -> np.ndarray:
+    if location is None:
+        return np.full((rows, 2), np.nan, np.float32)
+    location = np.asarray(location, np.float32)
+    if location.shape != (rows, 2):
+        raise DataError(f"location has shape {list(location.shape)}, wanted {[rows, 2]}: latitude and longitude a row")
+    if (np.abs(location) > (90, 360)).any():
+        raise DataError(
+            f"location has latitude {location[np.abs(location[:, 0]).argmax(), 0]:g} and longitude up to "
+            f"{np.nanmax(np.abs(location[:, 1])):g}: wanted degrees, latitude (-90 to 90) first"
+        )
+    return location
+
+
+def _check_units(sensor: Sensor, values: np.ndarray) -> None:
+    """Raises a `DataError` where valid values [N, C] cannot be the sensor's unit, with what they look like."""
+    if not values.size:
+        return
+    low, high = sensor.valid_range
+    outside = (values < low) | (values > high)
+    empty = outside & (values == sensor.no_data) if sensor.no_data is not None else np.zeros_like(outside)
+    run = f'images["{sensor.name}"] runs from {values.min():g} to {values.max():g}'
+    if empty.any():
+        raise DataError(
+            f"{run}, and {sensor.no_data:g} means not observed: set those pixels to NaN, or mark them by valid"
+        )
+    # Backscatter of a whole image hardly ever is above 0 dB everywhere; linear power always is positive.
+    linear = sensor.resampling == DECIBEL and values.min() >= 0
+    if outside.mean() <= OUTSIDE and not linear:
+        return
+    wanted = f"{sensor.unit}, {low:g} to {high:g}" if not linear else sensor.unit
+    raise DataError(
+        f"{run}, wanted {wanted}: {_likely_unit(sensor, values)} (check_units=False takes values as they are)"
+    )
+
+
+def _likely_unit(sensor: Sensor, values: np.ndarray) -> str:
+    """The conversion that brings values [N, C] closest to the sensor's mean, in words."""
+    stored, shift = sensor.scale != 1 or sensor.offset, f" + {sensor.offset:g}" if sensor.offset else ""
+    conversions = {
+        f"{sensor.scale:g} * pixels{shift}": (stored, lambda x: sensor.scale * x + sensor.offset),
+        "pixels / 100": (stored, lambda x: x / 100),
+        "10 * numpy.log10(pixels)": (sensor.resampling == DECIBEL, lambda x: 10 * np.log10(np.maximum(x, 1e-12))),
+        "20 * numpy.log10(pixels)": (sensor.resampling == DECIBEL, lambda x: 20 * np.log10(np.maximum(x, 1e-12))),
+        "10 ** (pixels / 20)": (sensor.resampling == AMPLITUDE, lambda x: 10 ** (x / 20)),
+    }
+    mean, std = np.asarray(sensor.statistics.mean), np.asarray(sensor.statistics.std)
+    middle = np.median(values, axis=0)
+    fitting = {text: convert(middle) for text, (fits, convert) in conversions.items() if fits}
+    away = {text: np.abs((values - mean) / std).mean() for text, values in fitting.items()}
+    best = min(away, key=away.get, default=None)
+    if best is None or away[best] > 3:
+        return "they look like another unit: convert them"
+    return f"they look like another unit, give {best}"

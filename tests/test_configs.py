@@ -1,0 +1,119 @@
+"""Every configuration of this project: it builds, by shapes alone, and states no default."""
+
+import copy
+import importlib
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from configs.finetune import common as finetuning
+from experiments.run import ablate
+from experiments.run import finetune
+from experiments.run.cli import read_config
+from ringmoe_jax import config as configuration
+from ringmoe_jax import run, tasks
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.run import FinetuneConfig, PretrainConfig, TaskSpec
+
+ROOT = Path(__file__).parent.parent
+
+
+def shipped():
+    """Every file, and every argument of it."""
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        if path.stem in ("__init__", "common"):
+            continue
+        name = path.relative_to(ROOT)
+        module = importlib.import_module(".".join(name.with_suffix("").parts))
+        yield from [f"{name}:{argument}" for argument in getattr(module, "CHOICES", ())] or [str(name)]
+
+
+SHIPPED = list(shipped())
+QUICK = (  # one of each kind
+    "configs/ringmoe_micro.py",
+    "configs/ringmoe_contrastive.py",
+    "configs/skysense.py:huge",
+    "configs/finetune/height.py",
+)
+
+
+def test_all_are_there():
+    assert {"configs/ringmoe.py:14b", "configs/skysense.py:moe", "configs/finetune/tracking.py"} <= set(SHIPPED)
+    assert set(QUICK) <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_it_is_sound(path):
+    """Every key and type; what is recorded of it is the same configuration; objectives suit sensors and streams."""
+    values = read_config(path)
+    cls = FinetuneConfig if "task" in values else PretrainConfig
+    for config in map(cls.of, runs(values)):
+        assert cls.of(config.complete()).complete() == config.complete()
+        if cls is PretrainConfig:
+            config.check_streams()
+            run.build_objectives(config)
+
+
+@pytest.mark.parametrize("path", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in SHIPPED])
+def test_it_builds(path):
+    """By shapes alone; nothing is compiled."""
+    for values in runs(read_config(path)):
+        parts = build_task(values) if "task" in values else run.pretraining(PretrainConfig.of(values), {})
+        assert parts.objectives
+        assert parts.model.streams
+
+
+def runs(values):
+    """The configurations of a file: one, or one an arm."""
+    if "studies" not in values:
+        return [values]
+    studies = configuration.build(ablate.AblationConfig, values).studies.values()
+    return [study.values(arm, 0) for study in studies for arm in study.arms]
+
+
+def build_task(values):
+    config = FinetuneConfig.of(values)
+    task = tasks.build(config.task)
+    (stream,) = config.data.streams.values()
+    truth = task.target if task.target in stream.sensors else ""
+    target = tasks.Target(task.target, task.kinds[0], () if truth else ("a", "b"), truth, dates=2)
+    spec = TaskSpec(target, dict.fromkeys(stream.sensors, 2))
+    return run.finetuning(config, finetune.encoder_of(config), spec, {})
+
+
+RECIPES = {
+    "ringmoe": lambda: common.ringmoe(width=8, depths=(1,), head_width=4),
+    "skysense": lambda: common.skysense(("s2_12", "s1_grd")),
+    "task": lambda: finetuning.base(dict(name="segmentation", target="land_cover")),
+}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *(path for path in SHIPPED if "finetune" in path)])
+def test_it_states_no_default(name):
+    values = RECIPES[name]().to_dict() if name in RECIPES else read_config(name)
+    assert [path for path in leaves(values) if complete(without(values, path)) == complete(values)] == []
+
+
+def leaves(values, path=()):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def without(values, path):
+    changed = group = copy.deepcopy(values)
+    for key in path[:-1]:
+        group = group[key]
+    del group[path[-1]]
+    return changed
+
+
+def complete(values):
+    """None where a key is missing that has no default."""
+    try:
+        return (FinetuneConfig if "task" in values else PretrainConfig).of(values).complete()
+    except ConfigError:
+        return None
