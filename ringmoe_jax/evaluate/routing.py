@@ -32,6 +32,12 @@ class GroupSummary:
     dead: tuple[tuple[int, int], ...]
     tokens: np.ndarray
 
+    @property
+    def most_entropy(self) -> np.ndarray:
+        """[L, M] entropy in nats of a router that prefers none of the experts in reach, NaN where not seen."""
+        reach = np.isfinite(self.load).sum(axis=-1)
+        return np.log(np.where(reach, reach, np.nan))
+
 
 def add(parts: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
     """Sums statistics of several batches, of any mix of data sets, on the host in float64."""
