@@ -35,7 +35,7 @@ from ringmoe_jax.evaluate import (
     reconstruction,
     routing,
 )
-from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.run import FEATURES, Run, results
 
 BATCH = 32  # tiles
