@@ -92,4 +92,4 @@ def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
 def _stated(config: Mapping, built: ModelConfig) -> dict[str, Any]:
     """All fields under the config's names: `module:NAME` of a sensor stays, so that a checkpoint finds it again."""
     said = {key: tuple(config[key]) for key in ("sensors",) if key in config}
-    return {"name": config["name"], **dataclasses.asdict(built)} | said
+    return dataclasses.asdict(built) | {"name": config["name"]} | said

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,15 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
+from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.stack import REMAT_POLICIES
+from ringmoe_jax.models.submodel import submodel
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
-
-if TYPE_CHECKING:
-    from ringmoe_jax.models.network import Network
 
 
 @MODELS.register("ringmoe")
@@ -61,6 +59,7 @@ class RingMoEConfig(ModelConfig):
     """
 
     title: ClassVar[str] = "RingMoE"
+    layered: ClassVar[bool] = True
     sensors: tuple[str, ...]
     width: int = 448
     depths: tuple[int, ...] = (2, 2, 18, 2)
@@ -163,8 +162,6 @@ class RingMoEConfig(ModelConfig):
 
     def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
         """See `ringmoe_jax.models.submodel`."""
-        from ringmoe_jax.models.submodel import submodel  # which needs this class
-
         return submodel(network, sensors)
 
     def build(

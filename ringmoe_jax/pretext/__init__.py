@@ -43,4 +43,4 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: unknown task or key, the message names the nearest.
     """
-    return {"name": config["name"], **dataclasses.asdict(PRETEXTS.build(config, "config.pretext"))}
+    return dataclasses.asdict(PRETEXTS.build(config, "config.pretext")) | {"name": config["name"]}

@@ -83,11 +83,11 @@ def test_experts_that_are_kept():
 
 
 def gain(value):
-    return ReconstructionGain("d", "rgb", "mean", Score(1, 1, 1), Score(value, value - 1, value + 1), 6, 6)
+    return ReconstructionGain("d", "rgb", Score(1, 1, 1), Score(value, value - 1, value + 1))
 
 
 def probe(features, protocol, value):
-    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value), 6, 6)
+    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value))
 
 
 def test_what_is_left_of_a_gain():
@@ -117,7 +117,7 @@ def test_rows_of_an_evaluation():
     score = lambda value, low, high: {"value": value, "low": low, "high": high}  # noqa: E731
     row = {"dataset": "d", "label": "cover", "features": "rgb", "protocol": "linear", "test": 6, "blocks": 5}
     where = {"dataset": "d", "objective": "rgb", "best": "mean", "tiles": 6, "blocks": 5}
-    worth = Quality.of(
+    worth = Quality.from_evaluation(
         {
             "datasets": [
                 {"name": "d", "split": "test", "samples": {"test": 6}, "sensors": {"rgb": {"simulated": True}}}
