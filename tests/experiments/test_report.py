@@ -17,7 +17,7 @@ from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Height, Score, Segmentation, Tracking
+from ringmoe_jax.evaluate.metrics import HeightMetric, Score, SegmentationMetric, TrackingMetric
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.run import Run, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, EncoderSummary, TaskScore
@@ -165,14 +165,14 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("metric", "name", "model", "constant", "verdict"),
     [
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
-        (Segmentation("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
-        (Height(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
-        (Height(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
-        (Tracking(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
-        (Tracking(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
+        (SegmentationMetric("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
+        (HeightMetric(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
+        (HeightMetric(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
+        (TrackingMetric(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
+        (TrackingMetric(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
     ],
 )
 def test_a_verdict_needs_intervals_apart(metric, name, model, constant, verdict):
