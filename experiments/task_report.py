@@ -283,8 +283,8 @@ def _setup(run: Run) -> Iterator[tuple[str, str]]:
     }[bool(encoder["from"]), encoder["weights"] == CHECKPOINT]
     yield "encoder", f"{encoder['model']}, {origin}"
     yield "adaptation", _adaptation(config.adaptation)
-    purpose = run.task.purpose(Target.from_json(target))
-    head = {"name": purpose.head} | config.head
+    spec = run.task.head_spec(Target.from_json(target))
+    head = {"name": spec.head} | config.head
     chosen = ", ".join(f"{k} {page.setting(v)}" for k, v in head.items() if k != "name")
     yield "head", head["name"] + (f" ({chosen})" if chosen else "")
     trained, total = result["parameters"]["trained"], result["parameters"]["total"]

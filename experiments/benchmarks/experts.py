@@ -20,7 +20,7 @@ import numpy as np
 from experiments.benchmarks import moe
 from ringmoe_jax import clock
 from ringmoe_jax.moe import parallel
-from ringmoe_jax.moe.engines import dropless
+from ringmoe_jax.moe.engines.dropless import choose
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
 
@@ -101,7 +101,7 @@ def speed(points: Sequence[moe.Point], peak: float, repeats: int, calls: int, th
                 }
             )
             print(describe(results[-1]), flush=True)
-    return {"dropless": dropless.choose(platform()), "points": results, "failures": failures}
+    return {"dropless": choose(platform()), "points": results, "failures": failures}
 
 
 def describe(result: Mapping[str, Any]) -> str:

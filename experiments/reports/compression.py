@@ -28,37 +28,34 @@ MEANINGS = {
 # ---- One network --------------------------------------------------------------------------------------
 
 
-def of_run(folder: Path) -> str:
-    """The page of a compressed checkpoint as text, from the numbers that lie in its folder.
+def render(folder: Path, numbers: Mapping[str, Any]) -> str:
+    """The page of a compressed checkpoint as text; its pictures are drawn to `<folder>/report`.
+
+    Args:
+        folder: of the checkpoint.
+        numbers: what `report/compression.json` holds.
 
     Raises:
         DataError: another version of this library wrote them.
     """
-    path = folder / "report" / RESULT
     try:
-        result = results.parse(Compression, results.read(path))
-    except (AttributeError, KeyError, TypeError) as error:
+        result = results.parse(Compression, numbers)
+    except (AttributeError, TypeError) as error:
         raise DataError(
-            f"{path} was written by another version of this library: give the experiments.compress that made it once "
-            "more, which keeps the checkpoint"
+            f"{folder / 'report' / RESULT} was written by another version of this library: give the "
+            "experiments.compress that made it once more, which keeps the checkpoint"
         ) from error
-    return render(folder, result)
+    return _page(folder, result)
 
 
 def write(folder: Path, result: Compression) -> Path:
     """Writes the page of a compressed checkpoint, and its pictures to `report/`."""
     path = folder / PAGE
-    path.write_text(render(folder, result))
+    path.write_text(_page(folder, result))
     return path
 
 
-def render(folder: Path, result: Compression) -> str:
-    """The page of a compressed checkpoint as text; its pictures are drawn to `<folder>/report`.
-
-    Args:
-        folder: of the checkpoint.
-        result: what was measured.
-    """
+def _page(folder: Path, result: Compression) -> str:
     by = result.recipe.importance
     images = {}
     for group, kept in result.experts.items():

@@ -14,7 +14,8 @@ from ringmoe_jax.compress.pruning import pruned_config
 from ringmoe_jax.compress.recipe import Recipe
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.evaluate.metrics.base import Score
-from ringmoe_jax.models.network import Network, layer_tables
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import layer_tables, read
 
 FULL, PART, INT8 = "checkpoint", "sub-model", "int8"  # what networks are called; others by their method
 RESULT, FRONT = "compression.json", "curve.json"  # files in `report`
@@ -33,8 +34,6 @@ class ProbeScore:
         protocol: "linear", "knn5", "knn20".
         metric: what the score is.
         score: on the tiles that are scored, with a 95 % interval.
-        test: tiles that are scored.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
@@ -43,8 +42,6 @@ class ProbeScore:
     protocol: str
     metric: str
     score: Score
-    test: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +51,14 @@ class ReconstructionGain:
     Attributes:
         dataset: its name.
         objective: label of the objective.
-        best: name of the trivial predictor.
         loss: of the network, in the unit of the objective.
         gain: loss of that predictor less that of the network, in the same unit; above 0 the network is better.
-        tiles: that were looked at.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
     objective: str
-    best: str
     loss: Score
     gain: Score
-    tiles: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +80,7 @@ class Quality:
     simulated: bool
 
     @staticmethod
-    def of(evaluation: Mapping[str, Any]) -> Quality:
+    def from_evaluation(evaluation: Mapping[str, Any]) -> Quality:
         """From what `evaluation.json` holds."""
         data = evaluation["datasets"]
         return Quality(
@@ -126,16 +117,13 @@ class Quality:
 
 def _probe(row: Mapping[str, Any]) -> ProbeScore:
     metric, score = next(iter(row["scores"].items()))
-    about = {key: row[key] for key in ("dataset", "label", "features", "protocol", "test", "blocks")}
+    about = {key: row[key] for key in ("dataset", "label", "features", "protocol")}
     return ProbeScore(**about, metric=metric, score=_score(score))
 
 
 def _gain(row: Mapping[str, Any]) -> ReconstructionGain:
-    less = _score(row["difference"])
-    about = {key: row[key] for key in ("dataset", "objective", "best", "tiles", "blocks")}
-    return ReconstructionGain(
-        **about, loss=_score(row["losses"]["model"]), gain=Score(-less.value, -less.high, -less.low)
-    )
+    loss, less = _score(row["losses"]["model"]), _score(row["difference"])
+    return ReconstructionGain(row["dataset"], row["objective"], loss, Score(-less.value, -less.high, -less.low))
 
 
 def _score(values: Mapping[str, float | None]) -> Score:
@@ -170,7 +158,7 @@ def kept_experts(network: Network, recipe: Recipe, usage: Usage) -> dict[str, Ke
 
 def _stacked(network: Network) -> dict[str, np.ndarray]:
     """{router group: who may choose whom [L, M, E] bool}."""
-    layers = layer_tables(network.config)
+    layers = layer_tables(read(network.model))
     return {group: np.stack([layer[group] for layer in layers]) for group in layers[0]}
 
 

@@ -197,5 +197,6 @@ def _complete_head(head: Mapping[str, Any]) -> dict[str, Any]:
 
 def sensors_of(model: Mapping[str, Any], bands: Mapping[str, Sequence[str]]) -> dict[str, Sensor]:
     """The sensors that a model's config names, by name, with the bands that are selected; all where there are none."""
+    names = sensor_table.own_names(model.get("sensors", ()))
     selected = {name: sensor_table.get(name).select(chosen) for name, chosen in bands.items()}
-    return sensor_table.resolve(tuple(model.get("sensors", ())), selected)
+    return sensor_table.resolve(names, selected)

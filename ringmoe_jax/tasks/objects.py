@@ -16,7 +16,7 @@ from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms
 from ringmoe_jax.evaluate.metrics.detection import Detection as Precision
 from ringmoe_jax.evaluate.metrics.tracking import Tracking as Identities
-from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.detection import DetectionConfig, decode
 from ringmoe_jax.models.heads.neck import EACH, MEAN
 from ringmoe_jax.tasks.base import Example, Target, Task, register
@@ -49,9 +49,9 @@ class _Objects(Task):
     stac_task: ClassVar = "object-detection"
     dates: ClassVar[str]
 
-    def purpose(self, target: Target) -> Purpose:
+    def head_spec(self, target: Target) -> HeadSpec:
         reads = {name: DetectionConfig.gives[name].axes for name in ("class", "box", "centreness")}
-        return Purpose("fcos", reads, len(target.names), self.dates, target.sensor, {"rotated": self.rotated})
+        return HeadSpec("fcos", reads, len(target.names), self.dates, target.sensor, {"rotated": self.rotated})
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"fcos": dict(name="fcos", label=self.target)}

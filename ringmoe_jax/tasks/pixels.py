@@ -18,7 +18,7 @@ from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.height import FLOOR
 from ringmoe_jax.evaluate.metrics.height import Height as Errors
 from ringmoe_jax.evaluate.metrics.segmentation import Segmentation as Overlap
-from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.base import PIXEL_LOGITS, ROWS_COLUMNS
 from ringmoe_jax.models.heads.height import HeightConfig
 from ringmoe_jax.models.heads.neck import MEAN, PAIR
@@ -41,8 +41,8 @@ class _Map(Task):
     head: ClassVar[str]
     dates: ClassVar[str]
 
-    def purpose(self, target: Target) -> Purpose:
-        return Purpose(self.head, {"logits": PIXEL_LOGITS.axes}, len(target.names), self.dates, target.sensor)
+    def head_spec(self, target: Target) -> HeadSpec:
+        return HeadSpec(self.head, {"logits": PIXEL_LOGITS.axes}, len(target.names), self.dates, target.sensor)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target)}
@@ -73,7 +73,7 @@ class Segmentation(_Map):
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         terms = super().objectives(target, head)
-        deep = self.purpose(target).chosen(head).deep_supervision
+        deep = self.head_spec(target).chosen(head).deep_supervision
         return terms | {name: terms["cross_entropy"] | dict(output=name, scale=AUXILIARY) for name in deep}
 
     def metric(self, target: Target) -> Overlap:
@@ -140,8 +140,8 @@ class Height(Task):
     stac_task: ClassVar = "regression"
     maps: ClassVar = (base.HEIGHTS,)
 
-    def purpose(self, target: Target) -> Purpose:
-        return Purpose("height", {"height": ROWS_COLUMNS}, 1, MEAN, target.sensor)
+    def head_spec(self, target: Target) -> HeadSpec:
+        return HeadSpec("height", {"height": ROWS_COLUMNS}, 1, MEAN, target.sensor)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {

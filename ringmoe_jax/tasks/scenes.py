@@ -15,7 +15,7 @@ from ringmoe_jax.contracts import CLASSES, MULTILABEL, Meaning
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
 from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
-from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.base import IMAGE_LOGITS
 from ringmoe_jax.models.heads.neck import MEAN
 from ringmoe_jax.tasks import base
@@ -39,8 +39,8 @@ class Classification(Task):
     stac_task: ClassVar = "scene-classification"
     maps: ClassVar = (base.CLASSES, base.PROBABILITIES)
 
-    def purpose(self, target: Target) -> Purpose:
-        return Purpose("linear", READS, len(target.names), MEAN)
+    def head_spec(self, target: Target) -> HeadSpec:
+        return HeadSpec("linear", READS, len(target.names), MEAN)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cross_entropy": dict(name="cross_entropy", label=self.target, smoothing=self.smoothing)}
@@ -77,8 +77,8 @@ class MultiLabel(Task):
     stac_task: ClassVar = "scene-classification"
     maps: ClassVar = (base.PROBABILITIES,)
 
-    def purpose(self, target: Target) -> Purpose:
-        return Purpose("linear", READS, len(target.names), MEAN)
+    def head_spec(self, target: Target) -> HeadSpec:
+        return HeadSpec("linear", READS, len(target.names), MEAN)
 
     def objectives(self, target: Target, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"binary_cross_entropy": dict(name="binary_cross_entropy", label=self.target)}

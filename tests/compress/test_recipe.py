@@ -52,8 +52,8 @@ def used(loads):
     """Usage of the collaborative experts of one modality, the same in every layer; the others are used evenly."""
     table = lambda row: np.tile(np.float64(row), (LAYERS, 1, 1))  # noqa: E731
     ones = np.ones((LAYERS, 1))
-    of = lambda row: Statistics(10 * ones, table(row), table(row), ones, ones, table(row), np.zeros(LAYERS), None)  # noqa: E731
-    return Usage(("optical",), {"optical": 1}, {"specialised": of([5, 5]), "collaborative": of(loads)})
+    group = lambda row: Statistics(10 * ones, table(row), table(row), ones, ones, table(row), np.zeros(LAYERS), None)  # noqa: E731
+    return Usage(("optical",), {"optical": 1}, {"specialised": group([5, 5]), "collaborative": group(loads)})
 
 
 def test_a_recipe_is_its_steps_in_their_order():
@@ -79,11 +79,11 @@ def test_experts_that_are_kept():
 
 
 def gain(value):
-    return ReconstructionGain("d", "rgb", "mean", Score(1, 1, 1), Score(value, value - 1, value + 1), 6, 6)
+    return ReconstructionGain("d", "rgb", Score(1, 1, 1), Score(value, value - 1, value + 1))
 
 
 def probe(features, protocol, value):
-    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value), 6, 6)
+    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value))
 
 
 def test_what_is_left_of_a_gain():
@@ -113,7 +113,7 @@ def test_rows_of_an_evaluation():
     score = lambda value, low, high: {"value": value, "low": low, "high": high}  # noqa: E731
     row = {"dataset": "d", "label": "cover", "features": "rgb", "protocol": "linear", "test": 6, "blocks": 5}
     where = {"dataset": "d", "objective": "rgb", "best": "mean", "tiles": 6, "blocks": 5}
-    worth = Quality.of(
+    worth = Quality.from_evaluation(
         {
             "datasets": [
                 {"name": "d", "split": "test", "samples": {"test": 6}, "sensors": {"rgb": {"simulated": True}}}

@@ -64,6 +64,15 @@ def test_files(usage, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["usage.npz"]
 
 
+def test_files_of_earlier_versions_say_who_was_in_reach(usage, tmp_path):
+    usage.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        np.savez(tmp_path / "old.npz", **{name: x for name, x in file.items() if not name.endswith("/reach")})
+    back = Usage.load(tmp_path / "old.npz").statistics["collaborative"]
+    assert_array_equal(back.reach, [[[8, 8, 0], [4, 0, 4]]])  # the third expert, the second: no probability in either
+    assert_array_equal(back.load, usage.statistics["collaborative"].load)
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="no file"):
         Usage.load(tmp_path / "usage.npz")

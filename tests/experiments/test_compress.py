@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from configs import common as configs
 from experiments import compress as verb
 from experiments.reports import compression as report
-from experiments.run import compress
+from experiments.run import cli, compress
 from experiments.run.compress import Recipe, select
 from experiments.run.distil import distil
 from input_pipeline import synthetic
@@ -210,18 +210,17 @@ def test_statistics_of_something_else(folder, part, counted):
 
 @pytest.fixture(scope="module")
 def compressed(folder, counted):
-    """A merged, distilled network and what was written of it."""
+    """A merged, distilled network as the command makes it, and what was written of it."""
     patch = pytest.MonkeyPatch()
     patch.setattr(costs, "peak_memory", lambda network, batch: (2_000_000, 1_000_000))
     patch.setattr(costs, "REPEATS", 2)
-    recipe = Recipe("mean", keep=0.5, importance="norm", distil=2)
-    statistics = str(folder / "usage" / "usage.npz")
+    patch.setattr(cli, "keep_compiled", lambda: None)
+    given = ["--checkpoint", folder / "run", "--modality", "optical", "--statistics", folder / "usage" / "usage.npz"]
+    recipe = ["--method", "mean", "--keep", "0.5", "--importance", "norm", "--distil", "2", "--int8"]
     out = folder / "small"
-    result = compress.compress(
-        str(folder / "run"), str(out), recipe, modality=["optical"], statistics=statistics, int8=True
-    )
+    assert command(*given, *recipe, "--out", out) == 0
     patch.undo()
-    return out, result
+    return out, results.parse(Compression, results.read(out / "report" / "compression.json"))
 
 
 def test_the_result_is_a_checkpoint_like_any_other(folder, compressed):
@@ -262,11 +261,12 @@ def test_a_distillation_that_was_stopped_goes_on_exactly(part, tmp_path, monkeyp
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (whole.params, student.params)), strict=True))
 
 
-def test_numbers_of_the_report(compressed):
+def test_numbers_of_the_report(folder, compressed):
     out, result = compressed
-    written = results.read(out / "report" / "compression.json")
-    assert written == results.plain(result)
-    assert results.plain(results.parse(Compression, written)) == written
+    assert results.plain(result) == results.read(out / "report" / "compression.json")
+    assert result.recipe == Recipe("mean", keep=0.5, importance="norm", distil=2)
+    counted = {"optical": open_dataset(str(folder / "data"), ("rgb",)).size("train")}
+    assert (result.sensors, result.dropped, result.images) == (("rgb",), ("s1_grd",), counted)
     assert list(result.costs) == ["checkpoint", "sub-model", "mean"]
     assert list(result.quality) == ["sub-model", "mean", "int8"]
     sizes = [cost.parameters + cost.decoders for cost in result.costs.values()]
@@ -285,21 +285,20 @@ def test_numbers_of_the_report(compressed):
 
 def test_the_page_needs_nothing_else(compressed, capsys):
     out, result = compressed
-    page = report.write(out, result).read_text()
+    page = (out / "report.html").read_text()
     assert page.count("<img") == page.count('src="data:image/png;base64,') == len(result.experts) == 2
     for text in ("SIMULATED DATA", "mean, keep 0.5, 2 steps of distillation", "int8", "All probes", "struck out"):
         assert text in page
     assert "http" not in page
     parts = lambda text: [line for line in text.splitlines() if "Written" not in line]  # noqa: E731
-    assert parts(report.of_run(out)) == parts(page)
+    assert parts(report.render(out, results.read(out / "report" / "compression.json"))) == parts(page)
     report.show(result)
     assert "What is left of quality" in capsys.readouterr().out
 
 
 def test_numbers_of_another_version_are_refused(tmp_path):
-    results.write(tmp_path / "report" / "compression.json", {"from": "runs/old", "step": 1})
     with pytest.raises(DataError, match="was written by another version of this library: give the experiments"):
-        report.of_run(tmp_path)
+        report.render(tmp_path, {"from": "runs/old", "step": 1})
 
 
 def test_another_recipe_in_the_same_folder_is_refused(folder, compressed, capsys):
@@ -320,8 +319,8 @@ def test_memory_of_a_fresh_process(part):
 
 def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys):
     score = Score(0.5, 0.4, 0.6)
-    probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score, 6, 6)
-    worth = Quality((probe,), (ReconstructionGain("d", "rgb", "mean", score, score, 6, 6),), "", ("6 tiles",), True)
+    probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score)
+    worth = Quality((probe,), (ReconstructionGain("d", "rgb", score, score),), "", ("6 tiles",), True)
     monkeypatch.setattr(compress, "quality", lambda where, dataset: worth)
     monkeypatch.setattr(compress, "GRID", (Recipe("prune", keep=0.5), Recipe("svd")))
     options = dict(modality=["rgb"], statistics=str(folder / "usage" / "usage.npz"), steps=0)
@@ -336,13 +335,16 @@ def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys
     assert sizes == sorted(sizes, reverse=True)
     assert all(Run.open(out / name).step == 10 for name in names)
     assert front.scores()[1][GAIN_LEFT].value == 1
-    report.show_front(front)
-    assert report.write_front(out, front).read_text().count("<img") == 1
     capsys.readouterr()
     shutil.rmtree(out / "svd")
-    again = compress.curve(run, str(out), **options)
-    assert capsys.readouterr().out.count("...") == 1
-    assert again.points == front.points
+    monkeypatch.setattr(cli, "keep_compiled", lambda: None)
+    given = ["--checkpoint", run, "--modality", "rgb", "--statistics", options["statistics"], "--out", out]
+    assert command(*given, "--curve", "--distil", "0") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("...") == 1
+    assert "prune, keep 0.5" in printed
+    assert (out / "report.html").read_text().count("<img") == 1
+    assert results.parse(Front, results.read(out / "report" / "curve.json")).points == front.points
 
 
 def test_every_point_of_the_grid_is_a_recipe_of_its_own():
