@@ -188,16 +188,16 @@ def with_metric(run, metric, rows):
 
 def test_less_is_better_of_errors_and_of_distances(run):
     rows = dict.fromkeys(("HOTA", "MOTP", "FN"), ((0.1, 0.2), (0.1, 0.2)))
-    tracked = with_metric(run, Tracking(), rows).rows
+    tracked = with_metric(run, TrackingMetric(), rows).rows
     assert [row.metric for row in tracked if row.less] == ["FN"]
     assert [row.digits for row in tracked] == [3, 3, 0]
-    far = with_metric(run, Tracking(distance=5.0), rows).rows
+    far = with_metric(run, TrackingMetric(distance=5.0), rows).rows
     assert [row.metric for row in far if row.less] == ["MOTP", "FN"]
     assert [row.title for row in far] == ["HOTA", "MOTP, px", "FN"]
 
 
 def test_findings_claim_no_more_than_intervals_do(run):
-    def said(metric=Segmentation("ab"), **rows):  # noqa: B008
+    def said(metric=SegmentationMetric("ab"), **rows):  # noqa: B008
         return list(task_page._compared(with_metric(run, metric, rows)))
 
     apart, over = ((0.4, 0.6), (0.1, 0.2)), ((0.4, 0.6), (0.5, 0.7))
@@ -210,7 +210,7 @@ def test_findings_claim_no_more_than_intervals_do(run):
     nothing, best = said(mIoU=over, OA=apart)
     assert best == "By OA it is better."
     assert f"these {SCORED} samples do not show that the model beats" in nothing
-    (worse,) = said(Height(), RMSE=apart)
+    (worse,) = said(HeightMetric(), RMSE=apart)
     assert re.search(r"\(less is better\).* the model loses to", worse)
 
 
