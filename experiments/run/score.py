@@ -167,9 +167,10 @@ class _Answers:
         parts = self.run.parts
         name = parts.target.sensor if parts.target.kind != SENSOR and parts.target.sensor else next(iter(parts.sensors))
         entry = batch["sensors"][name]
-        values = [quicklook.view(self.dataset.sensors[name], pixels)[0] for pixels in entry["pixels"][row]]
-        limits = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]))
-        return [quicklook.paint(v, limits, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
+        sensor = self.dataset.sensors[name]
+        values = [quicklook.view(sensor, pixels)[0] for pixels in entry["pixels"][row]]
+        scale = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]), sensor)
+        return [quicklook.paint(v, scale, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
 
 
 def check_truth(batch: Mapping, parts: Parts) -> None:

@@ -348,9 +348,7 @@ def test_a_result_of_another_version(workdir, tmp_path):
     assert results.load(Evaluation, tmp_path / "old.json").few_labels == ()
     del values["probes"][0]["encoder"]
     (tmp_path / "old.json").write_text(json.dumps(values))
-    with pytest.raises(
-        DataError, match=r"another version of this library: evaluate the run again .*encoder"
-    ):
+    with pytest.raises(DataError, match=r"another version of this library: evaluate the run again .*encoder"):
         results.load(Evaluation, tmp_path / "old.json")
 
 
