@@ -13,7 +13,7 @@ from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
 STRETCH = (2, 98)  # percentiles that become black and white
 USUAL = 2  # standard deviations around a band's mean in the sensor table: what is neither black nor white
-GAMMA = 1.8  # of reflectance, for the eye; pictures of 8 bits have theirs already (all three: our choice)
+GAMMA = 1.8  # of reflectance, for the eye; images of 8 bits have theirs already (all three: our choice)
 HIDDEN = (0.55, 0.60, 0.68)  # slate: no grey of a SAR image
 NOT_VALID = (1.0, 1.0, 1.0)
 FLOOR = 1e-10  # smallest power that is shown: keeps decibels finite, calibrated or not
@@ -74,9 +74,9 @@ class Stretch(NamedTuple):
 def stretch(values: np.ndarray, valid: np.ndarray, sensor: Sensor | None = None) -> Stretch:
     """Percentiles of the valid pixels over all shown bands become black and white.
 
-    True colour of reflectance looks as the eye sees it: all bands have one scale, on which white is at least as bright
-    as is usual for the sensor, and black what is unusually dark, which takes the blue of the air away from values at
-    the top of the atmosphere. Stretching a dark field's own range would turn it neon.
+    True colour looks as the eye sees it: all bands have one scale, on which white is at least as bright as is usual
+    for the sensor, and black what is unusually dark, which takes the blue of the air away from values at the top of
+    the atmosphere. Stretching a dark field to its own range would turn it neon.
 
     Args:
         values: [H, W, 1 or 3] of `view`.
@@ -84,12 +84,12 @@ def stretch(values: np.ndarray, valid: np.ndarray, sensor: Sensor | None = None)
         sensor: whose `view` they are; None of any other values.
     """
     shown = values[valid]
-    colours = _true_colour(sensor) if sensor and np.dtype(sensor.dtype).itemsize > 1 else []
-    if colours:
+    if colours := _true_colour(sensor) if sensor else []:
         mean, std = (np.array([getattr(sensor.bands[i], name) for i in colours]) for name in ("mean", "std"))
         low = np.maximum(mean - USUAL * std, 0)
         brightest = np.percentile(shown - low, STRETCH[1]) if shown.size else 0.0
-        return Stretch(low, low + max(brightest, (mean + USUAL * std - low).max()), GAMMA)
+        high = low + max(brightest, (mean + USUAL * std - low).max())
+        return Stretch(low, high, GAMMA if np.dtype(sensor.dtype).itemsize > 1 else 1.0)
     low, high = np.percentile(shown, STRETCH) if shown.size else (0.0, 1.0)
     return Stretch(float(low), float(max(high, low + 1e-6)))
 
