@@ -212,7 +212,7 @@ def _report(folders: list[Path], options: argparse.Namespace) -> None:
             print(f"{folder!s:<28}{split['name']:<12}{count:>8}  {size:>7.1f}  {listed}")
     print("\nnext, by configurations that lie beside the data and are yours to change:")
     for folder in folders:
-        for command in starters.write(folder, options.modules):
+        for command in starters.write(folder, options.modules, options.sensors or ()):
             print(f"    {command}")
     if options.sample:
         print(

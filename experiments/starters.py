@@ -87,6 +87,29 @@ class Target:
     batch: int = BATCH
 
 
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """Where sensors of one's own come from.
+
+    Attributes:
+        modules: that register some.
+        given: how a sensor was named, by its own name.
+    """
+
+    modules: tuple[str, ...]
+    given: Mapping[str, str]
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"config.modules = {_code(self.modules)}"] * bool(self.modules)
+
+    def name(self, sensor: str) -> str:
+        return self.given.get(sensor, sensor)
+
+    def names(self, sensors: Sequence[str]) -> tuple[str, ...]:
+        return tuple(map(self.name, sensors))
+
+
 def targets(metadata: Metadata) -> list[Target]:
     """What a data set can teach: its labels of two classes or more, objects, and heights above ground."""
     found = []
@@ -108,12 +131,13 @@ def targets(metadata: Metadata) -> list[Target]:
 _TASKS = {CLASSES: "classification", MULTILABEL: "multilabel", BOXES: "detection", TRACKS: "tracking"}
 
 
-def write(folder: Path, modules: Sequence[str] = ()) -> list[str]:
+def write(folder: Path, modules: Sequence[str] = (), sensors: Sequence[str] = ()) -> list[str]:
     """Writes the configurations of a data set, but none that is there.
 
     Args:
         folder: of the data set.
         modules: Python modules that register its sensors.
+        sensors: its sensors as they were named, for those of one's own file, "module:NAME".
 
     Returns:
         Commands that use them, fine-tuning first.
@@ -121,13 +145,14 @@ def write(folder: Path, modules: Sequence[str] = ()) -> list[str]:
     metadata = Metadata.from_json(json.loads((folder / "metadata.json").read_text()), str(folder / "metadata.json"))
     info = json.loads((folder / "dataset_info.json").read_text())
     samples = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+    own = _Own(tuple(modules), {sensor_table.get(name).name: name for name in sensors})
     texts, commands = {}, []
     for target in targets(metadata):
         path = folder / FINETUNE.format(target.name)
-        texts[path] = _finetune(folder, metadata, target, samples, tuple(modules))
+        texts[path] = _finetune(folder, metadata, target, samples, own)
         commands.append(_command("finetune", path, f"{folder.name}_{target.name}"))
     path = folder / PRETRAIN
-    texts[path] = _pretrain(folder, metadata, samples, tuple(modules))
+    texts[path] = _pretrain(folder, metadata, samples, own)
     commands.append(_command("pretrain", path, folder.name))
     for path, text in texts.items():
         if not path.exists():
@@ -135,7 +160,7 @@ def write(folder: Path, modules: Sequence[str] = ()) -> list[str]:
     return commands
 
 
-def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping[str, int], modules) -> str:
+def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping[str, int], own: _Own) -> str:
     shown = tuple(name for name in metadata.sensors if name != target.name)
     if target.task["name"] == _TASKS[TRACKS]:
         shown = (target.sensor,)
@@ -162,9 +187,9 @@ def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping
     head += f"\n{_counted(folder, samples)}\nAn encoder of pretrain.py: --config.init_from=runs/{folder.name}"
     lines = [
         f"config = common.base({_code(target.task | dict(target=target.name))}, directory={_code(str(folder))}, "
-        f"sensors={_code(read)}, size={geometry.size})"
+        f"sensors={_code(own.names(read))}, size={geometry.size})"
     ]
-    lines += [f"config.modules = {_code(modules)}"] * bool(modules)
+    lines += own.lines
     lines += [f"config.model.update({_arguments(model)})"] * bool(model)
     lines += [f"config.head = {_code(target.head)}"] * bool(target.head)
     lines += [f"config.data.batch_size = {batch}"] * (batch != BATCH)
@@ -172,7 +197,7 @@ def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping
     return _file(head, "configs.finetune", lines)
 
 
-def _pretrain(folder: Path, metadata: Metadata, samples: Mapping[str, int], modules) -> str:
+def _pretrain(folder: Path, metadata: Metadata, samples: Mapping[str, int], own: _Own) -> str:
     names = tuple(metadata.sensors)
     geometry = Geometry.of(_side(metadata, names, ""))
     batch = max(1, min(BATCH, samples.get("train", 0)))
@@ -185,20 +210,24 @@ def _pretrain(folder: Path, metadata: Metadata, samples: Mapping[str, int], modu
     python -m experiments.report   --workdir {run}
 
 {_counted(folder, samples)}"""
-    model = dict(sensors=names, image_size=geometry.size, window=geometry.window)
+    model = dict(sensors=own.names(names), image_size=geometry.size, window=geometry.window)
     model |= dict(patch=geometry.patch) if geometry.patch != PATCH else {}
     model |= dict(power_input=True) if any(map(_is_complex, names)) else {}
     losses = {name: _objective(name) for name in names}
+    streams = f"common.streams({_code(names)}, {_code(str(folder))}, crop_scale=(0.4, 1.0))"
+    if own.names(names) != names:
+        stream = dict(directory=str(folder), crop_scale=(0.4, 1.0))
+        streams = _code({name: stream | dict(sensors=(own.name(name),)) for name in names})
     data = dict(image_size=geometry.size, batch_size=batch, mask_unit=2 * geometry.patch, rotate=True)
     train = dict(steps=steps, log_every=20, checkpoint_every=steps // 2)
     train["evaluate_every"] = steps // 4 if "validation" in samples else 0
     lines = [
         f"config = common.ringmoe(width=16, depths={_code(geometry.depths)}, head_width=16)",
-        *[f"config.modules = {_code(modules)}"] * bool(modules),
+        *own.lines,
         f"config.model.update({_arguments(model)})",
         'config.model.update(dtype="float32", remat="none")',
         f"config.objectives = common.masked({_arguments(losses)})",
-        f"config.data.streams = common.streams({_code(names)}, {_code(str(folder))}, crop_scale=(0.4, 1.0))",
+        f"config.data.streams = {streams}",
         f"config.data.update({_arguments(data)})",
         "config.optimizer = dict(learning_rate=2e-3)",
         f"config.train.update({_arguments(train)})",

@@ -7,7 +7,7 @@ sample.py     the default sample data, from two packages on PyPI
 synthetic/    simulated scenes with known truth
 catalog/      public data sets as distributed: one table, an entry each
 layouts/      readers of the layouts that the entries name: class folders, masks, boxes, tracks, cubes
-folder.py     a user's own GeoTIFF, PNG and NPY files, with labels (folder_images.py, folder_labels.py)
+folder.py     a user's own GeoTIFF, PNG and NPY files, with labels (folder_images, folder_labels, folder_masks)
 treesatai.py  TreeSatAI-Time-Series, as distributed: aerial image, Sentinel-2 and Sentinel-1 series
 ssl4eo.py     SSL4EO-S12, as distributed: Sentinel-1 and Sentinel-2 series
 records.py    random access to records: index, checksums, broken records

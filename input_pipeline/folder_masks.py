@@ -8,8 +8,8 @@
     255,32,96,192,255,water    as QGIS exports a colour map: value, red, green, blue, alpha, label
 
 Void, so neither learnt nor scored: values given as ignored; else 255, -1 and the no-data value that a file declares,
-as long as they are no class. Pixels that a file's internal mask hides are void in any case, and so are places without
-a mask.
+as long as they are no class. Of two classes neither is void, for one alone cannot be learnt. Pixels that a file's
+internal mask hides are void in any case, and so are places without a mask.
 """
 
 from __future__ import annotations
@@ -167,6 +167,11 @@ def legend(source: Path, files: Mapping[str, Path], ignored: Sequence[int] | Non
     if not known.stated and known.void is None and len(known.names) == 2 and _is_binary(files):
         known = dataclasses.replace(known, values=BINARY)
         report.notes.append(f'mask: no file holds a 1, so 255 is taken for "{known.names[1]}" and not for void')
+    no_data = _read(first)[1]
+    if known.void is None and len(known.names) == 2 and no_data in known.values:
+        name = known.names[known.values.index(no_data)]
+        known = dataclasses.replace(known, void=VOID)
+        report.notes.append(f'mask: files declare {no_data:g} as no data, but it is taken for "{name}" of two classes')
     if not known.colours and (palette := _read(first)[-1]):
         colours = tuple("#{:02x}{:02x}{:02x}".format(*palette.get(value, (0, 0, 0))[:3]) for value in known.values)
         if len(set(colours)) == len(colours):
@@ -235,7 +240,7 @@ def _is_binary(files: Mapping[str, Path]) -> bool:
     for path in files.values():
         values, no_data, *_ = _read(path)
         found |= set(np.unique(values).tolist())
-        if no_data in BINARY or not found <= set(BINARY):
+        if no_data == BINARY[1] or not found <= set(BINARY):
             return False
     return found == set(BINARY)
 

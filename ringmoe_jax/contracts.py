@@ -240,6 +240,21 @@ def cells_to_pixels(mask, height: int, width: int):
     return jnp.repeat(mask, width // mask.shape[-1], axis=-1)
 
 
+def pixel_mask(entry: Mapping):
+    """Where objectives look in a sensor's images: hidden and valid; every valid pixel where nothing is hidden.
+
+    Args:
+        entry: of `batch["sensors"]`.
+
+    Returns:
+        [B, T, H, W] bool, for `outputs["pixel_mask"]`.
+    """
+    valid = entry["valid"]
+    if "mask" not in entry:
+        return valid
+    return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]
+
+
 def valid_cells(valid, grid: tuple[int, int]):
     """Which cells hold a valid pixel: [B, T, H, W] bool to [B, T, h, w]; h, w of `grid` divide H, W."""
     h, w = grid

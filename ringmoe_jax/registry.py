@@ -29,20 +29,23 @@ class Registry(Mapping[str, Any]):
     Args:
         kind: what a part is, for messages: "objective".
         base: that a part's class is made from, or that it belongs to.
+
+    Attributes:
+        parts: by short name.
     """
 
     def __init__(self, kind: str, base: type):
         self.kind, self.base = kind, base
-        self._parts: dict[str, Any] = {}
+        self.parts: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        return self._parts[name]
+        return self.parts[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
+        return iter(self.parts)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self.parts)
 
     def add(self, name: str, part: P) -> P:
         """Makes a part known by a short name.
@@ -53,11 +56,11 @@ class Registry(Mapping[str, Any]):
             ConfigError: another part has the name, or it is no part of this kind.
         """
         self._check(part, f'{self.kind} "{name}"')
-        known = self._parts.get(name, part)
+        known = self.parts.get(name, part)
         if _identity(known) != _identity(part):
             what = _shown(known) if isinstance(known, type) else "in the table"
             raise ConfigError(f'{self.kind} "{name}" is {what} already: choose another name')
-        self._parts[name] = part
+        self.parts[name] = part
         return part
 
     def register(self, name: str) -> Callable[[P], P]:
@@ -74,12 +77,12 @@ class Registry(Mapping[str, Any]):
         Raises:
             ConfigError: there is none; the message names the nearest. Or it cannot be imported, or is of another kind.
         """
-        if isinstance(name, str) and name in self._parts:
-            return self._parts[name]
+        if isinstance(name, str) and name in self.parts:
+            return self.parts[name]
         said = f'{where} = "{name}"' if where else f'{self.kind} "{name}"'
         module, _, attribute = str(name).partition(":")
         if not attribute:
-            known = nearest(str(name), self._parts)
+            known = nearest(str(name), self.parts)
             raise ConfigError(f"{said} does not exist: {known}" if where else f"unknown {said}: {known}")
         try:
             part = getattr(importlib.import_module(module), attribute)

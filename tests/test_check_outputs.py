@@ -82,6 +82,6 @@ def test_a_batch_that_the_pretext_task_does_not_take(model):
 
 
 def test_a_head_on_an_encoder_without_stages(model):
-    task = Classification(target="kind").purpose(Target("kind", contracts.CLASSES, ("a", "b")))
+    task = Classification(target="kind").head_spec(Target("kind", contracts.CLASSES, ("a", "b")))
     with pytest.raises(ConfigError, match=r"the encoder gives no outputs\['stages'\], which heads read"):
         attach(without(model, "stages"), {}, NeckConfig(), task, SHAPES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import rasterio
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -140,6 +141,21 @@ def test_quickstart(tmp_path, elsewhere, monkeypatch):
     assert f"from {elsewhere.python}" in text  # the installed package, not the checkout
     assert "a vector an image (2, 128)" in text
     assert "MaskedHuber(" in text
+
+
+@pytest.mark.slow
+def test_your_data(tmp_path, elsewhere, monkeypatch):
+    """The reduced form: from GeoTIFFs that the notebook writes to a map of another scene, which it shows."""
+    folders = {name: str(tmp_path / name.lower()) for name in ("SOURCE", "DATA", "WORKDIR")}
+    notebook = _run("03_your_data.ipynb", elsewhere, monkeypatch, STEPS=2, **folders)
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
+    assert 'note: 1 of 25 places, "place03" among them, have no s1_grd: stored as not observed' in text
+    assert "segmentation of mask, data/validation, 5 samples" in text
+    assert "right: " in text
+    assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # samples, and the map
+    with rasterio.open(tmp_path / "workdir" / "map.tif") as file:
+        assert (file.shape, file.colormap(1)[0][:3]) == ((192, 192), (0x20, 0x60, 0xC0))
+        assert file.tags()["CLASS_0"] == "water"
 
 
 @pytest.mark.slow

@@ -148,6 +148,30 @@ def test_a_run_is_a_model_with_parameters_and_sensors(network):
         rm.encode(run, arrays())
 
 
+def test_an_opened_run(network):
+    """Pixels are normalised by the statistics of the run, which lie in its record."""
+    mean, std = (0.9, 0.1, 0.5), (0.3, 0.2, 0.1)
+    config = dict(
+        model=tiny.RINGMOE,
+        objectives={"rgb": {"name": "masked_l1", "sensor": "rgb"}},
+        data=dict(
+            streams={"all": dict(directory="nowhere", sensors=("rgb", "s1_grd"))},
+            image_size=16,
+            mask_unit=8,
+            batch_size=2,
+        ),
+    )
+    statistics = {"rgb": dict(mean=mean, std=std, source="test")}
+    record = dict(config=config, statistics=statistics, step=7)
+    decoders = rm.Run(record, {}).model.init(jax.random.key(0))["decoders"]
+    run = rm.Run(record, network[1] | {"decoders": decoders})
+    model = rm.build(tiny.RINGMOE, statistics={"rgb": rm.Statistics(mean, std, "test")})
+    images = arrays(("rgb",))
+    expected = rm.encode((model, network[1]), images).tokens["rgb"]
+    np.testing.assert_array_equal(rm.encode(run, images).tokens["rgb"], expected)
+    assert not np.allclose(rm.encode(network, images).tokens["rgb"], expected)
+
+
 def test_what_is_not_finite_was_not_observed(network):
     """NaN, and what `valid` hides, leave no trace: any value may stand there."""
     images = arrays(("rgb",))

@@ -51,7 +51,7 @@ def test_complex_bands_come_in_pairs():
 
 
 def test_a_sensor_of_ones_own(monkeypatch):
-    monkeypatch.setattr(SENSORS, "_parts", dict(SENSORS))
+    monkeypatch.setattr(SENSORS, "parts", dict(SENSORS))
     thermal = Sensor("thermal", "thermal", "K", (Band("T", 290.0, 15.0, 100.0, 10.9),), "float32", (150, 400), "ours")
     assert sensors.register(thermal) is sensors.register(thermal) is sensors.get("thermal")
     with pytest.raises(ConfigError, match='"rgb" is in the table already'):

@@ -29,6 +29,7 @@ from experiments.benchmarks import experts, moe, train
 from experiments.run import cli
 from ringmoe_jax import clock, deploy, models
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.moe.engines.dropless import choose
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 
@@ -103,6 +104,7 @@ def measure(setting: Setting, parts: Sequence[str] = ()) -> dict[str, Any]:
         begun = time.perf_counter()
         if begun - started > 60 * setting.minutes:
             found["skipped"][name] = f"{(begun - started) / 60:.1f} minutes had passed, --minutes {setting.minutes:g}"
+            print(f"skipped: {name}: {found['skipped'][name]}")
             continue
         print(f"\n{name}", flush=True)
         try:
@@ -110,11 +112,11 @@ def measure(setting: Setting, parts: Sequence[str] = ()) -> dict[str, Any]:
             failures = found[name].pop("failures", {})
         except Exception as error:
             failures = {"": experts.reason(error)}
-        found["failures"] |= {f"{name}: {what}".rstrip(": "): text for what, text in failures.items()}
+        failures = {f"{name}: {what}".rstrip(": "): text for what, text in failures.items()}
+        for what, text in failures.items():
+            print(f"failed: {what}: {text}", flush=True)
+        found["failures"] |= failures
         found["minutes"][name] = (time.perf_counter() - begun) / 60
-    for kind in ("skipped", "failures"):
-        for what, text in found[kind].items():
-            print(f"{kind}: {what}: {text}")
     return found
 
 
@@ -154,7 +156,8 @@ def train_step(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = cli.read_config(setting.config[0], setting.config[1:])
     dense = train.dense_backbone(config)
-    variants = {name: train.with_engine(config, name) for name in ("capacity", "dropless")} | {train.DENSE: dense}
+    engines = dict.fromkeys(("capacity", choose(experts.platform()), "blocks"))
+    variants = {name: train.with_engine(config, name) for name in engines} | {train.DENSE: dense}
     return _steps(setting, found, variants, dense, setting.config)
 
 
@@ -170,17 +173,16 @@ def _steps(setting, found, variants: Mapping[str, Mapping], counted: Mapping, so
     batch = jax.device_put(train.random_batch(PretrainConfig.of(counted), 0))
     images = count_images(batch)
     jobs, failures = experts.together(
-        {name: functools.partial(_warm, variant, batch) for name, variant in variants.items()}, setting.threads
+        {name: functools.partial(train.Job, variant, batch) for name, variant in variants.items()}, setting.threads
     )
-    seconds = clock.interleaved(
-        {n: job for n, (job, _) in jobs.items()}, setting.repeats, calls=max(setting.calls // 2, 1)
-    )
+    losses, failed = experts.together({n: functools.partial(_first_loss, job) for n, job in jobs.items()}, 1)
+    seconds = clock.interleaved({name: jobs[name] for name in losses}, setting.repeats)
     mfu = {name: flops / value / best for name, value in seconds.items()}
     for name, value in seconds.items():
         print(
             f"{name:<15} {1e3 * value:8.1f} ms {images / value:8.0f} images/s {100 * mfu[name]:5.1f} % of the peak"
             + (f", {value / seconds[train.DENSE]:.2f} of the dense twin" if train.DENSE in seconds else "")
-            + f", loss {jobs[name][1]:.4g} after a step",
+            + f", first loss {losses[name]:.4g}, temporaries {jobs[name].temporaries / 2**30:.2f} GiB",
             flush=True,
         )
     return {
@@ -190,19 +192,17 @@ def _steps(setting, found, variants: Mapping[str, Mapping], counted: Mapping, so
         "seconds": seconds,
         "images_per_second": {name: images / value for name, value in seconds.items()},
         "mfu": mfu,
-        "loss": {name: loss for name, (_, loss) in jobs.items()},
-        "memory": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        "failures": failures,
+        "first_loss": losses,
+        "temporaries": {name: job.temporaries for name, job in jobs.items()},
+        "failures": failures | failed,
     }
 
 
-def _warm(config: Mapping, batch: Mapping) -> tuple[Callable[[], object], float]:
-    """A job that is compiled, and the loss of its first step."""
-    job = train.job(config, batch)
+def _first_loss(job: train.Job) -> float:
     loss = float(job()["loss"])
     if not np.isfinite(loss):
         raise ArithmeticError(f"the loss of the first step is {loss}")
-    return job, loss
+    return loss
 
 
 def exported(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:

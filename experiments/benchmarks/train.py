@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax import run as runs
@@ -30,7 +31,7 @@ def measured(config: Mapping, engines: tuple[str, ...], seed: int = 0) -> dict[s
     """
     batch = jax.device_put(random_batch(PretrainConfig.of(config), seed))
     variants = {engine: with_engine(config, engine) for engine in engines} | {DENSE: dense_backbone(config)}
-    return {name: job(variant, batch) for name, variant in variants.items()}
+    return {name: Job(variant, batch) for name, variant in variants.items()}
 
 
 def with_engine(config: Mapping, engine: str) -> dict:
@@ -95,22 +96,24 @@ def model_flops(config: Mapping) -> float:
     return ahead.count_flops(step, jax.eval_shape(create), shapes)
 
 
-def job(config: Mapping, batch: Mapping) -> Callable[[], object]:
-    """One whole train step on a batch; compiles when it is first called.
+class Job:
+    """One whole train step on a batch, compiled; every call takes the next step.
 
     Args:
         config: of `experiments.cli.read_config`.
         batch: of `random_batch`, on the device.
     """
-    step, create, _ = _step(PretrainConfig.of(config))
-    state = create()
 
-    def run():
-        nonlocal state
-        state, metrics = step(state, batch)
+    def __init__(self, config: Mapping, batch: Mapping):
+        step, create, checked = _step(PretrainConfig.of(config))
+        self._state, self._batch, self._seed = create(), batch, jnp.uint32(checked.train.seed)
+        self._program = step.lower(self._state, batch).compile()
+        self.temporaries = self._program.memory_analysis().temp_size_in_bytes
+
+    def __call__(self) -> dict[str, jax.Array]:
+        """Returns the step's metrics."""
+        self._state, metrics = self._program(self._state, self._batch, self._seed)
         return metrics
-
-    return run
 
 
 def _step(config: PretrainConfig):

@@ -133,9 +133,11 @@ def keep_sensors(values: Mapping[str, Any], sensors: Sequence[str]) -> dict[str,
     Raises:
         ConfigError: the configuration has no such sensor; names the nearest.
     """
-    model, data = values.get("model", {}), values.get("data", {})
-    streams = {name: {"sensors": ()} | stream for name, stream in data.get("streams", {}).items()}
-    truth = values.get("task", {}).get("target")
+    model, data, terms, task = (_group(values, key, "config") for key in ("model", "data", "objectives", "task"))
+    streams = _group(data, "streams", "config.data")
+    streams = {name: {"sensors": ()} | _group(streams, name, "config.data.streams") for name in streams}
+    terms = {label: _group(terms, label, "config.objectives") for label in terms}
+    truth = task.get("target")
     known = [*model.get("sensors", ()), *(name for stream in streams.values() for name in stream["sensors"])]
     known = [name for name in dict.fromkeys(known) if name != truth]
     for name in sensors:
@@ -147,13 +149,21 @@ def keep_sensors(values: Mapping[str, Any], sensors: Sequence[str]) -> dict[str,
     streams = {name: stream | {"sensors": left(stream["sensors"])} for name, stream in streams.items()}
     data = {key: without(entry) if isinstance(entry, Mapping) else entry for key, entry in data.items()}
     data["streams"] = {name: stream for name, stream in streams.items() if set(stream["sensors"]) - {truth}}
-    if "photometric" in data.get("views", {}):
-        data["views"] = data["views"] | {"photometric": without(data["views"]["photometric"])}
+    if views := _group(data, "views", "config.data"):
+        data["views"] = views | {"photometric": without(_group(views, "photometric", "config.data.views"))}
     if "sensors" in model:
         model = model | {"sensors": left(model["sensors"])}
-    terms = {label: term for label, term in values.get("objectives", {}).items() if not gone & _names(term)}
+    terms = {label: term for label, term in terms.items() if not gone & _names(term)}
     changed = {"model": model, "data": data, "objectives": terms}
     return {**values, **{key: group for key, group in changed.items() if key in values}}
+
+
+def _group(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """A group of keys, empty where there is none."""
+    group = values.get(key) or {}
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"{where}.{key} = {group!r}: wanted a group of keys")
+    return group
 
 
 def _names(term: Mapping[str, Any]) -> set[str]:

@@ -80,8 +80,10 @@ def compress(
     started, folder = time.perf_counter(), Path(out)
     source = Run.open(checkpoint, kinds=FEATURES)
     sensors = select(modality, source.sensors)
+    part = submodel(source, sensors)
     _claim(folder, source, sensors, dataset, dataclasses.asdict(recipe) | {"int8": int8})
-    part = submodel(source, sensors, folder if recipe.method == SUBMODEL else folder / SUBMODEL)
+    where = folder if recipe.method == SUBMODEL else folder / SUBMODEL
+    part = part.save(where, _about(source, part, source.folder, Recipe(SUBMODEL)))
     usage = usage_of(part, folder, dataset, statistics) if recipe.needs_usage else None
     result = part if recipe.method == SUBMODEL else reduce(part, recipe, usage, folder, source.folder)
     runs = {FULL: source, PART: part} | ({} if result is part else {recipe.method: result})
@@ -138,13 +140,13 @@ def curve(
     started, folder = time.perf_counter(), Path(out)
     source = Run.open(checkpoint, kinds=FEATURES)
     sensors = select(modality, source.sensors)
+    part = submodel(source, sensors)
     _claim(folder, source, sensors, dataset, {"curve": True})
-    part = _part(source, sensors)
     usage = usage_of(part, folder, dataset, statistics)
 
     def make(recipe: Recipe, where: Path) -> None:
         if recipe.method == SUBMODEL:
-            made = submodel(source, sensors, where)
+            made = part.save(where, _about(source, part, source.folder, recipe))
         else:
             made = reduce(part, recipe, usage, where, source.folder)
         quality(where, dataset)
@@ -216,16 +218,15 @@ def _claim(folder: Path, source: Run, sensors: Sequence[str], dataset: str, what
 # ---- Steps --------------------------------------------------------------------------------------------
 
 
-def _part(source: Run, sensors: Sequence[str]) -> Run:
-    """The part of a run that some sensors use, in memory."""
-    return source.with_network(submodel_of(source.network, sensors))
+def submodel(source: Run, sensors: Sequence[str]) -> Run:
+    """The part of a run that some sensors use, in memory.
 
-
-def submodel(source: Run, sensors: Sequence[str], folder: Path) -> Run:
-    """The part of a run that some sensors use, as a checkpoint in `folder`."""
-    part = _part(source, sensors)
-    print(f"sub-model   {' and '.join(sensors)}: {_size(source)} -> {_size(part)} parameters, in {folder}")
-    return part.save(folder, _about(source, part, source.folder, Recipe(SUBMODEL)))
+    Raises:
+        ConfigError: the model has no experts that could be told apart by sensor.
+    """
+    part = source.with_network(submodel_of(source.network, sensors))
+    print(f"sub-model   {' and '.join(sensors)}: {_size(source)} -> {_size(part)} parameters")
+    return part
 
 
 def reduce(part: Run, recipe: Recipe, usage: Usage | None, folder: Path, checkpoint: Path) -> Run:
@@ -342,7 +343,7 @@ def quality(folder: Path, dataset: str = "") -> Quality:
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
             evaluation = evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
-    return Quality.of(evaluation)
+    return Quality.from_evaluation(evaluation)
 
 
 def _quality_in_memory(run: Run, params, dataset: str) -> Quality:

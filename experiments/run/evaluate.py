@@ -36,7 +36,7 @@ from ringmoe_jax.evaluate import (
     routing,
 )
 from ringmoe_jax.models import Params
-from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.run import FEATURES, Run, read_record, results
 from ringmoe_jax.run.evaluation import (
     EVALUATION,

@@ -11,7 +11,7 @@ from experiments.reports.evaluation import Strips
 from experiments.run.data import TRAIN
 from experiments.run.tiles import Tiles
 from ringmoe_jax.evaluate import bootstrap, likelihood, quicklook, reconstruction
-from ringmoe_jax.moe.statistics import Statistics as RoutingStatistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.run import Run
 from ringmoe_jax.run.evaluation import ComparisonRow, LikelihoodRow
 

@@ -14,7 +14,9 @@ from experiments.run.fit import fit, new_state, with_experts_left
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator, train_batches
 from ringmoe_jax import run as runs
+from ringmoe_jax.contracts import check_outputs
 from ringmoe_jax.models import count
+from ringmoe_jax.planning.plan import batch_shapes, rows_of
 from ringmoe_jax.run import Parts, PretrainConfig
 from ringmoe_jax.training.state import TrainState
 
@@ -40,6 +42,8 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     mesh = runs.make_mesh(config.mesh)
     data = run_data.open_training(config.data, mesh, config.train.accumulate)
     parts = runs.pretraining(config, data.statistics, mesh)
+    rows = rows_of(config, mesh.size if mesh else 1)
+    check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
     state = new_state(parts, config)
     describe(parts, state, data)
     return fit(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from input_pipeline.builder import write_dataset
 from input_pipeline.catalog import images, objects, pixels
-from input_pipeline.catalog.entry import Entry, Own
+from input_pipeline.catalog.entry import CustomReader, Entry
 from input_pipeline.layouts import Opened, Request, tiles
 from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import CLASSES, MULTILABEL, Metadata, Sample, SensorInfo
@@ -88,7 +88,7 @@ def prepare(
     if max_frames is not None and (not entry.series or max_frames < 1):
         raise DataError(f'max_frames = {max_frames}: wanted 1 or more, and "{name}" to hold series of dates')
     common = dict(shards=shards, overwrite=overwrite, progress=progress)
-    if isinstance(entry.layout, Own):
+    if isinstance(entry.layout, CustomReader):
         return _own(entry, source, out, dict(sensors=sensors, tile=tile, stride=stride, max_frames=max_frames), common)
     for wanted in sensors or ():
         if wanted not in entry.layout.sensors:

@@ -8,7 +8,7 @@ from input_pipeline.layouts import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class CustomReader:
     """A data set with a reader of its own: time series of several sensors that fit no layout.
 
     Attributes:
@@ -48,7 +48,7 @@ class Entry:
     name: str
     title: str
     task: str
-    layout: Layout | Own
+    layout: Layout | CustomReader
     classes: tuple[str, ...]
     tile: int
     licence: str

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from input_pipeline.catalog.entry import Entry, Own
+from input_pipeline.catalog.entry import CustomReader, Entry
 from input_pipeline.layouts.bigearthnet import BigEarthNet
 from input_pipeline.layouts.cubes import So2Sat, so2sat_optical, so2sat_radar
 from input_pipeline.layouts.files import Files
@@ -229,7 +229,7 @@ _SERIES = (
         name="treesatai_ts",
         title="TreeSatAI-Time-Series: aerial images, Sentinel-2 and Sentinel-1 series of 60 m of forest",
         task="classification",
-        layout=Own(
+        layout=CustomReader(
             "input_pipeline.treesatai",
             ("rgbn", "s2_10", "s1_grd"),
             "as published, lists train_filenames.lst, val_filenames.lst, test_filenames.lst",
@@ -247,7 +247,7 @@ _SERIES = (
         name="ssl4eo_s12",
         title="SSL4EO-S12: Sentinel-1 and Sentinel-2 of 2,640 m in several seasons",
         task="pre-training",
-        layout=Own(
+        layout=CustomReader(
             "input_pipeline.ssl4eo",
             ("s1_grd", "s2_12", "s2_13"),
             "every fifth place to validation: our choice",

@@ -10,7 +10,8 @@ import numpy as np
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import Params
-from ringmoe_jax.models.network import Network, Tables, join, layer_tables, modalities, read, split
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import Tables, join, layer_tables, modalities, read, split
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 from ringmoe_jax.moe.experts import Experts
 
@@ -51,7 +52,7 @@ def merge(network: Network, method: str, usage: Usage | None = None, hidden_rati
     """
     if method not in MERGES:
         raise ConfigError(f'no way to merge called "{method}": {nearest(method, MERGES)}')
-    config, model = network.config, merged_config(network.model, hidden_ratio)
+    config, model = read(network.model), merged_config(network.model, hidden_ratio)
     ratio = read(model).hidden_ratio
     if ratio != config.hidden_ratio and method not in ("svd", "select"):
         raise ConfigError(f'hidden_ratio = {ratio}: "{method}" keeps the model\'s {config.hidden_ratio}')

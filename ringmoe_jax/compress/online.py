@@ -19,7 +19,8 @@ from ringmoe_jax.compress.pruning import Allowed, prune
 from ringmoe_jax.compress.quantise import nbytes
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import count
-from ringmoe_jax.models.network import Network, Tables, layer_tables, read, with_tables
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import Tables, layer_tables, read, with_tables
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.training.loop import Evaluate, Step, Training

@@ -11,7 +11,8 @@ import numpy as np
 
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import count
-from ringmoe_jax.models.network import Network, Tables, layer_tables, modalities, read, select_experts, with_tables
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import Tables, layer_tables, modalities, read, select_experts, with_tables
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 
 SCOPES = ("layer", "global")
@@ -59,7 +60,7 @@ def choose(
         ConfigError: an argument is out of range, a group or its importance is missing or of another shape, or
             the target cannot be reached.
     """
-    config = network.config
+    config = read(network.model)
     _check(config, importance, keep, parameters, scope, tables, groups)
     choices = _choices(config, importance, tables == "own", groups)
     for kept in (_by_layer if scope == "layer" else _by_rank)(config, choices, keep):
@@ -85,9 +86,9 @@ def prune(network: Network, allowed: Allowed) -> Network:
         ConfigError: `allowed` does not fit the model.
     """
     model = pruned_config(network.model, allowed)
-    moe = network.config.moe
+    moe = read(network.model).moe
     numbers = {
-        "specialised": np.arange(moe.specialised * len(modalities(network.config))),
+        "specialised": np.arange(moe.specialised * len(modalities(read(network.model)))),
         "collaborative": np.arange(moe.collaborative),
     }
     return select_experts(network, model, numbers)

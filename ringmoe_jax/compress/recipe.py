@@ -8,7 +8,7 @@ from ringmoe_jax.compress.merging import MERGES, merge
 from ringmoe_jax.compress.pruning import SCOPES, TABLES, Allowed, choose, prune
 from ringmoe_jax.compress.usage import IMPORTANCES, Usage, importance
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models.network import Network
+from ringmoe_jax.models.api import Network
 
 SUBMODEL, PRUNE = "submodel", "prune"
 METHODS = (SUBMODEL, PRUNE, *MERGES)

@@ -15,7 +15,8 @@ from ringmoe_jax.compress.recipe import Recipe
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.evaluate.reconstruction import MODEL
-from ringmoe_jax.models.network import Network, layer_tables
+from ringmoe_jax.models.api import Network
+from ringmoe_jax.models.network import layer_tables, read
 
 FULL, PART, INT8 = "checkpoint", "sub-model", "int8"  # what networks are called; others by their method
 RESULT, FRONT = "compression.json", "curve.json"  # files in `report`
@@ -34,8 +35,6 @@ class ProbeScore:
         protocol: "linear", "knn5", "knn20".
         metric: what the score is.
         score: on the tiles that are scored, with a 95 % interval.
-        test: tiles that are scored.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
@@ -44,8 +43,6 @@ class ProbeScore:
     protocol: str
     metric: str
     score: Score
-    test: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +52,14 @@ class ReconstructionGain:
     Attributes:
         dataset: its name.
         objective: label of the objective.
-        best: name of the trivial predictor.
         loss: of the network, in the unit of the objective.
         gain: loss of that predictor less that of the network, in the same unit; above 0 the network is better.
-        tiles: that were looked at.
-        blocks: spatial blocks among them.
     """
 
     dataset: str
     objective: str
-    best: str
     loss: Score
     gain: Score
-    tiles: int
-    blocks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Quality:
     simulated: bool
 
     @staticmethod
-    def of(evaluation: Any) -> Quality:
+    def from_evaluation(evaluation: Any) -> Quality:
         """From a `ringmoe_jax.run.evaluation.Evaluation`."""
         data = evaluation.datasets
         return Quality(
@@ -127,13 +118,12 @@ class Quality:
 
 def _probe(row: Any) -> ProbeScore:
     about = {key: getattr(row, key) for key in ("dataset", "label", "features", "protocol", "metric", "score")}
-    return ProbeScore(**about, test=row.test, blocks=row.blocks)
+    return ProbeScore(**about)
 
 
 def _gain(row: Any) -> ReconstructionGain:
     less = row.difference
-    about = {key: getattr(row, key) for key in ("dataset", "objective", "best", "tiles", "blocks")}
-    return ReconstructionGain(**about, loss=row.losses[MODEL], gain=Score(-less.value, -less.high, -less.low))
+    return ReconstructionGain(row.dataset, row.objective, row.losses[MODEL], Score(-less.value, -less.high, -less.low))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +154,7 @@ def kept_experts(network: Network, recipe: Recipe, usage: Usage) -> dict[str, Ke
 
 def _stacked(network: Network) -> dict[str, np.ndarray]:
     """{router group: who may choose whom [L, M, E] bool}."""
-    layers = layer_tables(network.config)
+    layers = layer_tables(read(network.model))
     return {group: np.stack([layer[group] for layer in layers]) for group in layers[0]}
 
 

@@ -97,12 +97,13 @@ def save(out: str | Path, program: Program, item: Mapping[str, Any]) -> dict[str
     save_file(program.weights, part / WEIGHTS)
     (part / WEIGHTS).chmod((part / PROGRAM).stat().st_mode)  # safetensors writes for its owner alone
     (part / README).write_text(_readme(item))
-    item = {**item, "assets": {name: asset | _facts(part / asset["href"]) for name, asset in ASSETS.items()}}
-    (part / DESCRIPTION).write_text(json.dumps(item, indent=1) + "\n")
+    assets = {name: asset | _facts(part / asset["href"]) for name, asset in ASSETS.items()}
+    text = json.dumps({**item, "assets": assets}, indent=1)
+    (part / DESCRIPTION).write_text(text + "\n")
     if out.exists():
         shutil.rmtree(out)
     part.rename(out)
-    return item
+    return json.loads(text)
 
 
 def load(directory: str | Path) -> tuple[Callable[[Mapping[str, Any]], dict[str, jax.Array]], dict[str, Any]]:
@@ -156,9 +157,9 @@ def _facts(path: Path) -> dict[str, Any]:
 def _check(path: Path, asset: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise DataError(f"{path} is missing: copy the whole folder, or export the model again")
-    for name, found in _facts(path).items():
-        if found != asset[name]:
-            raise DataError(f"{path} has {name} {found}, was written with {asset[name]}: copy or export it again")
+    for name, value in _facts(path).items():
+        if value != asset[name]:
+            raise DataError(f"{path} has {name} {value}, was written with {asset[name]}: copy or export it again")
 
 
 def _check_inputs(inputs: Mapping[str, jax.Array], wanted: Mapping[str, Mapping[str, Any]]) -> None:
@@ -176,20 +177,20 @@ def _check_inputs(inputs: Mapping[str, jax.Array], wanted: Mapping[str, Mapping[
 
 
 def _readme(item: Mapping[str, Any]) -> str:
-    of = item["properties"]
+    facts = item["properties"]
     rows = [
         (o["name"], _shape(o["result"]), f"{', '.join(o['result']['dim_order'])}: {o['description']}")
-        for o in of["mlm:output"]
+        for o in facts["mlm:output"]
     ]
     return TEXT.format(
-        name=of["mlm:name"],
-        description=of["description"],
-        licence="licence not stated" if of["license"] == "other" else of["license"],
+        name=facts["mlm:name"],
+        description=facts["description"],
+        licence="licence not stated" if facts["license"] == "other" else facts["license"],
         json=DESCRIPTION,
         weights=WEIGHTS,
         program=PROGRAM,
-        jax=of["mlm:framework_version"],
-        inputs="\n".join(map(_example, of["mlm:input"])),
+        jax=facts["mlm:framework_version"],
+        inputs="\n".join(map(_example, facts["mlm:input"])),
         outputs="\n".join(f"| `{name}` | {shape} | {meaning} |" for name, shape, meaning in rows),
     )
 

@@ -166,9 +166,9 @@ def _features(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
 def _answers(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
     """What a task's head says and what the task makes of it, and what there is to say of that."""
     config, task, target = run.config, run.parts.task, run.parts.target
-    purpose = task.purpose(target)
-    predicted = purpose.chosen(config.head).gives
-    dates = (target.dates,) if purpose.dates == EACH else ()
+    spec = task.head_spec(target)
+    predicted = spec.chosen(config.head).gives
+    dates = (target.dates,) if spec.dates == EACH else ()
 
     def apply(params, inputs):
         batch = as_batch(inputs)

@@ -78,9 +78,9 @@ class Draft:
         self.settings, self._shape, self._dtype = dict(settings), (width, channels), np.dtype(dtype)
         self.strips = self._rows = 0
         if self._journal.exists():
-            found = json.loads(self._journal.read_text())
-            _check_same(self.folder, found["settings"], self.settings)
-            self.strips, self._rows = found["strips"], found["rows"]
+            journal = json.loads(self._journal.read_text())
+            _check_same(self.folder, journal["settings"], self.settings)
+            self.strips, self._rows = journal["strips"], journal["rows"]
         else:
             try:
                 self.folder.mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ def _geo(grid: Grid) -> dict[str, Any]:
         "crs": grid.crs.to_dict(projjson=True) if grid.crs else None,
         "orientation": "counterclockwise",
         "edges": "planar",
-        "bbox": [float(of) for of in (xs.min(), ys.min(), xs.max(), ys.max())],
+        "bbox": [float(edge) for edge in (xs.min(), ys.min(), xs.max(), ys.max())],
     }
     return {"version": GEOPARQUET, "primary_column": "geometry", "columns": {"geometry": column}}
 
@@ -263,8 +263,8 @@ def _stored_identity(path: Path) -> str | None:
         return None
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    for key, value in json.loads(json.dumps(own)).items():
+def _check_same(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for key, value in json.loads(json.dumps(asked)).items():
         if stored.get(key) != value:
             raise DataError(
                 f"{folder} was begun with {key} = {stored.get(key)!r}, this command says {value!r}: "

@@ -156,12 +156,12 @@ class Stack:
                 name: [opened.enter_context(Scene(path, sensors[name])) for path in paths]
                 for name, paths in files.items()
             }
-            first, *others = [scene for of in self.scenes.values() for scene in of]
+            first, *others = [scene for dates in self.scenes.values() for scene in dates]
             for scene in others:
                 _check_grid(first, scene)
-            for of in self.scenes.values():
-                if all(scene.day != NO_TIME for scene in of):
-                    of.sort(key=lambda scene: scene.day)
+            for dates in self.scenes.values():
+                if all(scene.day != NO_TIME for scene in dates):
+                    dates.sort(key=lambda scene: scene.day)
             self.grid = first.grid
             self._opened = opened.pop_all()
 
@@ -173,12 +173,12 @@ class Stack:
 
     def strip(self, first: int, rows: int) -> Strip:
         """Rows `first` to before `first + rows` of all scenes, see `Scene.read`."""
-        read = {name: [scene.read(first, rows) for scene in of] for name, of in self.scenes.items()}
+        read = {name: [scene.read(first, rows) for scene in dates] for name, dates in self.scenes.items()}
         return Strip(
             self,
             first,
-            {name: [stored for stored, _ in of] for name, of in read.items()},
-            {name: np.stack([valid for _, valid in of]) for name, of in read.items()},
+            {name: [stored for stored, _ in dates] for name, dates in read.items()},
+            {name: np.stack([valid for _, valid in dates]) for name, dates in read.items()},
         )
 
 
@@ -200,12 +200,12 @@ class Strip:
 
     def observed(self, every_date: bool) -> np.ndarray:
         """[rows, width] bool, True where every sensor saw the ground, on every date or on one at least."""
-        return np.all([of.all(0) if every_date else of.any(0) for of in self.valid.values()], axis=0)
+        return np.all([valid.all(0) if every_date else valid.any(0) for valid in self.valid.values()], axis=0)
 
     def seen(self, first: int, columns: int) -> bool:
         """Whether any scene has a valid pixel in these columns."""
         wanted = mirrored(first, columns, self.stack.grid.width)
-        return any(of[..., wanted.min() : wanted.max() + 1].any() for of in self.valid.values())
+        return any(valid[..., wanted.min() : wanted.max() + 1].any() for valid in self.valid.values())
 
     def batch(self, firsts: Sequence[int], size: int) -> dict:
         """Square windows as high as the strip, as `ringmoe_jax.contracts` describes a batch.
@@ -283,8 +283,8 @@ def _notes(path: Path, file, sensor: Sensor) -> list[str]:
     notes = []
     declared = {value for value in file.nodatavals if value is not None and not math.isnan(value)}
     if other := sorted(declared - {sensor.no_data}):
-        own = "has none" if sensor.no_data is None else f"has {sensor.no_data:g}"
-        notes.append(f'{path} declares the no-data value {other[0]:g}, "{sensor.name}" {own}: both are not observed')
+        table = "has none" if sensor.no_data is None else f"has {sensor.no_data:g}"
+        notes.append(f'{path} declares the no-data value {other[0]:g}, "{sensor.name}" {table}: both are not observed')
     scalings = {*zip(file.scales, file.offsets, strict=True)} - {(1.0, 0.0), (sensor.scale, sensor.offset)}
     for scale, offset in sorted(scalings)[:1]:
         notes.append(

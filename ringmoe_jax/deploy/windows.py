@@ -121,7 +121,7 @@ def _of_task(run: Run, output: str) -> WindowModel:
         sensors=sensors,
         dates={name: run.spec.dates[name] for name in sensors},
         complete=True,
-        every_date=task.purpose(target).dates == PAIR,
+        every_date=task.head_spec(target).dates == PAIR,
         size=_one_size([*sensors, *filter(None, [target.sensor])], run.config.data),
         output=output,
         names=task.map_names(target),

@@ -73,7 +73,7 @@ def complete(config: Mapping) -> dict[str, Any]:
     Raises:
         ConfigError: as `build`.
     """
-    return {"name": config["name"], **dataclasses.asdict(read(config))}
+    return _stated(config, read(config))
 
 
 def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
@@ -86,4 +86,10 @@ def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
     Raises:
         ConfigError: as `read`.
     """
-    return {"name": config["name"], **dataclasses.asdict(read(config).with_engine(engine))}
+    return _stated(config, read(config).with_engine(engine))
+
+
+def _stated(config: Mapping, built: ModelConfig) -> dict[str, Any]:
+    """All fields under the config's names: `module:NAME` of a sensor stays, so that a checkpoint finds it again."""
+    said = {key: tuple(config[key]) for key in ("sensors",) if key in config}
+    return dataclasses.asdict(built) | {"name": config["name"]} | said

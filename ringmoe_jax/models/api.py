@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import nnx
@@ -15,9 +15,6 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor, Statistics
-
-if TYPE_CHECKING:
-    from ringmoe_jax.models.network import Network
 
 Params = dict[str, Any]
 
@@ -47,18 +44,39 @@ class Model:
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
+class Network(NamedTuple):
+    """A model's config with its parameters: what every operation of `ringmoe_jax.compress` takes and gives.
+
+    Attributes:
+        model: what `ringmoe_jax.models.build` takes, the `config.model` of a run.
+        params: what its `apply` takes; entries that are not the model's own are passed on as they are.
+    """
+
+    model: dict[str, Any]
+    params: Params
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(abc.ABC):
     """What a model states beside its functions. A model of your own is a frozen dataclass made from this class.
 
     It needs a field `sensors: tuple[str, ...]`, the images that the model takes, and `build`; the rest has defaults
-    that suit an encoder without experts that takes images of any size.
+    that suit an encoder without experts that takes images of any size. A `__post_init__` calls this class's.
 
     Attributes:
         title: what the literature calls the architecture, for exports and reports; "" is the name of the class.
+        layered: whether `models.network` knows the layers, so that experts can be pruned and merged: the config has
+            `moe`, `depths` and `pyramid`, the parameters lie as a `SwinPyramid` under "backbone".
     """
 
     title: ClassVar[str] = ""
+    layered: ClassVar[bool] = False
+    sensors: ClassVar[tuple[str, ...]]  # a field of every model
+
+    def __post_init__(self):
+        if not self.sensors:
+            raise ConfigError("model.sensors is empty: name at least one sensor")
+        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
 
     @abc.abstractmethod
     def build(

@@ -20,7 +20,7 @@ ENCODER, DECODER = "encoder", "decoder"  # the two parts of the parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Purpose:
+class HeadSpec:
     """What a task asks of its head.
 
     Attributes:
@@ -67,10 +67,10 @@ class Purpose:
 class Decoder(nnx.Module):
     """Neck and head."""
 
-    def __init__(self, head: HeadConfig, neck: NeckConfig, purpose: Purpose, shapes, rngs, *, dtype):
-        self.purpose = purpose
-        self.neck = Neck(neck, purpose.dates, shapes, rngs, dtype=dtype)
-        self.head = head.build(self.neck.widths, purpose.outputs, rngs, dtype=dtype)
+    def __init__(self, head: HeadConfig, neck: NeckConfig, spec: HeadSpec, shapes, rngs, *, dtype):
+        self.spec = spec
+        self.neck = Neck(neck, spec.dates, shapes, rngs, dtype=dtype)
+        self.head = head.build(self.neck.widths, spec.outputs, rngs, dtype=dtype)
 
     def __call__(self, maps, present, size: tuple[int, int], *, key, train: bool) -> dict[str, jax.Array]:
         keys = (None, None) if key is None else jax.random.split(key)
@@ -82,7 +82,7 @@ def attach(
     encoder: Model,
     head: Mapping[str, Any],
     neck: NeckConfig,
-    purpose: Purpose,
+    spec: HeadSpec,
     example: Mapping,
     *,
     dtype: str = "float32",
@@ -94,7 +94,7 @@ def attach(
         encoder: gives the features.
         head: `name` of `HEADS`, or `module:Name`, and the fields of its dataclass; {} is the task's default.
         neck: how sensors are fused.
-        purpose: what the task asks for.
+        spec: what the task asks for.
         example: a batch, shapes are enough; shapes and sensors of later ones must be like it. A batch may show
             sensors that the encoder does not know, such as one that is the truth: it never sees them.
         dtype: of the head's activations, "float32" or "bfloat16".
@@ -108,12 +108,12 @@ def attach(
     Raises:
         ConfigError: no such head, or one that does not suit the task; a stream that the encoder does not give.
     """
-    built = purpose.chosen(head)
+    built = spec.chosen(head)
     try:
         shapes = jax.eval_shape(lambda p, b: pyramids(encoder.apply(p, b)), encoder.shapes(), dict(example))
     except KeyError as error:
         raise ConfigError(f"the encoder gives no outputs[{error}], which heads read: see contracts.py") from error
-    make = lambda rngs: Decoder(built, neck, purpose, shapes, rngs, dtype=jnp.dtype(dtype))  # noqa: E731
+    make = lambda rngs: Decoder(built, neck, spec, shapes, rngs, dtype=jnp.dtype(dtype))  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key: jax.Array) -> Params:
@@ -130,7 +130,7 @@ def attach(
         nnx.replace_by_pure_dict(state, params[DECODER])
         decoder = nnx.merge(graph, state)
         maps = pyramids(outputs)
-        predictions = decoder(maps, _present(maps, batch), _size(purpose, batch), key=keys[1], train=train)
+        predictions = decoder(maps, _present(maps, batch), _size(spec, batch), key=keys[1], train=train)
         return outputs | {"predictions": predictions}
 
     return Model(init, apply, encoder.streams, encoder.blocks_above)
@@ -144,9 +144,9 @@ def _present(maps: Mapping, batch: Mapping) -> dict[str, jax.Array]:
     }
 
 
-def _size(purpose: Purpose, batch: Mapping) -> tuple[int, int]:
+def _size(spec: HeadSpec, batch: Mapping) -> tuple[int, int]:
     """Rows and columns of the sensor that predictions lie on."""
     shown = batch["sensors"]
-    if purpose.sensor and purpose.sensor not in shown:
-        raise DataError(f'labels lie on the grid of "{purpose.sensor}", but the batch shows {", ".join(shown)}')
-    return shown[purpose.sensor or next(iter(shown))]["pixels"].shape[2:4]
+    if spec.sensor and spec.sensor not in shown:
+        raise DataError(f'labels lie on the grid of "{spec.sensor}", but the batch shows {", ".join(shown)}')
+    return shown[spec.sensor or next(iter(shown))]["pixels"].shape[2:4]

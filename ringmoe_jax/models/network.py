@@ -1,59 +1,41 @@
-"""A model's config with its parameters, and its layers one by one."""
+"""The layers of a network, one by one."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.models.api import MODELS, Params
-from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.models.api import MODELS, ModelConfig, Network, Params
 
 Tables = dict[str, np.ndarray]  # of one layer: {router group: allowed [M, E] bool}
 
 
-class Network(NamedTuple):
-    """What every operation takes and gives.
-
-    Attributes:
-        model: what `ringmoe_jax.models.build` takes, the `config.model` of a run.
-        params: what its `apply` takes; entries that are not the model's own are passed on as they are.
-    """
-
-    model: dict[str, Any]
-    params: Params
-
-    @property
-    def config(self) -> RingMoEConfig:
-        """The checked config; a ConfigError where the model is not RingMoE."""
-        return read(self.model)
-
-
-def read(model: Mapping[str, Any]) -> RingMoEConfig:
+def read(model: Mapping[str, Any]) -> ModelConfig:
     """Checks `config.model`.
 
     Raises:
-        ConfigError: a key is wrong, or the model is not RingMoE.
+        ConfigError: a key is wrong, or the layers of the model are not known.
     """
     config = MODELS.build(model, "config.model")
-    if not isinstance(config, RingMoEConfig):
+    if not config.layered:
         raise ConfigError(
             f'model.name = "{model["name"]}" cannot be compressed: wanted a network of model.name = "ringmoe"'
         )
     return config
 
 
-def modalities(config: RingMoEConfig) -> tuple[str, ...]:
+def modalities(config: ModelConfig) -> tuple[str, ...]:
     """The axis M of a model's routing tables."""
     return sensor_table.modalities(sensor_table.resolve(config.sensors))
 
 
-def layer_tables(config: RingMoEConfig) -> list[Tables]:
+def layer_tables(config: ModelConfig) -> list[Tables]:
     """Who may choose what in each of the L layers."""
     count = len(modalities(config))
     return [config.moe.tables(count, layer) for layer in range(sum(config.depths))]
@@ -84,7 +66,7 @@ def _rows(table: np.ndarray) -> tuple[str, ...]:
 
 def split(network: Network) -> list[Params]:
     """Parameters of each of the L blocks on the host, lowest first, without the leading axis of their stacks."""
-    config = network.config
+    config = read(network.model)
     blocks = []
     for i, stage in enumerate(_stages(network)):
         for j, run in enumerate(config.pyramid.runs(i)):
@@ -119,7 +101,7 @@ def select_experts(network: Network, model: dict[str, Any], numbers: Mapping[str
         numbers: {router group: [E'] int}, what each of the result's experts is called in `network`.
     """
     blocks = split(network)
-    for block, old, new in zip(blocks, layer_tables(network.config), layer_tables(read(model)), strict=True):
+    for block, old, new in zip(blocks, layer_tables(read(network.model)), layer_tables(read(model)), strict=True):
         for group, table in new.items():
             stored = np.flatnonzero(old[group].any(axis=0))  # pruned experts have no parameters
             wanted = numbers[group][table.any(axis=0)]

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.contracts import cells_to_pixels, standardise, validate
+from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
+from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.stack import REMAT_POLICIES
+from ringmoe_jax.models.submodel import submodel
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
-
-if TYPE_CHECKING:
-    from ringmoe_jax.models.network import Network
 
 
 @MODELS.register("ringmoe")
@@ -61,6 +59,7 @@ class RingMoEConfig(ModelConfig):
     """
 
     title: ClassVar[str] = "RingMoE"
+    layered: ClassVar[bool] = True
     sensors: tuple[str, ...]
     width: int = 448
     depths: tuple[int, ...] = (2, 2, 18, 2)
@@ -78,9 +77,7 @@ class RingMoEConfig(ModelConfig):
     adapter: int = 0
 
     def __post_init__(self):
-        if not self.sensors:
-            raise ConfigError("model.sensors is empty: name at least one sensor")
-        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
+        super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.remat not in REMAT_POLICIES:
@@ -165,8 +162,6 @@ class RingMoEConfig(ModelConfig):
 
     def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
         """See `ringmoe_jax.models.submodel`."""
-        from ringmoe_jax.models.submodel import submodel  # which needs this class
-
         return submodel(network, sensors)
 
     def build(
@@ -265,7 +260,7 @@ class RingMoE(nnx.Module):
                 if name in self.decoders
             },
             "standardised": images,
-            "pixel_mask": {name: _pixel_mask(entry) for name, entry in entries.items()},
+            "pixel_mask": {name: pixel_mask(entry) for name, entry in entries.items()},
             "sensors": {name: self.sensors[name] for name in entries},
             "statistics": {name: self.statistics[name] for name in entries},
             "routing": routing,
@@ -323,11 +318,3 @@ def _with_power(image: jax.Array) -> jax.Array:
     seen = power > 1e-6
     logarithm = (jnp.log(jnp.where(seen, power, 1.0)) + np.euler_gamma) / (np.pi / np.sqrt(6))
     return jnp.concatenate([image, jnp.where(seen, logarithm, 0.0)], axis=-1)
-
-
-def _pixel_mask(entry: Mapping) -> jax.Array:
-    """Where the objectives look: hidden and valid; every valid pixel where nothing is hidden."""
-    valid = entry["valid"]
-    if "mask" not in entry:
-        return valid
-    return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]

@@ -19,7 +19,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
@@ -93,9 +92,7 @@ class SkySenseConfig(ModelConfig):
     adapter: int = 0
 
     def __post_init__(self):
-        if not self.sensors:
-            raise ConfigError("model.sensors is empty: name at least one sensor")
-        object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
+        super().__post_init__()
         for field, names in (("high_resolution", (self.high_resolution,)), ("dated", self.dated)):
             for name in names:
                 if name and name not in self.sensors:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models.network import Network, layer_tables, modalities, read, select_experts, with_tables
-from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.models.api import ModelConfig, Network
+from ringmoe_jax.models.network import layer_tables, modalities, read, select_experts, with_tables
 
 
 def submodel(network: Network, sensors: Sequence[str]) -> Network:
@@ -30,7 +30,7 @@ def submodel(network: Network, sensors: Sequence[str]) -> Network:
     params = dict(network.params)
     for part in {"stems", "decoders"} & params.keys():
         params[part] = {name: leaves for name, leaves in params[part].items() if name in read(model).sensors}
-    return select_experts(Network(network.model, params), model, _numbers(network.config, read(model)))
+    return select_experts(Network(network.model, params), model, _numbers(read(network.model), read(model)))
 
 
 def submodel_config(model: Mapping[str, Any], sensors: Sequence[str]) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def submodel_config(model: Mapping[str, Any], sensors: Sequence[str]) -> dict[st
     )
 
 
-def _rows(config: RingMoEConfig, few: RingMoEConfig) -> list[int]:
+def _rows(config: ModelConfig, few: ModelConfig) -> list[int]:
     """Numbers in the full model of the modalities that stay."""
     return [modalities(config).index(name) for name in modalities(few)]
 
 
-def _numbers(config: RingMoEConfig, few: RingMoEConfig) -> dict[str, np.ndarray]:
+def _numbers(config: ModelConfig, few: ModelConfig) -> dict[str, np.ndarray]:
     """Numbers in the full model of the sub-model's experts, by router group."""
     rows, count = np.array(_rows(config, few)), len(modalities(config))
     specialised = np.arange(config.moe.specialised)[:, None] * count + rows  # laid out [N_S, M]

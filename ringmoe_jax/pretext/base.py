@@ -47,7 +47,7 @@ class Pretext:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class PretextSpec:
     """What a pretext task is built for.
 
     Attributes:
@@ -64,18 +64,18 @@ class PretextConfig(abc.ABC):
     """A pretext task as a config names it. One of your own is a frozen dataclass made from this class.
 
     Attributes:
-        projects: whether it makes the features of two views that objectives may compare, see `Wanted.projections`.
+        projects: whether it makes the features of two views that objectives may compare, see `PretextSpec.projections`.
     """
 
     projects: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def build(self, model: Model, wanted: Wanted) -> Pretext:
+    def build(self, model: Model, spec: PretextSpec) -> Pretext:
         """The task on a model.
 
         Args:
             model: what the passes go through.
-            wanted: what objectives compare, and for how many steps.
+            spec: what objectives compare, and for how many steps.
 
         Raises:
             ConfigError: objectives want what it does not give.

@@ -24,7 +24,7 @@ from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.pretext import matching, prototypes
-from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 IMAGE, LOCAL, ALIGN = "image", "local", "align"  # projections of a stream
@@ -89,11 +89,11 @@ class ContrastiveConfig(PretextConfig):
                 "pretext: image_outputs, local_outputs, hidden, bottleneck and clusters must be 2 or more"
             )
 
-    def build(self, model: Model, wanted: Wanted) -> Pretext:
-        return contrastive(model, wanted, self)
+    def build(self, model: Model, spec: PretextSpec) -> Pretext:
+        return contrastive(model, spec, self)
 
 
-def contrastive(model: Model, wanted: Wanted, config: ContrastiveConfig) -> Pretext:
+def contrastive(model: Model, spec: PretextSpec, config: ContrastiveConfig) -> Pretext:
     """Two views and a teacher.
 
     The state holds "teacher" (as the trained parameters), "step", "centres" (for targets = "centre") and, for a model
@@ -106,14 +106,14 @@ def contrastive(model: Model, wanted: Wanted, config: ContrastiveConfig) -> Pret
 
     Args:
         model: its streams are what can be compared.
-        wanted: what the objectives compare.
+        spec: what the objectives compare.
         config: see there.
 
     Raises:
         ConfigError: no objective compares views, or one names features that the model does not have.
         DataError: (when traced) the batch has no second view.
     """
-    heads = _heads(model, wanted, config)
+    heads = _heads(model, spec, config)
 
     def init(params: Params, key: jax.Array) -> tuple[Params, Any]:
         trained = {name: value for name, value in params.items() if name != BANK}
@@ -130,11 +130,11 @@ def contrastive(model: Model, wanted: Wanted, config: ContrastiveConfig) -> Pret
         return trained, state
 
     def apply(params: Params, state: Any, batch: Mapping, *, key, train: bool) -> tuple[dict, Any]:
-        return _Passes(model, heads, config, wanted, params, state, key, train)(batch)
+        return _Passes(model, heads, config, spec, params, state, key, train)(batch)
 
     def after(params: Params, state: Any) -> Any:
         step = state["step"]
-        momentum = momentum_at(step, wanted.steps, config.momentum)
+        momentum = momentum_at(step, spec.steps, config.momentum)
         teacher = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state["teacher"], params)
         return state | {"teacher": teacher, "step": step + 1}
 
@@ -151,10 +151,10 @@ def momentum_at(step: jax.Array, steps: int, first: float) -> jax.Array:
     return 1 - (1 - first) * (jnp.cos(jnp.pi * share) + 1) / 2
 
 
-def _heads(model: Model, wanted: Wanted, config: ContrastiveConfig) -> dict[str, dict[str, Model]]:
+def _heads(model: Model, spec: PretextSpec, config: ContrastiveConfig) -> dict[str, dict[str, Model]]:
     outputs = {IMAGE: config.image_outputs, LOCAL: config.local_outputs, ALIGN: 0}
     heads: dict[str, dict[str, Model]] = {}
-    for stream, levels in wanted.projections.items():
+    for stream, levels in spec.projections.items():
         if stream not in model.streams:
             raise ConfigError(f'an objective compares "{stream}" of two views: {nearest(stream, model.streams)}')
         kinds = sorted({LEVELS[level] for level in levels})
@@ -193,8 +193,8 @@ def _streams(outputs: Mapping, entries: Mapping) -> dict[str, _Stream]:
 class _Passes:
     """The forward passes of one step and their pairs."""
 
-    def __init__(self, model, heads, config: ContrastiveConfig, wanted: Wanted, params, state, key, train: bool):
-        self.model, self.heads, self.config, self.wanted = model, heads, config, wanted
+    def __init__(self, model, heads, config: ContrastiveConfig, spec: PretextSpec, params, state, key, train: bool):
+        self.model, self.heads, self.config, self.spec = model, heads, config, spec
         self.params, self.state, self.train = params, state, train
         self.bank = {BANK: state[BANK]} if BANK in state else {}
         self.rows: dict[tuple[str, str], list] = {}  # what centres move towards
@@ -215,7 +215,7 @@ class _Passes:
             outputs[name] = self.model.apply(self.params | self.bank, {"sensors": view}, key=key, train=self.train)
             students[name] = _streams(outputs[name], view)
         state, contrast = dict(self.state), {}
-        for stream, levels in self.wanted.projections.items():
+        for stream, levels in self.spec.projections.items():
             if stream not in teacher or stream not in students["first"]:
                 continue
             contrast[stream] = {

@@ -11,7 +11,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import cells_to_pixels, standardise
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.models.api import Model
-from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, Wanted
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
 from ringmoe_jax.sensors import COMPLEX
 
 
@@ -70,7 +70,7 @@ def masked_parts(model: Model) -> Pretext:
 class Masked(PretextConfig):
     """See `masked`."""
 
-    def build(self, model: Model, wanted: Wanted) -> Pretext:
+    def build(self, model: Model, spec: PretextSpec) -> Pretext:
         return masked(model)
 
 
@@ -79,7 +79,7 @@ class Masked(PretextConfig):
 class MaskedParts(PretextConfig):
     """See `masked_parts`."""
 
-    def build(self, model: Model, wanted: Wanted) -> Pretext:
+    def build(self, model: Model, spec: PretextSpec) -> Pretext:
         return masked_parts(model)
 
 

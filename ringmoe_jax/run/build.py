@@ -122,8 +122,8 @@ def pretraining(config: PretrainConfig, statistics: Mapping[str, Statistics], me
     terms, heads = build_objectives(config)
     statistics = {name: statistics[name] for name in sensors if name in statistics}
     model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
-    wanted = pretext.Wanted(config.train.steps, objectives.collect_projections(terms))
-    passes = pretext.build(config.pretext, model, wanted)
+    spec = pretext.PretextSpec(config.train.steps, objectives.collect_projections(terms))
+    passes = pretext.build(config.pretext, model, spec)
     if config.pruning.every:
         passes = online.counted(passes, config.model, config.pruning)
     return Parts(sensors, statistics, model, terms, passes, mesh)
@@ -167,15 +167,15 @@ def finetuning(config: FinetuneConfig, encoder: Encoder, spec: TaskSpec, statist
     """
     task, target = tasks.build(config.task), spec.target
     shown = {name: encoder.sensors[name] for name in spec.dates if name in encoder.sensors}
-    purpose = task.purpose(target)
-    purpose = purpose if purpose.sensor else dataclasses.replace(purpose, sensor=next(iter(shown)))
+    head = task.head_spec(target)
+    head = head if head.sensor else dataclasses.replace(head, sensor=next(iter(shown)))
     known = {name: s for name, s in statistics.items() if name in encoder.sensors}
     model = models.build(encoder.model, sensors=encoder.sensors, statistics=known, mesh=mesh)
     attached = attach(
         model,
         config.head,
         config.neck,
-        purpose,
+        head,
         {"sensors": {name: _entry(config, sensor, spec.dates[name]) for name, sensor in shown.items()}},
         dtype=encoder.model.get("dtype", "float32"),
         train_encoder=config.adaptation.method != "frozen" or bool(config.adaptation.also),

@@ -15,6 +15,7 @@ import numpy as np
 
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, objectives
+from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
@@ -164,7 +165,8 @@ class Run:
             ConfigError: no stream or no objective of the run suits the sensors that are left.
         """
         config = _narrowed(self.record["config"], network.model)
-        statistics = {name: s for name, s in self.record["statistics"].items() if name in network.model["sensors"]}
+        left = sensor_table.own_names(network.model["sensors"])
+        statistics = {name: s for name, s in self.record["statistics"].items() if name in left}
         record = {**self.record, "config": config, "statistics": statistics, "step": self.step + steps}
         return Run(record, network.params, models.count(network.params))
 
@@ -256,7 +258,7 @@ def _check_kind(folder: str | Path, record: Mapping[str, Any], kinds: Collection
 
 def _narrowed(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config for a model with fewer sensors or experts."""
-    left, data = set(model["sensors"]), config["data"]
+    left, data = set(sensor_table.own_names(model["sensors"])), config["data"]
     streams = {
         name: {**stream, "sensors": [sensor for sensor in stream["sensors"] if sensor in left]}
         for name, stream in data["streams"].items()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ringmoe_jax.contracts import Meaning
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import METRICS, Metric
-from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.objectives.supervised import check_labels
 from ringmoe_jax.registry import Registry
 
@@ -98,7 +98,7 @@ class Task(abc.ABC):
             )
 
     @abc.abstractmethod
-    def purpose(self, target: Target) -> Purpose:
+    def head_spec(self, target: Target) -> HeadSpec:
         """What the head has to give."""
 
     @abc.abstractmethod

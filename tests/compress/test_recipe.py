@@ -13,7 +13,7 @@ from ringmoe_jax.compress.recipe import METHODS, Recipe
 from ringmoe_jax.compress.results import GAIN_LEFT, FrontPoint, ProbeScore, Quality, ReconstructionGain, kept_experts
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import Score
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import LAYERS, ONE, assert_equal, network
 
 
@@ -52,8 +52,12 @@ def used(loads):
     """Usage of the collaborative experts of one modality, the same in every layer; the others are used evenly."""
     table = lambda row: np.tile(np.float64(row), (LAYERS, 1, 1))  # noqa: E731
     ones = np.ones((LAYERS, 1))
-    of = lambda row: Statistics(10 * ones, table(row), table(row), ones, ones, table(row), np.zeros(LAYERS), None)  # noqa: E731
-    return Usage(("optical",), {"optical": 1}, {"specialised": of([5, 5]), "collaborative": of(loads)})
+
+    def statistics(row):
+        load = table(row)
+        return RoutingStatistics(10 * ones, load, load, 10 + 0 * load, ones, ones, load, np.zeros(LAYERS))
+
+    return Usage(("optical",), {"optical": 1}, {"specialised": statistics([5, 5]), "collaborative": statistics(loads)})
 
 
 def test_a_recipe_is_its_steps_in_their_order():
@@ -79,11 +83,11 @@ def test_experts_that_are_kept():
 
 
 def gain(value):
-    return ReconstructionGain("d", "rgb", "mean", Score(1, 1, 1), Score(value, value - 1, value + 1), 6, 6)
+    return ReconstructionGain("d", "rgb", Score(1, 1, 1), Score(value, value - 1, value + 1))
 
 
 def probe(features, protocol, value):
-    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value), 6, 6)
+    return ProbeScore("d", "cover", features, protocol, "accuracy", Score(value, value, value))
 
 
 def test_what_is_left_of_a_gain():
@@ -113,7 +117,7 @@ def test_rows_of_an_evaluation():
     score = lambda value, low, high: {"value": value, "low": low, "high": high}  # noqa: E731
     row = {"dataset": "d", "label": "cover", "features": "rgb", "protocol": "linear", "test": 6, "blocks": 5}
     where = {"dataset": "d", "objective": "rgb", "best": "mean", "tiles": 6, "blocks": 5}
-    worth = Quality.of(
+    worth = Quality.from_evaluation(
         {
             "datasets": [
                 {"name": "d", "split": "test", "samples": {"test": 6}, "sensors": {"rgb": {"simulated": True}}}

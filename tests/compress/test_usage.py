@@ -9,7 +9,7 @@ from ringmoe_jax import models
 from ringmoe_jax.compress import Usage, importance
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.moe.contribution import Contribution
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import LAYERS, ONE, network, with_moe
 from tests.tiny import batch
 
@@ -22,7 +22,7 @@ def statistics(load, gate, tokens, norm=None):
     measured = None if norm is None else Contribution(np.array([norm], np.float32), np.ones((1, 2, 3, 4), np.float32))
     load, gate, tokens = (np.array([x], np.float32) for x in (load, gate, tokens))
     return {
-        "collaborative": Statistics(
+        "collaborative": RoutingStatistics(
             tokens, load, gate, tokens[..., None] + 0 * load, one, one, gate, np.zeros(1), measured
         )
     }
@@ -62,6 +62,15 @@ def test_files(usage, tmp_path):
         assert jax.tree.structure(back.statistics) == jax.tree.structure(kept.statistics)
         jax.tree.map(assert_array_equal, back.statistics, kept.statistics)
     assert [path.name for path in tmp_path.iterdir()] == ["usage.npz"]
+
+
+def test_files_of_earlier_versions_say_who_was_in_reach(usage, tmp_path):
+    usage.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        np.savez(tmp_path / "old.npz", **{name: x for name, x in file.items() if not name.endswith("/reach")})
+    back = Usage.load(tmp_path / "old.npz").statistics["collaborative"]
+    assert_array_equal(back.reach, [[[8, 8, 0], [4, 0, 4]]])  # the third expert, the second: no probability in either
+    assert_array_equal(back.load, usage.statistics["collaborative"].load)
 
 
 def test_files_that_are_none(tmp_path):

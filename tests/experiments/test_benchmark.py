@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import moe, train
+from experiments.benchmarks import experts, gpu, moe, train
 from experiments.run import cli
 from ringmoe_jax import clock
 from ringmoe_jax import run as runs
@@ -47,6 +48,9 @@ def test_clock_takes_turns_and_leaves_the_warm_up_out():
     seconds = clock.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2, warmup=1)
     assert "".join(order) == "ababab"
     assert set(seconds) == {"a", "b"}
+    order.clear()
+    clock.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=1, warmup=0, calls=3)
+    assert "".join(order) == "aaabbb"
     assert clock.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
 
 
@@ -70,6 +74,108 @@ def test_random_batch_keeps_the_contract():
     assert_allclose(share, round(0.6 * 64) / 64)
 
 
+def test_random_batch_has_views_dates_and_ground():
+    config = PretrainConfig.of(cli.read_config("configs/skysense_micro.py"))
+    batch = train.random_batch(config, 0)
+    validate(batch, config.sensors)
+    for entries in (batch["sensors"], batch["views"]["second"]):
+        assert set(entries) == {"s2_12", "s1_grd"}
+        assert_allclose(entries["s2_12"]["ground"][0], [[1, 0, 0], [0, 1, 0]])
+        assert entries["s1_grd"]["time"].dtype == np.int32
+
+
+def test_model_flops_leave_recomputation_out():
+    config = cli.read_config("configs/ringmoe_micro.py", ["--config.model.depths=(1,)"])
+    once = train.model_flops(config)
+    assert once > 0
+    assert train.model_flops(train.with_remat(config, "full")) == once
+    assert train.with_remat({"remat": "full", "frame": {"remat": "full"}, "width": 8}, "none") == {
+        "remat": "none",
+        "frame": {"remat": "none"},
+        "width": 8,
+    }
+
+
+def test_reference_of_the_values_equals_plain_numpy():
+    case = experts.Case(6, 4, (6, 0, 5, 1))
+    (chosen, tokens, gates, weights, upstream), (outputs, gradients) = experts.reference(case)
+    assert chosen.shape == (6, 2)
+    assert np.bincount(chosen.ravel(), minlength=4).tolist() == [6, 0, 5, 1]
+    gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))  # noqa: E731
+    wi, bi, wo, bo = weights
+    wanted = np.zeros_like(tokens)
+    for n in range(6):
+        for e, gate in zip(chosen[n], gates[n], strict=True):
+            wanted[n] += gate * (gelu(tokens[n] @ wi[e] + bi[e]) @ wo[e] + bo[e])
+    assert_allclose(outputs, wanted, rtol=1e-6)
+    assert gradients[0].dtype == np.float64
+    each = np.einsum("nk,nke->ne", gates, np.eye(4)[chosen])  # d loss / d bo = sum over tokens of gate * upstream
+    assert_allclose(gradients[2].bo, each.T @ upstream, rtol=1e-12)
+
+
+def test_values_of_an_engine_that_is_wrong_are_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr(experts, "engines", lambda: ("ragged", "nonsense"))
+    monkeypatch.setattr(experts, "MODES", (("float32", "highest", 2e-5), ("bfloat16", "default", 1e-6)))
+    found = experts.values(experts.CASES[1:], threads=1)
+    full, half = found["errors"]
+    assert full["error"]["ragged"] < 2e-5
+    assert 1e-3 < half["error"]["ragged"] < 3e-2
+    texts = {what.rpartition(", ")[2] + " " + what.split(", ")[3]: text for what, text in found["failures"].items()}
+    assert texts.keys() == {"nonsense float32", "ragged bfloat16", "nonsense bfloat16"}
+    assert texts["nonsense float32"].startswith('ConfigError: model.moe.engine = "nonsense" does not exist')
+    assert "wanted 1e-06 at most" in texts["ragged bfloat16"]
+    assert "limit 2e-05" in capsys.readouterr().out
+
+
+def test_largest_error_is_that_of_the_worst_array_and_nan_is_none():
+    wanted = (np.array([1.0, -4.0]), np.array([2.0]))
+    assert experts.largest_error((np.array([1.0, -3.0]), np.array([2.0])), wanted) == 0.25
+    assert np.isnan(experts.largest_error((np.array([np.nan, -4.0]), np.array([2.0])), wanted))
+
+
+def test_parts_go_on_without_one_that_fails_and_stop_with_the_time(monkeypatch):
+    parts = {
+        "peak": lambda setting, found: {"flops": 1.0},
+        "values": lambda setting, found: 1 / 0,
+        "experts": lambda setting, found: {"seen": found["peak"], "failures": {"ragged": "no kernel"}},
+        "train": lambda setting, found: time.sleep(0.2) or {},
+        "export": lambda setting, found: {},
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    found = gpu.measure(dataclasses.replace(gpu.TINY, minutes=0.1 / 60))
+    assert found["failures"] == {"values": "ZeroDivisionError: division by zero", "experts: ragged": "no kernel"}
+    assert found["experts"] == {"seen": {"flops": 1.0}}
+    assert list(found["skipped"]) == ["export"]
+    assert set(found["minutes"]) == {"peak", "values", "experts", "train"}
+
+
+def test_fractions_need_the_peak(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main("--suite gpu --tiny --parts train --json".split())
+    assert stop.value.code == 1
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["failures"]["train"].endswith("the peak was not measured: add peak to --parts, before this one")
+
+
+@pytest.mark.slow
+def test_gpu_suite_measures_every_part(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main("--suite gpu --tiny --repeats 1 --threads 2 --minutes 30 --json".split())
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["failures"] == found["skipped"] == {}
+    assert not stop.value.code
+    assert set(found) >= set(gpu.PARTS)
+    assert {point["direction"] for point in found["experts"]["points"]} == {"forward", "forward and backward"}
+    assert set(found["experts"]["points"][0]["ratio"]) >= {"capacity", "blocks", "ragged", "dense layer"}
+    seconds, train_step = found["train"]["seconds"], found["train"]
+    assert set(seconds) == {"capacity", "blocks", "dense backbone"}
+    flops = train_step["model_flops"] / (seconds["blocks"] * found["peak"]["flops"])
+    assert train_step["mfu"]["blocks"] == pytest.approx(flops)
+    assert train_step["images"] == 16
+    assert found["export"]["errors"]["cpu"] < 1e-5
+    assert found["skysense"]["first_loss"]["skysense"] > 0
+
+
 def test_command_prints_ratios_and_json(capsys):
     arguments = "--suite moe --tokens 64 --widths 8 --experts 4 --top-k 1 --dtypes float32 --routing even --repeats 1"
     with pytest.raises(SystemExit) as stop:
@@ -85,10 +191,12 @@ def test_command_prints_ratios_and_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input'),
+        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu'),
         ("--suite moe --widths wide", '"wide": wanted whole numbers, separated by commas'),
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
+        ("--suite gpu --parts peek", '--parts "peek" does not exist: wanted some of peak, values, experts'),
+        ("--suite gpu --config.model.width=8", 'unknown argument "--config.model.width=8"'),
         ("--suite moe --experts 4 --top-k 8", "top-8 routing, but modality 0 may choose 4 of 4 experts"),
     ],
 )

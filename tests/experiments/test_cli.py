@@ -120,6 +120,12 @@ def test_an_unknown_sensor():
     )
 
 
+def test_a_value_where_sensors_are_looked_for():
+    for key in ("model", "data", "data.streams", "data.streams.rgb", "data.views", "objectives.rgb"):
+        said = message(MICRO, f"--config.{key}=3", sensors=["s2_12"])
+        assert said == f"config.{key} = 3: wanted a group of keys"
+
+
 def test_a_verb_reads_its_command_line(tmp_path):
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir")

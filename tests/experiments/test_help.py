@@ -14,11 +14,7 @@ SECONDS = 2.0  # of the processor
 SLOW = (  # verbs that import too much before they read their command line; one that does not any more fails here
     "ablate",
     "benchmark",
-    "compress",
-    "export",
     "few_labels",
-    "predict",
-    "prepare",
     "report",
 )
 PROGRAM = "import runpy, sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; " + (

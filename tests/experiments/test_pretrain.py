@@ -181,7 +181,7 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
         (["--config.pretext.name=maskd"], 'config.pretext.name = "maskd" does not exist: did you mean "masked"?'),
         (
             ["--config.objectives.rbg.scale=2"],
-            "config.objectives.rbg.name is missing: give an objective's, or name an entry that is there: "
+            "config.objectives.rbg has no name of an objective: give one, or name an entry that is there: "
             'did you mean "rgb"?',
         ),
         (
@@ -190,6 +190,7 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
             'did you mean "rgb"?',
         ),
         (["--config.objectives.rgb.scal=2"], 'config.objectives.rgb.scal does not exist: did you mean "scale"?'),
+        (["--config.model.name=None"], 'config.model.name = "None" does not exist: (known: ringmoe, skysense)'),
         (["--config.train.steps"], 'unknown argument "--config.train.steps": wanted --config.<key>=<value>'),
         (["--steps=3"], 'unknown argument "--steps=3"'),
     ],

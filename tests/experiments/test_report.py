@@ -17,7 +17,7 @@ from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Height, Score, Segmentation, Tracking
+from ringmoe_jax.evaluate.metrics import HeightMetric, Score, SegmentationMetric, TrackingMetric
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.run import Run, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, EncoderSummary, TaskScore
@@ -165,14 +165,14 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("metric", "name", "model", "constant", "verdict"),
     [
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
-        (Segmentation("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
-        (Height(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
-        (Height(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
-        (Tracking(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
-        (Tracking(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
+        (SegmentationMetric("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
+        (HeightMetric(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
+        (HeightMetric(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
+        (TrackingMetric(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
+        (TrackingMetric(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
     ],
 )
 def test_a_verdict_needs_intervals_apart(metric, name, model, constant, verdict):
@@ -188,16 +188,16 @@ def with_metric(run, metric, rows):
 
 def test_less_is_better_of_errors_and_of_distances(run):
     rows = dict.fromkeys(("HOTA", "MOTP", "FN"), ((0.1, 0.2), (0.1, 0.2)))
-    tracked = with_metric(run, Tracking(), rows).rows
+    tracked = with_metric(run, TrackingMetric(), rows).rows
     assert [row.metric for row in tracked if row.less] == ["FN"]
     assert [row.digits for row in tracked] == [3, 3, 0]
-    far = with_metric(run, Tracking(distance=5.0), rows).rows
+    far = with_metric(run, TrackingMetric(distance=5.0), rows).rows
     assert [row.metric for row in far if row.less] == ["MOTP", "FN"]
     assert [row.title for row in far] == ["HOTA", "MOTP, px", "FN"]
 
 
 def test_findings_claim_no_more_than_intervals_do(run):
-    def said(metric=Segmentation("ab"), **rows):  # noqa: B008
+    def said(metric=SegmentationMetric("ab"), **rows):  # noqa: B008
         return list(task_page._compared(with_metric(run, metric, rows)))
 
     apart, over = ((0.4, 0.6), (0.1, 0.2)), ((0.4, 0.6), (0.5, 0.7))
@@ -210,7 +210,7 @@ def test_findings_claim_no_more_than_intervals_do(run):
     nothing, best = said(mIoU=over, OA=apart)
     assert best == "By OA it is better."
     assert f"these {SCORED} samples do not show that the model beats" in nothing
-    (worse,) = said(Height(), RMSE=apart)
+    (worse,) = said(HeightMetric(), RMSE=apart)
     assert re.search(r"\(less is better\).* the model loses to", worse)
 
 

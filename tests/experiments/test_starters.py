@@ -135,6 +135,34 @@ def test_prepare_says_what_comes_next(places, capsys):
         prepare.main(["--simulate", "3", "--out", str(out), "--ignore", "0"])
 
 
+MODULE = """
+from ringmoe_jax.sensors import Band, Sensor
+
+MINE = Sensor(name="grey_{0}", modality="optical", unit="digital number / 255", dtype="uint8", scale=1 / 255,
+              valid_range=(0.0, 1.0), source="made up", bands=(Band("red", 0.5, 0.2, 1.0), Band("green", 0.5, 0.2, 1.0),
+              Band("blue", 0.5, 0.2, 1.0)))
+"""
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_sensors_of_a_file_of_ones_own(places, monkeypatch, registered):
+    """Named by `module:NAME`, or registered by a module: the configurations name them likewise."""
+    kind = "registered" if registered else "named"
+    text = MODULE.format(kind) + ("\nfrom ringmoe_jax.sensors import register\nregister(MINE)\n" if registered else "")
+    (places / f"sensors_{kind}.py").write_text(text)
+    monkeypatch.syspath_prepend(places)
+    (places / "in" / "rgb").rename(places / "in" / f"grey_{kind}")
+    given = ["--modules", f"sensors_{kind}"] if registered else ["--sensors", f"sensors_{kind}:MINE"]
+    out = places / "data" / "own"
+    assert prepare.main(["--source", str(places / "in"), "--out", str(out), *given]) == 0
+    config = PretrainConfig.of(read_config(str(out / "pretrain.py")))
+    config.check_streams()
+    assert list(build.pretraining(config, {}).sensors) == [f"grey_{kind}"]
+    config = FinetuneConfig.of(read_config(str(out / "finetune_mask.py")))
+    assert config.modules == ((f"sensors_{kind}",) if registered else ())
+    assert list(data.open_labelled(config, encoder_of(config)).sensors) == [f"grey_{kind}"]
+
+
 def test_a_label_that_is_not_there_is_answered_with_those_that_are(places):
     out = places / "data" / "town"
     prepare.main(["--source", str(places / "in"), "--out", str(out)])

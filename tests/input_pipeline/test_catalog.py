@@ -9,7 +9,7 @@ import pytest
 
 from experiments import prepare as command
 from input_pipeline import catalog
-from input_pipeline.catalog import CATALOG, Entry, Own
+from input_pipeline.catalog import CATALOG, CustomReader, Entry
 from input_pipeline.dataset import open_dataset
 from input_pipeline.layouts import annotations
 from input_pipeline.layouts.files import Files
@@ -49,7 +49,7 @@ def test_every_entry_reads_its_layout(name, tmp_path):
     assert {split: dataset.size(split) for split in expected.counts} == expected.counts
     info = json.loads((tmp_path / "out/dataset_info.json").read_text())
     assert {split["name"] for split in info["splits"]} == set(expected.counts)
-    if isinstance(entry.layout, Own):
+    if isinstance(entry.layout, CustomReader):
         return
     assert (meta.licence, meta.source, tuple(meta.sensors)) == (entry.licence, entry.source, entry.layout.sensors)
     _, example = min(stored(tmp_path / "out").items())
@@ -213,7 +213,9 @@ def with_splits(name, splits) -> Entry:
 
 def test_real_levir_pairs(tmp_path, monkeypatch):
     source = real("change/levir_cd")
-    monkeypatch.setitem(CATALOG, "levir_cd_part", with_splits("levir_cd", Folders({"train": "train", "test": "test"})))
+    monkeypatch.setitem(
+        CATALOG.parts, "levir_cd_part", with_splits("levir_cd", Folders({"train": "train", "test": "test"}))
+    )
     catalog.prepare("levir_cd_part", source, tmp_path / "out", tile=128)
     dataset = open_dataset(tmp_path / "out", ["rgb"])
     assert [dataset.size(split) for split in ("train", "test")] == [4, 20]
@@ -239,7 +241,7 @@ def test_real_chips_by_folder(tmp_path, monkeypatch):
         citation="Cao and Choe 2020",
         evidence="tried",
     )
-    monkeypatch.setitem(CATALOG, "harvey", entry)
+    monkeypatch.setitem(CATALOG.parts, "harvey", entry)
     report = Report()
     meta = catalog.prepare("harvey", source, tmp_path / "out", report=report)
     assert open_dataset(tmp_path / "out", ["rgb"]).size("train") == 300
@@ -253,7 +255,7 @@ def test_real_tree_crowns(tmp_path, monkeypatch):
     entry = dataclasses.replace(
         CATALOG["dior"], name="crowns", layout=layout, classes=("Tree", "Alive", "Dead"), tile=400, stride=None
     )
-    monkeypatch.setitem(CATALOG, "crowns", entry)
+    monkeypatch.setitem(CATALOG.parts, "crowns", entry)
     report = Report()
     meta = catalog.prepare("crowns", source, tmp_path / "out", report=report)
     rows = [e["labels"]["boxes"] for split in ("train", "validation") for e in stored(tmp_path / "out", split).values()]
@@ -274,7 +276,7 @@ def test_real_eurosat_has_the_cirrus_band_in_its_place(tmp_path, monkeypatch):
         link = tmp_path / "in" / path.stem.split("_")[0] / path.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
-    monkeypatch.setitem(CATALOG, "eurosat_part", with_splits("eurosat", Fractions(0.4)))
+    monkeypatch.setitem(CATALOG.parts, "eurosat_part", with_splits("eurosat", Fractions(0.4)))
     catalog.prepare("eurosat_part", tmp_path / "in", tmp_path / "out")
     names = sensors.get("s2_13").band_names
     for split in ("train", "validation"):

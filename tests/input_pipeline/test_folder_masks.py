@@ -140,16 +140,25 @@ def test_an_internal_mask_hides_what_nobody_labelled(root):
 
 
 def test_no_data_that_is_a_class_is_asked_about_once(root):
+    (root / "classes.txt").write_text("nobody\nbuilding\nroad\n")
     masks(root, MASK, nodata=0)
-    with pytest.raises(DataError, match='declares 0 as "no data", but it is the value of the class "background"'):
+    with pytest.raises(DataError, match='declares 0 as "no data", but it is the value of the class "nobody"'):
         prepared(root)
     prepared(root, ignored=())
     same(stored(root)[1], MASK)
-    (root / "classes.txt").write_text("nobody\nbuilding\nroad\n")
     meta, _ = prepared(root, ignored=(0,))
     assert meta.labels["mask"].names == ("building", "road")
     assert meta.labels["mask"].description == "mask of the folder; void: 0"
     same(stored(root)[1], np.where(MASK, 0, -1))
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_no_data_is_a_class_where_there_are_two(root, high):
+    masks(root, MASK * high, nodata=0)
+    meta, report = prepared(root)
+    same(stored(root)[1], MASK)
+    said = 'mask: files declare 0 as no data, but it is taken for "background" of two classes'
+    assert said in report.lines(meta.labels)
 
 
 def test_what_a_place_lacks_is_marked_and_counted(root):

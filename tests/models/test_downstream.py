@@ -7,19 +7,19 @@ import pytest
 
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models.downstream import Purpose, attach
+from ringmoe_jax.models.downstream import HeadSpec, attach
 from ringmoe_jax.models.heads.neck import EACH, MEAN, PAIR, NeckConfig, _dates
 from tests.tiny import RINGMOE, SKYSENSE, batch
 
 MAP = ("height", "width", "class")
-CLASSIFY = Purpose("linear", {"logits": ("class",)}, 3, MEAN)
-SEGMENT = Purpose("fcn", {"logits": MAP}, 3, MEAN, "rgb")
+CLASSIFY = HeadSpec("linear", {"logits": ("class",)}, 3, MEAN)
+SEGMENT = HeadSpec("fcn", {"logits": MAP}, 3, MEAN, "rgb")
 FCN = dict(name="fcn", channels=8, dropout=0.0)
 
 
-def built(model=RINGMOE, head=None, neck=NeckConfig(), purpose=CLASSIFY, dates=1, seed=0):  # noqa: B008
+def built(model=RINGMOE, head=None, neck=NeckConfig(), spec=CLASSIFY, dates=1, seed=0):  # noqa: B008
     example = batch(model, dates=dates)
-    attached = attach(models.build(model), head or {}, neck, purpose, example)
+    attached = attach(models.build(model), head or {}, neck, spec, example)
     return attached, jax.jit(attached.init)(jax.random.key(seed)), example
 
 
@@ -35,7 +35,7 @@ def hidden(shown, *names):
 
 
 def test_predictions_have_the_image_s_size():
-    model, params, example = built(head=FCN, purpose=SEGMENT)
+    model, params, example = built(head=FCN, spec=SEGMENT)
     logits = jax.jit(model.apply)(params, example)["predictions"]["logits"]
     assert logits.shape == (2, 16, 16, 3)
     assert logits.dtype == jnp.float32
@@ -66,7 +66,7 @@ def test_gates_of_one_sensor_are_one():
 
 
 def test_a_sensor_that_the_encoder_does_not_know_is_not_shown_to_it():
-    model, params, example = built(head=FCN, purpose=SEGMENT)
+    model, params, example = built(head=FCN, spec=SEGMENT)
     more = {"sensors": example["sensors"] | {"ndsm": {"pixels": jnp.ones((2, 1, 16, 16, 1))}}}
     np.testing.assert_array_equal(
         jax.jit(model.apply)(params, more)["predictions"]["logits"],
@@ -115,9 +115,9 @@ def test_dates_as_a_pair_and_as_images():
 
 
 def test_exchanging_dates_leaves_a_difference_head_alone():
-    purpose = Purpose("change_difference", {"logits": MAP}, 2, PAIR, "rgb")
+    spec = HeadSpec("change_difference", {"logits": MAP}, 2, PAIR, "rgb")
     head = dict(decoder="fcn", channels=8, dropout=0.0)
-    model, params, example = built(head=head, purpose=purpose, dates=2)
+    model, params, example = built(head=head, spec=spec, dates=2)
     swapped = {
         "sensors": {
             n: jax.tree.map(lambda x: x[:, ::-1] if x.ndim > 3 else x, e) for n, e in example["sensors"].items()
@@ -140,21 +140,21 @@ def test_skysense_gives_its_fusion_its_encoders_or_both(streams):
 
 
 @pytest.mark.parametrize(
-    ("head", "neck", "purpose", "message"),
+    ("head", "neck", "spec", "message"),
     [
         (dict(name="upernet"), NeckConfig(), CLASSIFY, "does not suit this task"),
         ({}, NeckConfig(streams=("s2_12",)), CLASSIFY, "the encoder does not give"),
         (
             dict(rotated=True),
             NeckConfig(),
-            Purpose("fcos", {"box": ("point", "parameter")}, 2, MEAN, "rgb", {"rotated": False}),
+            HeadSpec("fcos", {"box": ("point", "parameter")}, 2, MEAN, "rgb", {"rotated": False}),
             "follows from the task",
         ),
     ],
 )
-def test_what_does_not_fit_is_named(head, neck, purpose, message):
+def test_what_does_not_fit_is_named(head, neck, spec, message):
     with pytest.raises(ConfigError, match=message):
-        built(head=head, neck=neck, purpose=purpose)
+        built(head=head, neck=neck, spec=spec)
 
 
 def test_fused_features_have_no_dates_to_compare():
@@ -162,7 +162,7 @@ def test_fused_features_have_no_dates_to_compare():
         built(
             SKYSENSE,
             neck=NeckConfig(streams=("fused",)),
-            purpose=Purpose("change_difference", {"logits": MAP}, 2, PAIR),
+            spec=HeadSpec("change_difference", {"logits": MAP}, 2, PAIR),
             dates=2,
         )
 

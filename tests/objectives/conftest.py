@@ -7,4 +7,4 @@ from tests.objectives.fake_outputs import INTENSITY
 @pytest.fixture(autouse=True)
 def _intensity_sensor(monkeypatch):
     """The sensor table gains a SAR sensor in linear power for these tests alone."""
-    monkeypatch.setitem(sensors.SENSORS, INTENSITY.name, INTENSITY)
+    monkeypatch.setitem(sensors.SENSORS.parts, INTENSITY.name, INTENSITY)

@@ -204,6 +204,6 @@ def test_brightness_temperature_finds_the_median():
 def test_brightness_temperature_needs_thermal_wavelengths(monkeypatch):
     tirs = sensors.get("tirs")
     bands = (dataclasses.replace(tirs.bands[0], wavelength=None), tirs.bands[1])
-    monkeypatch.setitem(sensors.SENSORS, "tirs", dataclasses.replace(tirs, bands=bands))
+    monkeypatch.setitem(sensors.SENSORS.parts, "tirs", dataclasses.replace(tirs, bands=bands))
     with pytest.raises(ConfigError, match='"tirs" has a band without a wavelength'):
         build("brightness_temperature", "tirs")

@@ -13,7 +13,7 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.api import Model
 from ringmoe_jax.models.layers import unit
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.pretext import Wanted, prototypes
+from ringmoe_jax.pretext import PretextSpec, prototypes
 from ringmoe_jax.pretext.contrastive import momentum_at
 from ringmoe_jax.training import loop, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
@@ -85,7 +85,7 @@ def pair(seed=0, ground=SHIFTED, local=False, **settings):
 
 def build(model=None, projections=ALL, steps=STEPS, **config):
     model = model or one_layer()
-    task = pretext.build({"name": "contrastive"} | HEADS | config, model, Wanted(steps, projections))
+    task = pretext.build({"name": "contrastive"} | HEADS | config, model, PretextSpec(steps, projections))
     return task, *jax.eval_shape(lambda: task.init(model.init(jax.random.key(0)), jax.random.key(1)))
 
 
@@ -470,4 +470,4 @@ def test_two_views_are_needed():
 )
 def test_bad_configs(config, projections, message):
     with pytest.raises(ConfigError, match=message):
-        pretext.build({"name": "contrastive"} | config, one_layer(), Wanted(1, projections))
+        pretext.build({"name": "contrastive"} | config, one_layer(), PretextSpec(1, projections))

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.pretext import Wanted
+from ringmoe_jax.pretext import PretextSpec
 from ringmoe_jax.training import loop, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
@@ -50,7 +50,7 @@ def scene(rng, ground, rows=8):
 def train_skysense(mesh=None, start=None):
     terms, rule = objectives.build(TERMS), optimizer.build(RULE, STEPS)
     model = models.build(TINY, mesh=mesh)
-    task = pretext.build(TASK, model, Wanted(STEPS, objectives.collect_projections(terms)))
+    task = pretext.build(TASK, model, PretextSpec(STEPS, objectives.collect_projections(terms)))
     run = step.make_train_step(task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, mesh=mesh)
     state = jax.device_put(start, state_shardings(start, mesh)) if mesh else create(model, task, rule, seed=0)
     start, seen = jax.device_get(state), []
