@@ -12,7 +12,7 @@ from ringmoe_jax.contracts import MAP, Meaning, standardise
 from ringmoe_jax.evaluate.metrics import METRICS
 from ringmoe_jax.models import ModelConfig, from_module
 from ringmoe_jax.models.api import chosen_sensors
-from ringmoe_jax.models.downstream import Purpose
+from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.base import PIXEL_LOGITS
 from ringmoe_jax.models.heads.neck import MEAN
 from ringmoe_jax.tasks import Task
@@ -75,8 +75,8 @@ class Canopy(Task):
     answers: ClassVar = {"share": Meaning((), "share of the image that is wooded, 0..1")}
     maps: ClassVar = ("canopy",)
 
-    def purpose(self, target):
-        return Purpose("fcn", {"logits": PIXEL_LOGITS.axes}, len(target.names), MEAN, target.sensor)
+    def head_spec(self, target):
+        return HeadSpec("fcn", {"logits": PIXEL_LOGITS.axes}, len(target.names), MEAN, target.sensor)
 
     def objectives(self, target, head):
         return {"cross_entropy": dict(name="cross_entropy", label=self.target)}

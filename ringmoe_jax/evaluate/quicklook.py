@@ -39,6 +39,11 @@ def view(sensor: Sensor, pixels: np.ndarray) -> tuple[np.ndarray, str]:
     return pixels[..., :1], f"{sensor.bands[0].name}, {sensor.unit}"
 
 
+def caption(sensor: Sensor) -> str:
+    """Bands and unit of what `view` shows."""
+    return view(sensor, np.zeros((1, 1, sensor.channels)))[1]
+
+
 def stretch(values: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     """The values that become black and white: percentiles of the valid pixels over all shown bands.
 

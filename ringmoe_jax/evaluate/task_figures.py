@@ -1,4 +1,4 @@
-"""Figures of downstream tasks, in the style of `ringmoe_jax.evaluate.figures`: every function returns a `Figure`.
+"""Figures of downstream tasks, in the style of `ringmoe_jax.evaluate.style`: every function returns a `Figure`.
 
 Images are [H, W, 3] float in 0..1, see `ringmoe_jax.evaluate.quicklook`. One of `rows` is one sample, in one line of
 pictures.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
@@ -21,7 +20,9 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy.optimize import linear_sum_assignment
 
-from ringmoe_jax.evaluate.figures import (
+from ringmoe_jax.evaluate.metrics.boxes import corners, rotated_iou
+from ringmoe_jax.evaluate.quicklook import Image
+from ringmoe_jax.evaluate.style import (
     AMBER,
     BLACK,
     BLUE,
@@ -31,11 +32,10 @@ from ringmoe_jax.evaluate.figures import (
     SIGNED,
     SKY,
     WIDTH,
-    _figure,
+    layout,
     styled,
+    titled,
 )
-from ringmoe_jax.evaluate.metrics.boxes import corners, rotated_iou
-from ringmoe_jax.evaluate.quicklook import Image
 
 # After those of Okabe and Ito: muted colours of Paul Tol's and three of our choice, for up to 20 classes.
 MORE = "#44AA99 #882255 #999933 #332288 #CC6677 #661100 #DDCC77 #117733 #B8B8F0 #A0522D #FFB3C6 #C8E6A0".split()
@@ -73,7 +73,7 @@ def confusion_matrix(title: str, matrix: np.ndarray, names: Sequence[str]) -> Fi
     text = max(map(len, names)) * size * 0.6 / 72  # inches of the longest name
     side = min(0.3 + 0.55 * count, max(2.0, WIDTH - text - (1.1 if numbered else 2.0)))
     upright = text > 0.9 * side / count
-    figure, axes = _figure(side + (text if upright else 0.15) + 0.75, 1, 1)
+    figure, axes = layout(side + (text if upright else 0.15) + 0.75, 1, 1)
     ax = axes[0, 0]
     ax.set_facecolor("#EEEEEE")
     ax.set_anchor("W")
@@ -286,7 +286,7 @@ def height_errors(title: str, truth: np.ndarray, valid: np.ndarray, prediction: 
     truth, prediction = truth[valid], prediction[valid]
     ends = np.percentile([truth, prediction], (0.1, 99.9), axis=1)
     low, high = min(0.0, ends[0].min()), max(1.0, ends[1].max())
-    figure, (axes,) = _figure(3.2, 1, 2)
+    figure, (axes,) = layout(3.2, 1, 2)
     span = [(low, high), (low, high)]
     *_, image = axes[0].hist2d(truth, prediction, bins=60, range=span, cmap="cividis", norm=LogNorm())
     axes[0].plot(span[0], span[0], color=ORANGE, linewidth=1, label="prediction = truth")
@@ -319,7 +319,7 @@ def class_scores(title: str, names: Sequence[str], metric: str, values: np.ndarr
         values: [C] in 0..1, NaN where the class does not occur.
     """
     order = np.argsort(-np.where(np.isfinite(values), values, -1), kind="stable")
-    figure, axes = _figure(0.75 + 0.15 * len(names), 1, 1)
+    figure, axes = layout(0.75 + 0.15 * len(names), 1, 1)
     ax = axes[0, 0]
     place = np.arange(len(names))
     ax.hlines(place, 0, values[order], color=BLUE, linewidth=1.3, alpha=0.35)
@@ -360,7 +360,7 @@ def _pictures(heads: Sequence[str], images: Sequence[Image], below: float = 0.0)
     side = (WIDTH - 0.1) / len(heads)
     heights = [max(0.35, side * image.shape[0] / image.shape[1]) + 0.2 for image in images]
     options = {"gridspec_kw": {"height_ratios": heights}}
-    figure, axes = _figure(sum(heights) + 0.75 + below, len(images), len(heads), **options)
+    figure, axes = layout(sum(heights) + 0.75 + below, len(images), len(heads), **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -370,23 +370,6 @@ def _pictures(heads: Sequence[str], images: Sequence[Image], below: float = 0.0)
     for ax, head in zip(axes[0], heads, strict=True):
         ax.set_title(head, loc="center", weight="normal", fontsize=8)
     return figure, axes
-
-
-def titled(figure: Figure, title: str, handles: Sequence[Artist] = ()) -> Figure:
-    """The figure with its title, and a legend below in as many columns as the page is wide enough for."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
-    if handles:
-        widest = max(len(handle.get_label()) for handle in handles)
-        columns = int(np.clip(WIDTH / (0.45 + 0.058 * widest), 1, len(handles)))
-        figure.legend(
-            handles=list(handles),
-            loc="outside lower center",
-            ncols=columns,
-            fontsize=7,
-            handlelength=1.6,
-            columnspacing=1.2,
-        )
-    return figure
 
 
 def _hatched(picture: np.ndarray, void: np.ndarray) -> np.ndarray:

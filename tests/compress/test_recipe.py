@@ -13,7 +13,7 @@ from ringmoe_jax.compress.recipe import METHODS, Recipe
 from ringmoe_jax.compress.results import GAIN_LEFT, FrontPoint, ProbeScore, Quality, ReconstructionGain, kept_experts
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import Score
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import LAYERS, ONE, assert_equal, network
 
 
@@ -52,8 +52,12 @@ def used(loads):
     """Usage of the collaborative experts of one modality, the same in every layer; the others are used evenly."""
     table = lambda row: np.tile(np.float64(row), (LAYERS, 1, 1))  # noqa: E731
     ones = np.ones((LAYERS, 1))
-    group = lambda row: Statistics(10 * ones, table(row), table(row), ones, ones, table(row), np.zeros(LAYERS), None)  # noqa: E731
-    return Usage(("optical",), {"optical": 1}, {"specialised": group([5, 5]), "collaborative": group(loads)})
+
+    def statistics(row):
+        load = table(row)
+        return RoutingStatistics(10 * ones, load, load, 10 + 0 * load, ones, ones, load, np.zeros(LAYERS))
+
+    return Usage(("optical",), {"optical": 1}, {"specialised": statistics([5, 5]), "collaborative": statistics(loads)})
 
 
 def test_a_recipe_is_its_steps_in_their_order():

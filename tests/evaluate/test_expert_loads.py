@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax.evaluate import routing
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.training.metrics import MetricsWriter, read
 from ringmoe_jax.training.step import routing_metrics
 
@@ -24,7 +24,7 @@ def statistics(**changes):
         gate=np.array([[[1, 0, 1, 0], [0, 3, 0, 0]], [[1, 0, 0, 0], [0, 2, 0, 4]]], np.float32),
         balance=np.ones(2, np.float32),
     )
-    return Statistics(**values | changes)
+    return RoutingStatistics(**values | changes)
 
 
 def test_loads_are_shares_of_a_modality_and_layer():
