@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.run import cli
 
@@ -54,10 +55,12 @@ def main(arguments: Sequence[str]) -> int:
     from experiments.run import score
     from experiments.run.evaluate import evaluate
     from ringmoe_jax.errors import ConfigError
-    from ringmoe_jax.run import TASK, Run, kind_of, read_record
+    from ringmoe_jax.run import TASK, Run, kind_of, read_record, results
 
     cli.keep_compiled()
     checkpoint = options["checkpoint"]
+    asked = {name: options[name] for name in ("datasets", "split", "without") if name in options}
+    folder = options.get("out") or results.folder_of(Path(checkpoint) / "report", **asked)
     if kind_of(read_record(checkpoint)) == TASK:
         if foreign := [name for name in options if name in ONLY_PROBES]:
             raise ConfigError(
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         score.show(score.score(Run.open(options.pop("checkpoint")), **options))
     else:
         evaluate(**options)
-    print(f"\nnumbers and pictures are in {options.get('out') or checkpoint + '/report'}; next:")
+    print(f"\nnumbers and pictures are in {folder}; next:")
     print(f"    python -m experiments.report --workdir {checkpoint}")
     return 0
 

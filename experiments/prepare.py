@@ -155,9 +155,10 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
     if not options.overwrite and (options.out / "dataset_info.json").exists():
         print(f"{options.out}: is there already (write it again with --overwrite)")
         return [options.out]
+    from experiments.reports import figures
     from input_pipeline import synthetic
     from input_pipeline.synthetic import dataset, preview
-    from ringmoe_jax.evaluate import figures
+    from ringmoe_jax.evaluate import style
 
     print(f"{options.out}: drawing scenes", flush=True)
     dataset.prepare(
@@ -175,7 +176,7 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
     size = preview.fitting(options.size, options.gsd)
     scenes = [synthetic.draw([options.seed, i], size=size, gsd=options.gsd) for i in range(PREVIEWS)]
     sheet = figures.contact_sheet([preview.pictures(scene) for scene in scenes])
-    picture = figures.save(sheet, options.out / "preview.png")
+    picture = style.save(sheet, options.out / "preview.png")
     print(f"{picture}: scenes of this kind")
     return [options.out]
 

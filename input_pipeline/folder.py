@@ -74,7 +74,8 @@ def prepare(
     Args:
         source: see the module's text.
         out: the data set's folder; its name is the data set's name.
-        sensors: sub-folders to read, the first one sets the grid of `tile`; all known ones by default, heights last.
+        sensors: sub-folders to read, the first one sets the grid of `tile`; all known ones by default: optical,
+            radar, heights.
         tile: side of a tile in pixels of the first sensor; None for `TILE`, or less where images are smaller.
         stride: pixels from tile to tile of the first sensor; `tile` by default.
         shards: files a split.
@@ -258,7 +259,8 @@ def _sensors(source: Path) -> list[str]:
     for name in set(names) - set(known) - set(folder_labels.FOLDERS):
         hint = nearest(name, (*sensor_table.SENSORS, *folder_labels.FOLDERS))
         _log.warning("%s/%s is not read, it is named like no sensor and no label: %s", source, name, hint)
-    return sorted(known, key=lambda name: sensor_table.get(name).modality == "elevation")
+    table = sensor_table.resolve(known)
+    return sorted(known, key=lambda name: (table[name].modality == "elevation", table[name].looks is not None))
 
 
 def _same_ids(source: Path, first: str, ids: Sequence[str], other: str, found: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ def test_library_plan_and_benchmark_run_where_tensorflow_is_not_installed():
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
         "import ringmoe_jax.models, ringmoe_jax.training.loop, ringmoe_jax.training.step, ringmoe_jax.objectives\n"
-        "import ringmoe_jax.evaluate.probes, ringmoe_jax.evaluate.figures, ringmoe_jax.training.checkpoint\n"
+        "import ringmoe_jax.evaluate.probes, ringmoe_jax.evaluate.style, ringmoe_jax.training.checkpoint\n"
         "import ringmoe_jax.deploy.export, ringmoe_jax.deploy.predict\n"
         "from ringmoe_jax.training.metrics import MetricsWriter\n"
         "import experiments.plan, experiments.benchmark\n"

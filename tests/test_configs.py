@@ -8,8 +8,7 @@ import pytest
 
 from configs import common
 from configs.finetune import common as finetuning
-from experiments import ablate
-from experiments.run import finetune
+from experiments.run import ablate, finetune
 from experiments.run.cli import read_config
 from ringmoe_jax import config as configuration
 from ringmoe_jax import run, tasks

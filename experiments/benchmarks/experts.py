@@ -86,10 +86,14 @@ def speed(points: Sequence[moe.Point], peak: float, repeats: int, calls: int, th
         for direction, products in (("forward", 2), ("forward and backward", 6)):
             jobs = {}
             for (engine, way), program in programs[shape].items():
+                dense = engine == moe.DENSE
+                arguments = (_rows(x, point), _first(weights)) if dense else (x, router, weights, scores)
                 if way == direction:
-                    arguments = (_rows(x, point), _first(weights)) if engine == moe.DENSE else (x, router, weights)
-                    jobs[engine] = functools.partial(program, *arguments, *([scores] if engine != moe.DENSE else []))
-            seconds = clock.interleaved(jobs, repeats, calls=calls)
+                    jobs[engine] = functools.partial(program, *arguments)
+            # Once each, one after the other: what does not fit in memory is left out.
+            runs, failed = together({name: functools.partial(_run, job) for name, job in jobs.items()}, 1)
+            failures |= {f"{point}, {engine} {direction}": text for engine, text in failed.items()}
+            seconds = clock.interleaved({name: jobs[name] for name in runs}, repeats, calls=calls)
             flops = products * point.tokens * point.top_k * 2 * point.width * 4 * point.width
             results.append(
                 {
@@ -113,6 +117,10 @@ def describe(result: Mapping[str, Any]) -> str:
         for n, s in result["seconds"].items()
     ]
     return f"{moe.Point(**result['point'])!s:<32} {result['direction']:<21} {'   '.join(figures)}"
+
+
+def _run(job: Callable[[], Any]) -> None:
+    jax.block_until_ready(job())
 
 
 def platform() -> str:

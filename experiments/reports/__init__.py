@@ -1,1 +1,1 @@
-"""What people look at: results in, pages and pictures out."""
+"""Results in; pages, pictures and tables out."""

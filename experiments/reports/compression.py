@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import page
-from experiments.reports import compression_figures
+from experiments.reports import compression_figures, page
 from experiments.run.tables import table, with_interval
 from ringmoe_jax.compress.results import PART, RESULT, Compression, Front
-from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate import figures
+from ringmoe_jax.evaluate import style
 from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.run import results
 
@@ -28,49 +26,45 @@ MEANINGS = {
 # ---- One network --------------------------------------------------------------------------------------
 
 
-def render(folder: Path, numbers: Mapping[str, Any]) -> str:
-    """The page of a compressed checkpoint as text; its pictures are drawn to `<folder>/report`.
-
-    Args:
-        folder: of the checkpoint.
-        numbers: what `report/compression.json` holds.
+def of_run(folder: Path) -> str:
+    """The page of a compressed checkpoint as text, from the numbers that lie in its folder.
 
     Raises:
         DataError: another version of this library wrote them.
     """
-    try:
-        result = results.parse(Compression, numbers)
-    except (AttributeError, TypeError) as error:
-        raise DataError(
-            f"{folder / 'report' / RESULT} was written by another version of this library: give the "
-            "experiments.compress that made it once more, which keeps the checkpoint"
-        ) from error
-    return _page(folder, result)
+    advice = "give the experiments.compress that made it once more, which keeps the checkpoint"
+    return render(folder, results.load(Compression, folder / "report" / RESULT, advice=advice))
 
 
 def write(folder: Path, result: Compression) -> Path:
     """Writes the page of a compressed checkpoint, and its pictures to `report/`."""
     path = folder / PAGE
-    path.write_text(_page(folder, result))
+    path.write_text(render(folder, result))
     return path
 
 
-def _page(folder: Path, result: Compression) -> str:
+def render(folder: Path, result: Compression) -> str:
+    """The page of a compressed checkpoint as text; its pictures are drawn to `<folder>/report`.
+
+    Args:
+        folder: of the checkpoint.
+        result: what was measured.
+    """
     by = result.recipe.importance
     images = {}
     for group, kept in result.experts.items():
         title = f"{group} experts: share of the importance in a layer ({by})"
         figure = compression_figures.experts(title, kept.importance, kept.before, kept.kept, result.modalities)
-        images[group] = page.embedded(figures.save(figure, folder / "report" / f"experts_{group}.png"))
+        images[group] = page.embedded(style.save(figure, folder / "report" / f"experts_{group}.png"))
     return page.render(
         "compression.html.j2",
         folder=str(folder),
-        result=results.plain(result),
+        result=result,
         title=result.recipe.title,
         last=list(result.costs)[-1],
         simulated=any(quality.simulated for quality in result.quality.values()),
         findings=list(_findings(result)),
-        scores={name: results.plain(quality.headline()) for name, quality in result.quality.items()},
+        scores={name: quality.headline() for name, quality in result.quality.items()},
         images=images,
         meaning=MEANINGS[by],
         settings=json.dumps(results.plain(result.recipe), indent=2),
@@ -131,7 +125,7 @@ def show(result: Compression) -> None:
     ]
     print(table(head, rows))
     scores = {name: quality.headline() for name, quality in result.quality.items()}
-    rows = [(key, *(with_interval(vars(row[key])) for row in scores.values())) for key in scores[PART]]
+    rows = [(key, *(with_interval(row[key]) for row in scores.values())) for key in scores[PART]]
     print("\nWhat is left of quality, 95 % intervals")
     print(table(("score", *scores), rows))
 
@@ -142,12 +136,12 @@ def show(result: Compression) -> None:
 def write_front(folder: Path, front: Front) -> Path:
     """Writes the page of quality against size, and its picture to `report/`."""
     title = f"Quality and size of {' and '.join(front.sensors)} networks"
-    image = figures.save(compression_figures.front(title, _panels(front)), folder / "report" / "front.png")
+    image = style.save(compression_figures.front(title, _panels(front)), folder / "report" / "front.png")
     text = page.render(
         "compression_front.html.j2",
         folder=str(folder),
-        result=results.plain(front),
-        scores=results.plain(front.scores()),
+        result=front,
+        scores=front.scores(),
         image=page.embedded(image),
         simulated=any(point.quality.simulated for point in front.points),
     )
@@ -175,7 +169,7 @@ def show_front(front: Front) -> None:
             point.recipe.title,
             f"{point.size.parameters + point.size.decoders:,}",
             f"{point.size.flops / 1e6:.4g} M",
-            *(with_interval(vars(score)) for score in row.values()),
+            *(with_interval(score) for score in row.values()),
         )
         for point, row in zip(front.points, scores, strict=True)
     ]

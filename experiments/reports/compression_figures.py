@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ringmoe_jax.evaluate.figures import BLACK, GREY, ORANGE, SERIES, _figure, styled
-from ringmoe_jax.evaluate.task_figures import titled
+from ringmoe_jax.evaluate.style import BLACK, GREY, ORANGE, SERIES, layout, styled, titled
 
 APART = 0.025  # of the axis, between points of one size, so that their intervals can be told
 
@@ -33,7 +32,7 @@ def experts(
     """
     layers = importance.shape[0]
     reach = [np.flatnonzero(before[:, m].any(axis=0)) for m in range(len(modalities))]
-    figure, axes = _figure(1.05 + 0.24 * layers, 1, len(modalities), sharey=True)
+    figure, axes = layout(1.05 + 0.24 * layers, 1, len(modalities), sharey=True)
     total = np.where(before, importance, 0).sum(axis=-1, keepdims=True)
     share = np.where(before, importance, np.nan) / np.maximum(total, 1e-300)
     peak = float(np.nanmax(share))
@@ -75,7 +74,7 @@ def front(title: str, panels: Mapping[str, Sequence[Mapping]]) -> Figure:
     """
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = _figure(0.75 + 2.3 * lines, lines, columns)
+    figure, axes = layout(0.75 + 2.3 * lines, lines, columns)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     methods = list(dict.fromkeys(p["method"] for points in panels.values() for p in points[1:]))

@@ -14,7 +14,6 @@ import jax
 
 from experiments.run.data import TRAIN
 from experiments.run.distil import distil
-from experiments.run.evaluate import RESULT as EVALUATION
 from experiments.run.evaluate import evaluate
 from experiments.run.fit import once
 from input_pipeline.dataset import open_dataset
@@ -39,6 +38,7 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import count
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.run import FEATURES, Run, claim, make_mesh, read_record, results
+from ringmoe_jax.run.evaluation import EVALUATION, Evaluation
 from ringmoe_jax.sensors import Sensor
 
 REQUEST = "compression_request.json"
@@ -157,7 +157,7 @@ def curve(
         where = folder / name_of(recipe)
         request = {"recipe": recipe, "step": source.step, "sensors": sensors}
         once(results.plain(request), where, SIZE, lambda recipe=recipe, where=where: make(recipe, where))
-        size = results.parse(costs.Size, results.read(where / SIZE))
+        size = results.load(costs.Size, where / SIZE)
         points.append(FrontPoint(name_of(recipe), str(where), recipe, size, quality(where, dataset)))
     front = Front(
         checkpoint=str(source.folder),
@@ -337,12 +337,13 @@ def quality(folder: Path, dataset: str = "") -> Quality:
     """
     where = folder / "report" / "brief"
     step = read_record(folder)["step"]
-    if results.read(where / EVALUATION, step) is None:
+    evaluation = results.load(Evaluation, where / EVALUATION, step)
+    if evaluation is None:
         print(f"scoring     {folder}", flush=True)
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-            evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
-    return Quality.from_evaluation(results.read(where / EVALUATION, step))
+            evaluation = evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
+    return Quality.from_evaluation(evaluation)
 
 
 def _quality_in_memory(run: Run, params, dataset: str) -> Quality:

@@ -33,21 +33,19 @@ from ringmoe_jax.run import (
     read_record,
     results,
 )
+from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores, TaskScore
 from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.training.state import TrainState
 
 SECTIONS = ("task", "head", "neck", "adaptation", "objectives", "model", "override", "data", "optimizer")
 
 
-def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
+def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     """Runs a configuration to its last step and scores the result.
 
     Args:
         values: nested dict of a configuration file.
         workdir: folder of the run; a checkpoint found there is resumed, exactly.
-
-    Returns:
-        What `experiments.run.score` wrote to `<workdir>/report/task.json`.
 
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
@@ -77,7 +75,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     return score.score(Run.open(workdir, kinds=(TASK,)))
 
 
-def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> dict[str, Any]:
+def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> SeedScores:
     """The same configuration with several seeds, each in `<workdir>/seed<n>`; means and intervals over seeds.
 
     Raises:
@@ -89,11 +87,10 @@ def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> 
         own["train"]["seed"] = seed
         own["data"]["shuffle_seed"] = seed
         scored.append(finetune(own, str(Path(workdir) / f"seed{seed}")))
-    value_of = lambda result, name: result["scores"][name]["value"]  # noqa: E731
-    known = lambda value: float("nan") if value is None else value  # noqa: E731
-    summary = {name: seeds.mean([known(value_of(r, name)) for r in scored]) for name in scored[0]["scores"]}
-    joined = {"seeds": list(numbers), "task": scored[0]["task"], "scores": summary, "runs": scored}
-    return results.write(Path(workdir) / score.SEEDS, joined)
+    means = {name: seeds.mean([result.scores[name].value for result in scored]) for name in scored[0].scores}
+    joined = SeedScores(seeds=tuple(numbers), task=scored[0].task, scores=means, runs=tuple(scored))
+    results.write(Path(workdir) / SEED_SCORES, joined)
+    return joined
 
 
 def encoder_of(config: FinetuneConfig) -> Encoder:

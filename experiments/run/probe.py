@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,9 @@ from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import Params
 from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.run import Run
+from ringmoe_jax.run.evaluation import FEW_LABELS, PLAIN, TRAINED, ProbeRow, RankRow
 
 PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
-TRAINED = "pre-trained"
-PLAIN = "fused without context"  # the same, less what was read for the place's coordinates
 DRAWS = 5  # of shares of the labels
 TEXT = (
     "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
@@ -32,10 +30,6 @@ TEXT = (
     "and validation tiles; else the validation tiles are scored, with C chosen on a fifth of the training tiles and "
     "refitted on all. Intervals: 95 % bootstrap over spatial blocks of the tiles that are scored, "
     f"{bootstrap.RESAMPLES} resamples; tiles within {bootstrap.BLOCK_DEGREES} degrees share a block."
-)
-FEW = (
-    "Few labels: a share of the tiles of every class, but one at least, or of all tiles where they have several "
-    "labels. Means over {draws} draws; intervals of the bootstrap resamples of all draws together."
 )
 
 
@@ -75,7 +69,7 @@ class Protocol:
     @property
     def text(self) -> str:
         """What is done, for a reader."""
-        return f"{TEXT} {FEW.format(draws=self.draws)}" if min(self.fractions) < 1 else TEXT
+        return f"{TEXT} {FEW_LABELS.format(draws=self.draws)}" if min(self.fractions) < 1 else TEXT
 
     def shown(self, dataset: Dataset) -> tuple[str, ...]:
         """The sensors of a data set that are not hidden.
@@ -109,25 +103,25 @@ class Protocol:
         return f"probes are fitted on {TRAIN}, with C chosen on {choice}, and scored on {scored}{hidden}"
 
 
-def encoders(trained: Run, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
+def encoders(run: Run, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
     """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes.
 
     Args:
-        trained: the checkpoint.
+        run: the checkpoint.
         random: fresh parameters of its model.
         inspect: maps parameters and a batch to what `reconstruction.inspector` gives.
         seed: of the random convolutions.
     """
-    parts, data = trained.parts, trained.config.data
+    parts, data = run.parts, run.config.data
     cells = data.image_size // data.mask_unit if data.mask_unit else 1
 
     def pooled(params, batch):
-        found = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
-        if FUSED in found and BANK in params:
-            found = found | {PLAIN: found[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
-        return found
+        means = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
+        if FUSED in means and BANK in params:
+            means = means | {PLAIN: means[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
+        return means
 
-    model = {TRAINED: lambda batch: pooled(trained.params, batch)}
+    model = {TRAINED: lambda batch: pooled(run.params, batch)}
     if random is None:
         return model
     statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
@@ -138,16 +132,13 @@ def encoders(trained: Run, random: Params | None, inspect: Callable, seed: int) 
     }
 
 
-def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[dict[str, Any]]:
+def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[ProbeRow]:
     """Probes every label, encoder and set of sensors of a data set, and what a fusion makes of them.
 
     Args:
         dataset: opened.
         parts: features by split, as `protocol.splits` lists them.
         protocol: how.
-
-    Returns:
-        The fields of `probes.Probe` with "dataset", "label", "features" and "encoder".
     """
     name, shown = dataset.metadata.name, protocol.shown(dataset)
     labels = {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
@@ -161,21 +152,21 @@ def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Pr
             for encoder in (e for e, values in parts[TRAIN].values.items() if set(chosen) <= set(values)):
                 splits = [_split(part, encoder, chosen, label) for part in parts.values()]
                 try:
-                    found = _probes(splits, info.names, protocol)
+                    fitted = _probes(splits, info.names, protocol)
                 except DataError as error:
                     print(f"note        {name}/{label}: {error}")
                     break
-                results += [where | {"encoder": encoder} | dataclasses.asdict(probe) for probe in found]
+                results += [ProbeRow(**vars(row), **where, encoder=encoder) for row in fitted]
     return results
 
 
-def ranks(dataset: Dataset, part: features.Features, protocol: Protocol) -> list[dict[str, Any]]:
+def ranks(dataset: Dataset, part: features.Features, protocol: Protocol) -> list[RankRow]:
     """How many directions the features of a split fill, by encoder and kind of features."""
     name = dataset.metadata.name
     return [
-        {"dataset": name, "features": kind, "encoder": encoder, "width": x.shape[1], "rank": rankme(x)}
-        for encoder, of in part.values.items()
-        for kind, x in of.items()
+        RankRow(dataset=name, features=kind, encoder=encoder, width=x.shape[1], rank=rankme(x))
+        for encoder, kinds in part.values.items()
+        for kind, x in kinds.items()
         if kind not in protocol.without
     ]
 
@@ -184,9 +175,9 @@ def _probes(splits: Sequence[probes.Split], names: Sequence[str], protocol: Prot
     """Every method with every share of the labels."""
     train, *validation, scored = splits
     return [
-        found
+        row
         for fraction in protocol.fractions
-        for found in probes.probe(
+        for row in probes.probe(
             train,
             scored,
             names,

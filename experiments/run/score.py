@@ -15,19 +15,17 @@ from experiments.run.tables import table, with_interval
 from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate import bootstrap, figures, quicklook
+from ringmoe_jax.evaluate import bootstrap, quicklook, style
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.base import score as scored
-from ringmoe_jax.models import count
-from ringmoe_jax.run import RANDOM, Parts, Run, results
+from ringmoe_jax.run import RANDOM, TASK, Parts, Run, read_record, results
+from ringmoe_jax.run.evaluation import TASK_SCORE, DataSummary, EncoderSummary, SeedScores, TaskScore
 from ringmoe_jax.tasks import SENSOR, Example
 
 BATCH = 16
 SHOWN = 4  # samples in a picture
 LOOKED_AT = 500  # training samples that the constant answer is taken from
 MODEL, CONSTANT = "model", "constant"
-RESULT = "task.json"  # of one run
-SEEDS = "seeds.json"  # of `experiments.finetune --seeds`
 
 
 def score(
@@ -38,8 +36,8 @@ def score(
     without: Sequence[str] = (),
     seed: int = 0,
     out: str | None = None,
-) -> dict[str, Any]:
-    """Scores a run.
+) -> TaskScore:
+    """Scores a run beside the best constant answer, and draws what its task draws.
 
     Args:
         run: of a task.
@@ -50,9 +48,6 @@ def score(
         out: folder for numbers and pictures; default `<run>/report`, or a folder in it for other data and splits than
             the default ones.
 
-    Returns:
-        What `task.json` holds: scores of the model and of the best constant answer, tables, names of pictures.
-
     Raises:
         UserError: several data sets, no such split or sensor, or truth that cannot be right.
     """
@@ -62,27 +57,44 @@ def score(
     dataset = run_data.open_labelled(run.config, run.encoder, *datasets)
     _check_classes(run, dataset)
     run_data.check_hidden(without, parts.sensors)
-    report = run.folder / "report"
-    folder = Path(out) if out else results.folder_of(report, datasets, split, without)
+    folder = Path(out) if out else results.folder_of(run.folder / "report", datasets, split, without)
     split = run_data.scored_split(dataset, split)
     answers = _Answers(run, dataset, tuple(without))
     metrics, groups, examples = answers(split)
-    scores = {name: scored(metric, groups, seed) for name, metric in metrics.items()}
-    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metrics[MODEL], examples, parts.target)
-    result = {
-        "split": split,
-        "without": without,
-        "samples": len(metrics[MODEL]),
-        "blocks": len(np.unique(groups)),
-        "scores": scores[MODEL],
-        "constant": scores[CONSTANT],
-        "classes": metrics[MODEL].table() if hasattr(metrics[MODEL], "table") else {},
-        "left_out": metrics[MODEL].left_out() if hasattr(metrics[MODEL], "left_out") else (),
-        "notes": answers.notes,
-        "dataset": dataset.about(),
-        "figures": {name: figures.save(f, folder / f"task_{name}.png").name for name, f in drawn.items()},
-    }
-    return results.write(folder / RESULT, result | _about(run) | {"seconds": time.perf_counter() - started})
+    metric = metrics[MODEL]
+    scores = {name: scored(each, groups, seed) for name, each in metrics.items()}
+    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metric, examples, parts.target)
+    result = TaskScore(
+        task=run.config.task["name"],
+        target=run.spec.target,
+        step=run.step,
+        encoder=_encoder(run),
+        parameters=run.parameters,
+        dataset=DataSummary(**dataset.about()),
+        split=split,
+        samples=len(metric),
+        blocks=len(np.unique(groups)),
+        scores=scores[MODEL],
+        constant=scores[CONSTANT],
+        without=tuple(without),
+        classes=results.plain(metric.table()) if hasattr(metric, "table") else {},
+        left_out=metric.left_out() if hasattr(metric, "left_out") else (),
+        notes=tuple(answers.notes),
+        figures={name: style.save(figure, folder / f"task_{name}.png").name for name, figure in drawn.items()},
+        seconds=time.perf_counter() - started,
+        **results.provenance(),
+    )
+    results.write(folder / TASK_SCORE, result)
+    return result
+
+
+def current(folder: Path) -> TaskScore:
+    """The score of a run's newest checkpoint on its own data; scores it where that was not done yet."""
+    step = read_record(folder, (TASK,))["step"]
+    result = results.load(TaskScore, folder / "report" / TASK_SCORE, step)
+    if result is None:
+        print(f"step {step} of {folder} was not scored yet: that comes first")
+    return result or score(Run.open(folder))
 
 
 def _check_classes(run: Run, dataset: Dataset) -> None:
@@ -95,17 +107,10 @@ def _check_classes(run: Run, dataset: Dataset) -> None:
         )
 
 
-def _about(run: Run) -> dict[str, Any]:
-    """The run, and when and on what it was scored."""
-    config = run.config
-    encoder = {
-        "model": run.encoder.model["name"],
-        "from": config.init_from,
-        "step": run.encoder.step,
-        "weights": config.weights if config.init_from else RANDOM,
-    }
-    learnt = {"task": config.task["name"], "target": run.spec.target, "step": run.step, "encoder": encoder}
-    return learnt | results.provenance() | {"parameters": {"trained": run.trained, "total": count(run.params)}}
+def _encoder(run: Run) -> EncoderSummary:
+    config, encoder = run.config, run.encoder
+    weights = config.weights if config.init_from else RANDOM
+    return EncoderSummary(model=encoder.model["name"], init_from=config.init_from, step=encoder.step, weights=weights)
 
 
 class _Answers:
@@ -124,7 +129,8 @@ class _Answers:
         metrics = {name: task.metric(parts.target) for name in (MODEL, CONSTANT)}
         locations, examples = [], []
         shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
-        for batch in self._batches(split):
+        batches = self._batches(split)
+        for batch in batches:
             check_truth(batch, parts)
             truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
             answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
@@ -135,7 +141,8 @@ class _Answers:
                 task.add(metrics[CONSTANT], constant, true)
                 locations.append(next(iter(batch["sensors"].values()))["location"][row])
                 if int(batch["index"][row]) in shown:
-                    examples.append(Example(int(batch["index"][row]), self._images(batch, row), own, true))
+                    images = self._images(batch, row)
+                    examples.append(Example(int(batch["index"][row]), images, own, true, batches.ground))
         groups = bootstrap.blocks(np.array(locations))
         if (groups < 0).all():
             self.notes.append("samples have no coordinates: overlapping ones count as independent")
@@ -162,9 +169,10 @@ class _Answers:
         parts = self.run.parts
         name = parts.target.sensor if parts.target.kind != SENSOR and parts.target.sensor else next(iter(parts.sensors))
         entry = batch["sensors"][name]
-        values = [quicklook.view(self.dataset.sensors[name], pixels)[0] for pixels in entry["pixels"][row]]
-        limits = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]))
-        return [quicklook.paint(v, limits, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
+        sensor = self.dataset.sensors[name]
+        values = [quicklook.view(sensor, pixels)[0] for pixels in entry["pixels"][row]]
+        scale = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]), sensor)
+        return [quicklook.paint(v, scale, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
 
 
 def check_truth(batch: Mapping, parts: Parts) -> None:
@@ -177,22 +185,21 @@ def check_truth(batch: Mapping, parts: Parts) -> None:
 # ---- Output -------------------------------------------------------------------------------------------
 
 
-def show(result: Mapping) -> None:
+def show(result: TaskScore) -> None:
     """Prints the table of a run."""
-    print(f"\n{result['task']} of {result['target']['name']}, {result['dataset']['name']}/{result['split']}, ", end="")
-    print(f"{result['samples']} samples in {result['blocks']} blocks; 95 % bootstrap intervals")
-    if result["without"]:
-        print(f"without {', '.join(result['without'])}")
-    rows = [(name, with_interval(s), with_interval(result["constant"][name])) for name, s in result["scores"].items()]
+    print(f"\n{result.task} of {result.target.name}, {result.dataset.name}/{result.split}, ", end="")
+    print(f"{result.samples} samples in {result.blocks} blocks; 95 % bootstrap intervals")
+    if result.without:
+        print(f"without {', '.join(result.without)}")
+    rows = [(name, with_interval(s), with_interval(result.constant[name])) for name, s in result.scores.items()]
     print(table(("metric", MODEL, "constant answer"), rows))
-    for note in result["notes"]:
+    for note in result.notes:
         print(f"note        {note}")
-    if result["left_out"]:
-        print(f"note        classes that no sample holds are not scored: {', '.join(result['left_out'])}")
+    if result.left_out:
+        print(f"note        classes that no sample holds are not scored: {', '.join(result.left_out)}")
 
 
-def show_seeds(joined: Mapping) -> None:
+def show_seeds(joined: SeedScores) -> None:
     """Prints means over seeds."""
-    print(f"\n{joined['task']}: mean and 95 % t interval over the seeds {', '.join(map(str, joined['seeds']))}")
-    rows = [(name, with_interval(score)) for name, score in joined["scores"].items()]
-    print(table(("metric", "mean"), rows))
+    print(f"\n{joined.task}: mean and 95 % t interval over the seeds {', '.join(map(str, joined.seeds))}")
+    print(table(("metric", "mean"), [(name, with_interval(score)) for name, score in joined.scores.items()]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+
+from ringmoe_jax.evaluate.metrics import Score
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -13,7 +15,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def with_interval(score: Mapping[str, float | None]) -> str:
+def with_interval(score: Score) -> str:
     """For example "0.812 (0.774 to 0.850)"; a dash for what is not defined."""
-    number = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.3f}"  # noqa: E731, RUF001
-    return f"{number(score['value'])} ({number(score['low'])} to {number(score['high'])})"
+    number = lambda x: f"{x:.3f}" if math.isfinite(x) else "–"  # noqa: E731, RUF001
+    return f"{number(score.value)} ({number(score.low)} to {number(score.high)})"

@@ -15,7 +15,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress.usage import Usage
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
-from ringmoe_jax.moe.statistics import Statistics as Routing
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.parallel import sharding
 from ringmoe_jax.parallel.mesh import replicated
 from ringmoe_jax.sensors import Sensor
@@ -125,17 +125,17 @@ def _counter(model: Model, params: Params, readers: Mapping[str, Batches], mesh)
     forward = jax.jit(lambda params, batch: model.apply(params, batch)["routing"], **place)
     params = params if mesh is None else jax.device_put(params, sharding.shardings(params, mesh))
 
-    def run(batch: Mapping) -> dict[str, Routing]:
+    def run(batch: Mapping) -> dict[str, RoutingStatistics]:
         routing = jax.device_get(forward(params, loop.place(batch, mesh)))
         return jax.tree.map(lambda x: np.asarray(x, np.float64), routing)
 
     @functools.cache
-    def nothing(name: str) -> dict[str, Routing]:
+    def nothing(name: str) -> dict[str, RoutingStatistics]:
         """What a batch of images adds in which nothing was observed."""
         batch = next(iter(readers[name]))
         return run({"sensors": {name: _blank(batch["sensors"][name])}})
 
-    def add_up(name: str, batch: Mapping) -> tuple[dict[str, Routing], int]:
+    def add_up(name: str, batch: Mapping) -> tuple[dict[str, RoutingStatistics], int]:
         entry = batch["sensors"][name]
         observed = entry["valid"].any(axis=(1, 2, 3))
         rows, seen = _sum_over_hosts(len(observed), observed.sum())
@@ -153,7 +153,7 @@ def _blank(entry: Mapping) -> dict:
     return dict(entry) | {key: np.zeros_like(entry[key]) for key in ("pixels", "valid")}
 
 
-def _less(routing: Routing, empty: Routing, share: float) -> Routing:
+def _less(routing: RoutingStatistics, empty: RoutingStatistics, share: float) -> RoutingStatistics:
     """Takes a share of `empty` off all sums; the balance loss is none."""
     return jax.tree.map(lambda x, e: x - share * e, routing, empty)._replace(balance=routing.balance)
 

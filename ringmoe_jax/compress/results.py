@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ringmoe_jax.compress.pruning import pruned_config
 from ringmoe_jax.compress.recipe import Recipe
 from ringmoe_jax.compress.usage import Usage, importance
 from ringmoe_jax.evaluate.metrics.base import Score
+from ringmoe_jax.evaluate.reconstruction import MODEL
 from ringmoe_jax.models.api import Network
 from ringmoe_jax.models.network import layer_tables, read
 
@@ -80,15 +81,15 @@ class Quality:
     simulated: bool
 
     @staticmethod
-    def from_evaluation(evaluation: Mapping[str, Any]) -> Quality:
-        """From what `evaluation.json` holds."""
-        data = evaluation["datasets"]
+    def from_evaluation(evaluation: Any) -> Quality:
+        """From a `ringmoe_jax.run.evaluation.Evaluation`."""
+        data = evaluation.datasets
         return Quality(
-            tuple(map(_probe, evaluation["probes"])),
-            tuple(map(_gain, evaluation["reconstruction"])),
-            evaluation["protocol"],
-            tuple(f"{d['name']}: {d['samples'][d['split']]} {d['split']} tiles" for d in data),
-            any(sensor["simulated"] for d in data for sensor in d["sensors"].values()),
+            tuple(map(_probe, evaluation.probes)),
+            tuple(map(_gain, evaluation.reconstruction)),
+            evaluation.protocol,
+            tuple(f"{d.name}: {d.samples[d.split]} {d.split} tiles" for d in data),
+            any(sensor.simulated for d in data for sensor in d.sensors.values()),
         )
 
     def probe_scores(self) -> dict[str, Score]:
@@ -115,19 +116,14 @@ class Quality:
         return Score(*map(mean, ("value", "low", "high"))) if pairs else Score(math.nan, math.nan, math.nan)
 
 
-def _probe(row: Mapping[str, Any]) -> ProbeScore:
-    metric, score = next(iter(row["scores"].items()))
-    about = {key: row[key] for key in ("dataset", "label", "features", "protocol")}
-    return ProbeScore(**about, metric=metric, score=_score(score))
+def _probe(row: Any) -> ProbeScore:
+    about = {key: getattr(row, key) for key in ("dataset", "label", "features", "protocol", "metric", "score")}
+    return ProbeScore(**about)
 
 
-def _gain(row: Mapping[str, Any]) -> ReconstructionGain:
-    loss, less = _score(row["losses"]["model"]), _score(row["difference"])
-    return ReconstructionGain(row["dataset"], row["objective"], loss, Score(-less.value, -less.high, -less.low))
-
-
-def _score(values: Mapping[str, float | None]) -> Score:
-    return Score(*(math.nan if values[key] is None else values[key] for key in ("value", "low", "high")))
+def _gain(row: Any) -> ReconstructionGain:
+    less = row.difference
+    return ReconstructionGain(row.dataset, row.objective, row.losses[MODEL], Score(-less.value, -less.high, -less.low))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.moe.contribution import Contribution
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.parallel.sharding import path_name
 
 _ABOUT = "about"  # entry of a file with what is no array
@@ -25,19 +25,19 @@ class Usage:
     Attributes:
         modalities: names along the axis M, as `ringmoe_jax.sensors.modalities` of the model's sensors gives them.
         images: number of images that were looked at, by modality.
-        statistics: {router group: `Statistics` stacked over L layers}, NumPy arrays of float64.
+        statistics: {router group: `RoutingStatistics` stacked over L layers}, NumPy arrays of float64.
     """
 
     modalities: tuple[str, ...]
     images: dict[str, int]
-    statistics: dict[str, Statistics]
+    statistics: dict[str, RoutingStatistics]
 
     @staticmethod
     def none(modalities: tuple[str, ...]) -> Usage:
         """Nothing looked at yet."""
         return Usage(tuple(modalities), dict.fromkeys(modalities, 0), {})
 
-    def add(self, routing: Mapping[str, Statistics], images: Mapping[str, int]) -> Usage:
+    def add(self, routing: Mapping[str, RoutingStatistics], images: Mapping[str, int]) -> Usage:
         """With one more batch.
 
         Args:
@@ -95,15 +95,15 @@ class Usage:
         return Usage(tuple(about["modalities"]), about["images"], {g: _statistics(f) for g, f in groups.items()})
 
 
-def _statistics(fields: dict[str, np.ndarray]) -> Statistics:
+def _statistics(fields: dict[str, np.ndarray]) -> RoutingStatistics:
     """From names such as "load" and "contribution/norm" to arrays."""
     # Files of earlier versions: whoever had a probability was in reach.
     fields.setdefault("reach", np.where(fields["probability"] > 0, fields["tokens"][..., None], 0.0))
     measured = {name: fields.pop(f"contribution/{name}", None) for name in Contribution._fields}
-    return Statistics(**fields, contribution=None if measured["norm"] is None else Contribution(**measured))
+    return RoutingStatistics(**fields, contribution=None if measured["norm"] is None else Contribution(**measured))
 
 
-def _shapes(statistics: Mapping[str, Statistics]) -> dict[str, tuple[int, ...]]:
+def _shapes(statistics: Mapping[str, RoutingStatistics]) -> dict[str, tuple[int, ...]]:
     """Shape [L, M, E] of each group, and F where contributions were measured."""
     return {g: s.load.shape if s.contribution is None else s.contribution.hidden.shape for g, s in statistics.items()}
 
@@ -143,13 +143,13 @@ def _per_token(total: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return total / np.maximum(tokens, 1)[..., None]
 
 
-def _norm(statistics: Statistics) -> np.ndarray:
+def _norm(statistics: RoutingStatistics) -> np.ndarray:
     if statistics.contribution is None:
         raise ConfigError('importance "norm" was not measured: set model.moe.measure = True and look again')
     return statistics.contribution.norm
 
 
-IMPORTANCES: dict[str, Callable[[Statistics], np.ndarray]] = {
+IMPORTANCES: dict[str, Callable[[RoutingStatistics], np.ndarray]] = {
     "frequency": lambda statistics: statistics.load,
     "gate": lambda statistics: statistics.gate,
     "norm": _norm,

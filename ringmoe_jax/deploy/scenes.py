@@ -283,8 +283,8 @@ def _notes(path: Path, file, sensor: Sensor) -> list[str]:
     notes = []
     declared = {value for value in file.nodatavals if value is not None and not math.isnan(value)}
     if other := sorted(declared - {sensor.no_data}):
-        own = "has none" if sensor.no_data is None else f"has {sensor.no_data:g}"
-        notes.append(f'{path} declares the no-data value {other[0]:g}, "{sensor.name}" {own}: both are not observed')
+        table = "has none" if sensor.no_data is None else f"has {sensor.no_data:g}"
+        notes.append(f'{path} declares the no-data value {other[0]:g}, "{sensor.name}" {table}: both are not observed')
     scalings = {*zip(file.scales, file.offsets, strict=True)} - {(1.0, 0.0), (sensor.scale, sensor.offset)}
     for scale, offset in sorted(scalings)[:1]:
         notes.append(

@@ -8,6 +8,6 @@ reconstruction.py   masked losses beside the losses of trivial predictors
 metrics/            of tasks: classes, masks, boxes, tracks, heights; intervals for all of them
 routing.py          expert loads, drops, entropies and dead experts
 quicklook.py        physical pixels to something to look at
-figures.py          Matplotlib figures of all of these
-task_figures.py     and of tasks: confusion, masks, boxes, changes, tracks, heights
+style.py            how all figures look
+task_figures.py     pictures of tasks: confusion, masks, boxes, changes, tracks, heights
 """

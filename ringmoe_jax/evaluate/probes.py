@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import bootstrap
-from ringmoe_jax.evaluate.metrics import Classification, Metric, MultiLabel, Score
+from ringmoe_jax.evaluate.metrics import ClassificationMetric, Metric, MultiLabelMetric, Score
 
 KNN, LINEAR = ("knn5", "knn20"), ("linear",)
 PENALTIES = tuple(10.0**e for e in range(-6, 5))  # inverse regularisation C; torchgeo-bench: 40 over the same range
@@ -63,7 +63,7 @@ class Probe:
         protocol: "knn5", "knn20" or "linear".
         fraction: share of the labels that was used.
         draws: how many such shares were drawn, each fitted and scored.
-        scores: by metric, the main one first, of `metrics.Classification` or `metrics.MultiLabel`: the mean over draws,
+        scores: by metric, the main one first, of `ClassificationMetric` or `MultiLabelMetric`: the mean over draws,
             and the central 95 % of all draws' bootstrap resamples pooled, which covers the choice of the test tiles
             and that of the labels (our choice).
         left_out: several labels a tile: classes that are not scored, for a split has them on no tile or on
@@ -267,7 +267,7 @@ def _pooled(metrics: Sequence[Metric], groups: np.ndarray, seed: int, resamples:
 
 def _metric(scores: np.ndarray, labels: np.ndarray) -> Metric:
     """The metric that fits the labels, of probabilities [N, C]."""
-    kind = Classification if labels.ndim == 1 else MultiLabel
+    kind = ClassificationMetric if labels.ndim == 1 else MultiLabelMetric
     metric = kind([str(i) for i in range(scores.shape[1])])
     metric.add(scores, labels)
     return metric

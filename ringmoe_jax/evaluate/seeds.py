@@ -1,9 +1,10 @@
-"""Means over training seeds and paired differences between arms of an ablation, with Student's t intervals."""
+"""Means over training seeds and paired differences between arms of a comparison, with Student's t intervals."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import t
@@ -45,3 +46,55 @@ def summarise(values: Sequence[float], baseline: Sequence[float] | None) -> Summ
     """
     difference = None if baseline is None else mean(np.subtract(values, baseline))
     return Summary(mean(values), difference, tuple(map(float, values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """One study of `experiments.ablate`.
+
+    Attributes:
+        baseline: the arm that the others are compared with.
+        seeds: of the runs of every arm.
+        metrics: {metric: {arm: its summary}}, the baseline first.
+    """
+
+    baseline: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, dict[str, Summary]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmScores:
+    """Scores of one arm of a comparison on one task.
+
+    Attributes:
+        arm: its name.
+        scores: by metric, the main one first.
+        fraction: of the labels that were used in training, above 0, at most 1.
+    """
+
+    arm: str
+    scores: dict[str, Score]
+    fraction: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewLabels:
+    """What `few_labels.json` of `experiments.few_labels` holds.
+
+    Attributes:
+        title: task, target and number of seeds.
+        seeds: of every arm and share.
+        config: of the fine-tuning, a nested dict.
+        results: means over seeds, by share and arm.
+    """
+
+    title: str
+    seeds: tuple[int, ...]
+    config: dict[str, Any]
+    results: tuple[ArmScores, ...]
+
+    @property
+    def metric(self) -> str:
+        """The main metric."""
+        return next(iter(self.results[0].scores))

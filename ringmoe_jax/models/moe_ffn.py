@@ -104,7 +104,7 @@ class MoEConfig:
         """Puts what `MoEFeedForward` says of the experts that are left back among all E.
 
         Args:
-            collected: {router group: `Statistics`, stacked}.
+            collected: {router group: `RoutingStatistics`, stacked}.
             modalities: M.
             layers: their numbers.
         """
@@ -152,7 +152,7 @@ class MoEFeedForward(nnx.Module):
     """y = sum of the router groups' outputs + shared expert (plain sum, no extra gate).
 
     Call: tokens [B, S, n, D] with slot s of modality `slots[s]`, to outputs of the same shape and
-    one `Statistics` per router group, of the experts that are left; see `MoEConfig.spread`.
+    one `RoutingStatistics` per router group, of the experts that are left; see `MoEConfig.spread`.
 
     Args:
         config: which experts there are.
@@ -231,7 +231,7 @@ class MoEFeedForward(nnx.Module):
             collected[name] = statistics.expand(found, columns.of_kept, int(tables[name].any(axis=0).sum()))
         return outputs, collected
 
-    def _shared_statistics(self, tokens: jax.Array, modality: jax.Array) -> statistics.Statistics:
+    def _shared_statistics(self, tokens: jax.Array, modality: jax.Array) -> statistics.RoutingStatistics:
         """The shared expert as a router group of one that every token chooses."""
         mlp, ones = self.shared, jnp.ones((len(tokens), 1), jnp.float32)
         everyone = routing.Routing(jnp.zeros((len(tokens), 1), jnp.int32), ones, ones)

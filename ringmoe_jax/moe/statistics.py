@@ -16,7 +16,7 @@ from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.routing import Routing
 
 
-class Statistics(NamedTuple):
+class RoutingStatistics(NamedTuple):
     """Sums over the tokens of each modality, for one router; stacked layers add a leading L.
 
     Attributes:
@@ -42,7 +42,7 @@ class Statistics(NamedTuple):
     contribution: Contribution | None = None
 
 
-def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.ndarray) -> Statistics:
+def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.ndarray) -> RoutingStatistics:
     """Sums one router's decisions.
 
     Args:
@@ -65,7 +65,7 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     else:
         reach = jnp.dot(member.T, routing.reach.astype(jnp.float32), precision=exact)
     lost = ~kept & (routing.experts < probabilities.shape[-1])
-    return Statistics(
+    return RoutingStatistics(
         tokens=tokens,
         load=load,
         probability=probability,
@@ -77,7 +77,7 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     )
 
 
-def expand(statistics: Statistics, columns: np.ndarray | slice, experts: int) -> Statistics:
+def expand(statistics: RoutingStatistics, columns: np.ndarray | slice, experts: int) -> RoutingStatistics:
     """Puts the statistics of a selection of experts, `columns` [E'], back among all E."""
     if statistics.load.shape[-1] == experts:
         return statistics
@@ -86,7 +86,7 @@ def expand(statistics: Statistics, columns: np.ndarray | slice, experts: int) ->
     return statistics._replace(**jax.tree.map(wide, by_expert))
 
 
-def nothing(modalities: int, experts: int, hidden: int | None = None) -> Statistics:
+def nothing(modalities: int, experts: int, hidden: int | None = None) -> RoutingStatistics:
     """Statistics of a layer in which all E experts of a router group are gone.
 
     Args:
@@ -97,7 +97,7 @@ def nothing(modalities: int, experts: int, hidden: int | None = None) -> Statist
     zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
     one, each = zeros(modalities), zeros(modalities, experts)
     measured = None if hidden is None else Contribution(each, zeros(modalities, experts, hidden))
-    return Statistics(one, each, each, each, one, one, each, zeros(), measured)
+    return RoutingStatistics(one, each, each, each, one, one, each, zeros(), measured)
 
 
 def balance_loss(tokens: jax.Array, load: jax.Array, probability: jax.Array, allowed: np.ndarray) -> jax.Array:

@@ -11,12 +11,12 @@ import numpy as np
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import Result, register
-from ringmoe_jax.objectives.supervised import Classification
+from ringmoe_jax.objectives.supervised import ClassificationObjective
 
 
 @register("cross_entropy")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossEntropy(Classification):
+class CrossEntropy(ClassificationObjective):
     """L = -w_y (1 - p_y)^gamma sum_k t_k ln p_k, p = softmax(logits), divided by the sum of w_y; nats.
 
     t_k is 1 - smoothing for the true class y and smoothing / C for every class beside (Szegedy et al. 2016). With

@@ -14,11 +14,11 @@ import numpy as np
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import Result, register
-from ringmoe_jax.objectives.supervised import Classification
+from ringmoe_jax.objectives.supervised import ClassificationObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Overlap(Classification):
+class Overlap(ClassificationObjective):
     """Mean over images of the mean over those of their classes that are there; subclasses give `distance`.
 
     Images that show none of the classes add nothing, so a term that sees them, cross_entropy, belongs beside. Unknown

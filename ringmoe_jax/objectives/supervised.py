@@ -65,7 +65,7 @@ def labelled(batch: Mapping, name: str, who: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(Objective):
+class ClassificationObjective(Objective):
     """Base of objectives about logits of which one class is right.
 
     Attributes:

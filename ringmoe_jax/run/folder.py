@@ -186,10 +186,11 @@ class Run:
         checkpointer.close()
         return dataclasses.replace(self, record={**self.record, **record}, folder=folder)
 
-    def describe(self) -> dict[str, Any]:
-        """How many parameters the model has, and what this is computed with: JSON types."""
+    @property
+    def parameters(self) -> results.Parameters:
+        """How many parameters the model has, and how many of them training changed."""
         parts = {name: models.count(part) for name, part in self.params.items()}
-        return results.provenance() | {"parameters": {"total": sum(parts.values()), "parts": parts}}
+        return results.Parameters(sum(parts.values()), self.trained, parts)
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

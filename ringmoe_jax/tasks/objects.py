@@ -14,8 +14,8 @@ from ringmoe_jax.contracts import BOX_UNITS, BOXES, TRACKS, Meaning
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms
-from ringmoe_jax.evaluate.metrics.detection import Detection as Precision
-from ringmoe_jax.evaluate.metrics.tracking import Tracking as Identities
+from ringmoe_jax.evaluate.metrics.detection import DetectionMetric
+from ringmoe_jax.evaluate.metrics.tracking import TrackingMetric
 from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.detection import DetectionConfig, decode
 from ringmoe_jax.models.heads.neck import EACH, MEAN
@@ -86,19 +86,22 @@ class Detection(_Objects):
     kinds: ClassVar = (BOXES,)
     dates: ClassVar = MEAN
 
-    def metric(self, target: Target) -> Precision:
+    def metric(self, target: Target) -> DetectionMetric:
         return self.metric_class("detection")(target.names, self.rotated)
 
-    def add(self, metric: Precision, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+    def add(self, metric: DetectionMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(*self.kept(answer["boxes"], answer["scores"], answer["classes"]), truth)
 
-    def figures(self, title: str, metric: Precision, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: DetectionMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         rows = []
         for e in examples:
             found, scores, classes = self.kept(e.answer["boxes"], e.answer["scores"], e.answer["classes"])
             sure = scores >= SURE
             rows.append((e.images[0], e.truth, found[sure], scores[sure], classes[sure]))
-        return {"boxes": task_figures.boxes(f"{title}, scores of {SURE} and more", rows, target.names)}
+        title = f"{title}, scores of {SURE} and more"
+        return {"boxes": task_figures.boxes(title, rows, target.names, ground=examples[0].ground)}
 
 
 @register("tracking")
@@ -121,10 +124,10 @@ class Tracking(_Objects):
         found = super().answer(predictions, target)
         return {name: x.reshape(-1, target.dates, *x.shape[1:]) for name, x in found.items()}
 
-    def metric(self, target: Target) -> Identities:
+    def metric(self, target: Target) -> TrackingMetric:
         return self.metric_class("tracking")(self.rotated, self.distance or None)
 
-    def add(self, metric: Identities, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+    def add(self, metric: TrackingMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(truth, self.tracks(answer))
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
@@ -137,7 +140,10 @@ class Tracking(_Objects):
         frames = zip(answer["boxes"], answer["scores"], answer["classes"], strict=True)
         return track([self.kept(*frame) for frame in frames], self.tracker)
 
-    def figures(self, title: str, metric: Identities, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: TrackingMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         return {
-            f"tracks_{e.index}": task_figures.tracks(title, e.images, e.truth, self.tracks(e.answer)) for e in examples
+            f"tracks_{e.index}": task_figures.tracks(title, e.images, e.truth, self.tracks(e.answer), ground=e.ground)
+            for e in examples
         }

@@ -15,9 +15,8 @@ from ringmoe_jax.contracts import MAP, Meaning
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.base import Metric
-from ringmoe_jax.evaluate.metrics.height import FLOOR
-from ringmoe_jax.evaluate.metrics.height import Height as Errors
-from ringmoe_jax.evaluate.metrics.segmentation import Segmentation as Overlap
+from ringmoe_jax.evaluate.metrics.height import FLOOR, HeightMetric
+from ringmoe_jax.evaluate.metrics.segmentation import SegmentationMetric
 from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.base import PIXEL_LOGITS, ROWS_COLUMNS
 from ringmoe_jax.models.heads.height import HeightConfig
@@ -76,13 +75,15 @@ class Segmentation(_Map):
         deep = self.head_spec(target).chosen(head).deep_supervision
         return terms | {name: terms["cross_entropy"] | dict(output=name, scale=AUXILIARY) for name in deep}
 
-    def metric(self, target: Target) -> Overlap:
+    def metric(self, target: Target) -> SegmentationMetric:
         return self.metric_class("segmentation")(target.names)
 
-    def figures(self, title: str, metric: Overlap, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: SegmentationMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         rows = [(e.images[0], e.truth, e.answer["classes"]) for e in examples]
         return {
-            "masks": task_figures.masks(title, rows, target.names, target.colours),
+            "masks": task_figures.masks(title, rows, target.names, target.colours, examples[0].ground),
             "confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names),
         }
 
@@ -117,7 +118,7 @@ class Change(_Map):
 
     def figures(self, title: str, metric: Metric, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
         rows = [(e.images[0], e.images[-1], e.truth, e.answer["classes"]) for e in examples]
-        drawn = {"changes": task_figures.changes(title, rows)}
+        drawn = {"changes": task_figures.changes(title, rows, examples[0].ground)}
         if len(target.names) > 2:
             drawn["confusion"] = task_figures.confusion_matrix(title, metric.confusion(), target.names)
         return drawn
@@ -168,10 +169,10 @@ class Height(Task):
     def check_truth(self, truth: Any, target: Target) -> None:
         """Any height may be."""
 
-    def metric(self, target: Target) -> Errors:
+    def metric(self, target: Target) -> HeightMetric:
         return self.metric_class("height")(self.floor)
 
-    def add(self, metric: Errors, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+    def add(self, metric: HeightMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         height, valid = truth
         metric.add(height, answer["height"], valid)
 
@@ -181,10 +182,12 @@ class Height(Task):
         mean = total / max(1, sum(valid.sum() for _, valid in truths))
         return {"height": np.full(truths[0][0].shape, mean, np.float32)}
 
-    def figures(self, title: str, metric: Errors, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: HeightMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         rows = [(e.images[0], *e.truth, e.answer["height"]) for e in examples]
         truth, valid, answer = (np.concatenate([row[i].ravel() for row in rows]) for i in (1, 2, 3))
         return {
-            "heights": task_figures.heights(title, rows),
+            "heights": task_figures.heights(title, rows, examples[0].ground),
             "errors": task_figures.height_errors(f"{title}, pixels of these samples", truth, valid, answer),
         }

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from ringmoe_jax.contracts import CLASSES, MULTILABEL, Meaning
 from ringmoe_jax.evaluate import task_figures
-from ringmoe_jax.evaluate.metrics.classification import Classification as Accuracy
-from ringmoe_jax.evaluate.metrics.classification import MultiLabel as Precision
+from ringmoe_jax.evaluate.metrics.classification import ClassificationMetric, MultiLabelMetric
 from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.base import IMAGE_LOGITS
 from ringmoe_jax.models.heads.neck import MEAN
@@ -52,10 +51,10 @@ class Classification(Task):
         """Probabilities of the classes of a whole window."""
         return jax.nn.softmax(predictions["logits"].astype(jnp.float32))[:, None, None]
 
-    def metric(self, target: Target) -> Accuracy:
+    def metric(self, target: Target) -> ClassificationMetric:
         return self.metric_class("classification")(target.names)
 
-    def add(self, metric: Accuracy, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+    def add(self, metric: ClassificationMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(answer["logits"], truth)
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
@@ -63,7 +62,9 @@ class Classification(Task):
         labels = np.asarray(truths)
         return {"logits": np.bincount(labels[labels >= 0], minlength=len(target.names)).astype(np.float64)}
 
-    def figures(self, title: str, metric: Accuracy, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: ClassificationMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         return {"confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names)}
 
 
@@ -90,15 +91,17 @@ class MultiLabel(Task):
         """The probability of every class on its own, of a whole window."""
         return jax.nn.sigmoid(predictions["logits"].astype(jnp.float32))[:, None, None]
 
-    def metric(self, target: Target) -> Precision:
+    def metric(self, target: Target) -> MultiLabelMetric:
         return self.metric_class("multilabel")(target.names)
 
-    def add(self, metric: Precision, answer: Mapping[str, np.ndarray], truth: Any) -> None:
+    def add(self, metric: MultiLabelMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(answer["probability"], truth)
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """Every class by how often it is there."""
         return {"probability": np.mean(truths, axis=0)}
 
-    def figures(self, title: str, metric: Precision, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
+    def figures(
+        self, title: str, metric: MultiLabelMetric, examples: Sequence[Example], target: Target
+    ) -> dict[str, Figure]:
         return {"classes": task_figures.class_scores(title, target.names, "AP", metric.table()["AP"])}

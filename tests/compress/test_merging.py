@@ -9,7 +9,7 @@ from ringmoe_jax.compress import MERGES, Usage, merge, merged_config, prune, sub
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.network import split
 from ringmoe_jax.moe.contribution import Contribution
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, built, network, outputs, shapes, with_moe
 from tests.tiny import batch
 
@@ -42,7 +42,7 @@ def usage_of(gate, hidden=None):
         each = np.full((LAYERS, load.shape[1]), 16.0)
         units = None if hidden is None else 16 * np.repeat(hidden[group][None], LAYERS, axis=0)
         contribution = None if hidden is None else Contribution(load, units)
-        statistics[group] = Statistics(each, load, load, load, each, each, load, np.zeros(LAYERS), contribution)
+        statistics[group] = RoutingStatistics(each, load, load, load, each, each, load, np.zeros(LAYERS), contribution)
     names = {1: ("optical",), 3: ("optical", "sar_l2", "sar_l1")}[load.shape[1]]
     return Usage(names, dict.fromkeys(names, 1), statistics)
 

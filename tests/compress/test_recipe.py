@@ -13,7 +13,7 @@ from ringmoe_jax.compress.recipe import METHODS, Recipe
 from ringmoe_jax.compress.results import GAIN_LEFT, FrontPoint, ProbeScore, Quality, ReconstructionGain, kept_experts
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import Score
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import LAYERS, ONE, assert_equal, network
 
 
@@ -50,14 +50,14 @@ def test_defaults_of_recipes():
 
 def used(loads):
     """Usage of the collaborative experts of one modality, the same in every layer; the others are used evenly."""
+    table = lambda row: np.tile(np.float64(row), (LAYERS, 1, 1))  # noqa: E731
     ones = np.ones((LAYERS, 1))
 
-    def group(row):
-        load = np.tile(np.float64(row), (LAYERS, 1, 1))
-        reach = 10 * np.ones_like(load)
-        return Statistics(10 * ones, load, load, reach, ones, ones, gate=load, balance=np.zeros(LAYERS))
+    def statistics(row):
+        load = table(row)
+        return RoutingStatistics(10 * ones, load, load, 10 + 0 * load, ones, ones, load, np.zeros(LAYERS))
 
-    return Usage(("optical",), {"optical": 1}, {"specialised": group([5, 5]), "collaborative": group(loads)})
+    return Usage(("optical",), {"optical": 1}, {"specialised": statistics([5, 5]), "collaborative": statistics(loads)})
 
 
 def test_a_recipe_is_its_steps_in_their_order():

@@ -9,7 +9,7 @@ from ringmoe_jax import models
 from ringmoe_jax.compress import Usage, importance
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.moe.contribution import Contribution
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from tests.compress.cases import LAYERS, ONE, network, with_moe
 from tests.tiny import batch
 
@@ -22,7 +22,7 @@ def statistics(load, gate, tokens, norm=None):
     measured = None if norm is None else Contribution(np.array([norm], np.float32), np.ones((1, 2, 3, 4), np.float32))
     load, gate, tokens = (np.array([x], np.float32) for x in (load, gate, tokens))
     return {
-        "collaborative": Statistics(
+        "collaborative": RoutingStatistics(
             tokens, load, gate, tokens[..., None] + 0 * load, one, one, gate, np.zeros(1), measured
         )
     }

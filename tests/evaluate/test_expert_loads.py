@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax.evaluate import routing
-from ringmoe_jax.moe.statistics import Statistics
+from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.training.metrics import MetricsWriter, read
 from ringmoe_jax.training.step import routing_metrics
 
@@ -24,7 +24,7 @@ def statistics(**changes):
         gate=np.array([[[1, 0, 1, 0], [0, 3, 0, 0]], [[1, 0, 0, 0], [0, 2, 0, 4]]], np.float32),
         balance=np.ones(2, np.float32),
     )
-    return Statistics(**values | changes)
+    return RoutingStatistics(**values | changes)
 
 
 def test_loads_are_shares_of_a_modality_and_layer():
@@ -75,4 +75,6 @@ def test_history_reads_what_training_logs(tmp_path):
     assert series["step"].tolist() == [10, 20]
     np.testing.assert_allclose(series["drop_rate"], [[0.375, 0.25], [0.375, np.nan]], atol=1e-4)
     np.testing.assert_allclose(series["max_load"], [[1.75, 1.5], [1.75, np.nan]], atol=1e-3)
+    assert series["most_entropy"].shape == (2, 2)
+    assert np.isnan(series["most_entropy"]).tolist() == [[False, False], [False, True]]
     np.testing.assert_allclose(series["gate"][0], [0.375, 0.75], atol=1e-4)

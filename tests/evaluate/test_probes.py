@@ -10,7 +10,7 @@ from input_pipeline import schema
 from input_pipeline import subset as subsets
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import probes
-from ringmoe_jax.evaluate.metrics import Classification, Metric, Quantity, Score, score
+from ringmoe_jax.evaluate.metrics import ClassificationMetric, Metric, Quantity, Score, score
 from ringmoe_jax.evaluate.probes import Split
 
 
@@ -270,7 +270,7 @@ class Constant(Metric):
 def test_intervals_cover_draws_and_tiles():
     groups = np.arange(4)
     assert probes._pooled([Constant(0.2), Constant(0.6)], groups, 0, 100) == {"m": Score(0.4, 0.2, 0.6)}
-    metric = Classification(["a", "b"])
+    metric = ClassificationMetric(["a", "b"])
     metric.add(np.eye(2)[[0, 1, 0, 1]], np.array([0, 1, 1, 0]))
     assert probes._pooled([metric], groups, 3, 100) == score(metric, groups, 3, 100)  # one draw: as everywhere
 

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from ringmoe_jax.evaluate import task_figures
-from ringmoe_jax.evaluate.figures import AMBER, ORANGE, SKY
+from ringmoe_jax.evaluate.style import AMBER, ORANGE, SKY
 
 IMAGE = np.random.default_rng(0).random((24, 32, 3))
 NAMES = ("water", "forest", "road")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from configs import common as configs
-from experiments import ablate
-from experiments import pretrain as pretrain_script
+from experiments.run import ablate
+from experiments.run.pretrain import pretrain
 from input_pipeline import synthetic
 from ringmoe_jax.errors import ConfigError, TrainingError
 from ringmoe_jax.evaluate import seeds
+from ringmoe_jax.run import results
 
 OF = {"sensor": "s1_grd"}
 ARMS = {
@@ -46,18 +47,18 @@ def grid(study):
 
 @pytest.mark.slow
 def test_arms_are_compared_with_the_baseline_seed_by_seed(grid):
-    _, _, results = grid
-    study = results["grd"]
-    assert (study["baseline"], study["seeds"]) == ("plain", [0, 1])
-    nats = study["metrics"]["-ln p of s1_grd, nats a pixel"]
+    _, _, studied = grid
+    study = studied["grd"]
+    assert (study.baseline, study.seeds) == ("plain", (0, 1))
+    nats = study.metrics["-ln p of s1_grd, nats a pixel"]
     assert list(nats) == ["plain", "speckle"]  # the baseline first
-    assert nats["plain"]["difference"] is None
-    paired = np.subtract(nats["speckle"]["values"], nats["plain"]["values"])
-    assert nats["speckle"]["difference"]["value"] == pytest.approx(paired.mean())
+    assert nats["plain"].difference is None
+    paired = np.subtract(nats["speckle"].values, nats["plain"].values)
+    assert nats["speckle"].difference.value == pytest.approx(paired.mean())
     assert np.isfinite(paired).all()
     assert paired.std() > 0
-    assert not any(metric.startswith("masked loss") for metric in study["metrics"])  # no two arms share a loss
-    probes = [metric for metric in study["metrics"] if metric.startswith("simulated/dominant")]
+    assert not any(metric.startswith("masked loss") for metric in study.metrics)  # no two arms share a loss
+    probes = [metric for metric in study.metrics if metric.startswith("simulated/dominant")]
     assert len(probes) == 3  # knn5, knn20, linear
 
 
@@ -72,8 +73,8 @@ def test_seeds_change_parameters_masks_and_order(study):
 
 @pytest.mark.slow
 def test_files(grid):
-    _, out, results = grid
-    assert json.loads((out / "ablation.json").read_text()).keys() == results.keys()
+    _, out, studied = grid
+    assert json.loads((out / "ablation.json").read_text()) == results.plain(studied)
     table = (out / "ablation.md").read_text()
     assert "| -ln p of s1_grd, nats a pixel | speckle |" in table
     assert (out / "ablation_grd.png").stat().st_size > 5000
@@ -82,13 +83,13 @@ def test_files(grid):
 
 @pytest.mark.slow
 def test_finished_runs_are_kept_and_new_seeds_join(grid, monkeypatch, capsys):
-    values, out, results = grid
+    values, out, studied = grid
     trained = []
-    monkeypatch.setattr(ablate, "pretrain", lambda v, w: trained.append(w) or pretrain_script.pretrain(v, w))
+    monkeypatch.setattr(ablate, "pretrain", lambda v, w: trained.append(w) or pretrain(v, w))
     (out / "grd/speckle/seed1/ablation_run.json").unlink()  # as if stopped between training and its record
     again = ablate.ablate(values, str(out))
     assert trained == [str(out / "grd/speckle/seed1")]
-    assert again["grd"]["metrics"] == results["grd"]["metrics"]  # same seed, same numbers
+    assert again["grd"].metrics == studied["grd"].metrics  # same seed, same numbers
     assert capsys.readouterr().out.count("...") == 1
 
 
@@ -97,11 +98,11 @@ def test_a_stopped_run_is_not_taken_for_a_finished_one(study, monkeypatch, tmp_p
     values, _ = study
 
     def stopped(values, workdir):
-        return pretrain_script.pretrain(values | {"train": values["train"] | {"steps": 5}}, workdir)
+        return pretrain(values | {"train": values["train"] | {"steps": 5}}, workdir)
 
     monkeypatch.setattr(ablate, "pretrain", stopped)
     with pytest.raises(TrainingError, match="was stopped as asked: the same command goes on from there"):
-        ablate.ablate(values, str(tmp_path), seeds_=[0])
+        ablate.ablate(values, str(tmp_path), seeds=[0])
     assert not list(tmp_path.glob("grd/*/seed*/ablation_run.json"))
 
 
@@ -110,7 +111,7 @@ def test_another_configuration_in_the_same_folder(grid):
     values, out, _ = grid
     other = copy.deepcopy(values)
     other["studies"]["grd"]["config"]["optimizer"]["learning_rate"] = 1e-3
-    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+    with pytest.raises(ConfigError, match="holds another run: config was"):
         ablate.ablate(other, str(out))
 
 

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from experiments import report as report_script
-from experiments import scoring, task_report
-from experiments.finetune import several
-from experiments.task_report import BETTER, OPEN, WORSE, Row, Run
+from experiments.reports import task as task_page
+from experiments.reports.task import BETTER, OPEN, WORSE, Row, TaskRun
+from experiments.run.finetune import several
+from experiments.run.score import score
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Height, Segmentation, Tracking
+from ringmoe_jax.evaluate.metrics import HeightMetric, Score, SegmentationMetric, TrackingMetric
 from ringmoe_jax.models.adaptation import AdaptationConfig
+from ringmoe_jax.run import Run, results
+from ringmoe_jax.run.evaluation import TASK_SCORE, EncoderSummary, TaskScore
 
 SIZE = 8
 SCORED = 6  # validation samples, far from each other
@@ -53,11 +56,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    return Run.load(folder / "seed0")
+    return TaskRun.load(folder / "seed0")
 
 
 def with_result(run, **changes):
-    return dataclasses.replace(run, result={**run.result, **changes})
+    own = dataclasses.replace(run.own, result=dataclasses.replace(run.own.result, **changes))
+    return dataclasses.replace(run, own=own)
 
 
 def alone(page):
@@ -76,31 +80,56 @@ def test_the_page_says_what_was_trained_on_what(folder, run):
     assert alone(page)
     assert page.count("<img") == 2  # confusion matrix and losses
     seen = text(page)
-    trained, total = run.result["parameters"].values()
+    result = run.own.result
     for wanted in (
         "encoder ringmoe, new, not pre-trained",
         "adaptation full: all of the encoder is trained",
-        f"{trained:,} of {total:,} parameters (100 %)",
+        f"{result.parameters.trained:,} of {result.parameters.total:,} parameters (100 %)",
         f"{SCORED} samples of the split validation",
         "licence CC0-1.0; source: tests",
         "SIMULATED data: pixels of at least one sensor were computed",
         "Here: The most frequent class.",
     ):
         assert wanted in seen
-    for name, value in run.result["scores"].items():
+    for name, value in result.scores.items():
         assert f"{name} ↑" in seen
-        assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in seen
+        assert f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" in seen
     assert "neither 0 \N{EN DASH}" in seen  # no such sample: its recall is not defined
 
 
 def test_a_run_whose_step_was_not_scored_is_scored_first(folder, tmp_path, run, capsys):
     shutil.copytree(folder / "seed0", tmp_path / "run")
-    found = tmp_path / "run" / "report" / scoring.RESULT
-    found.write_text(json.dumps(run.result | {"step": 0, "scores": {}}))
+    path = tmp_path / "run" / "report" / TASK_SCORE
+    results.write(path, dataclasses.replace(run.own.result, step=0, scores={}))
     report_script.report(str(tmp_path / "run"))
     assert "step 1 of" in capsys.readouterr().out
-    again = json.loads(found.read_text())
-    assert (again["step"], again["scores"]) == (1, run.result["scores"])
+    again = results.load(TaskScore, path)
+    assert (again.step, again.scores) == (1, run.own.result.scores)
+
+
+def test_the_page_shows_every_split_that_was_scored(folder, tmp_path):
+    shutil.copytree(folder / "seed0", tmp_path / "run")
+    score(Run.open(tmp_path / "run"), split="train")
+    page = report_script.report(str(tmp_path / "run")).read_text()
+    seen = text(page)
+    assert f"{SCORED} samples of the split validation" in seen  # the run's own split is the one that counts
+    assert "made_up, train split 8 samples in 8 blocks" in seen
+    assert page.count("<img") == 4  # two confusion matrices, losses, all splits side by side
+    stale = tmp_path / "run" / "report" / "train" / TASK_SCORE
+    results.write(stale, dataclasses.replace(results.load(TaskScore, stale), step=0))
+    assert "train split" not in text(report_script.report(str(tmp_path / "run")).read_text())
+
+
+def test_a_score_of_another_version_is_one_line(folder, tmp_path):
+    shutil.copytree(folder / "seed0", tmp_path / "run")
+    path = tmp_path / "run" / "report" / TASK_SCORE
+    values = json.loads(path.read_text())
+    del values["encoder"]["init_from"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(
+        DataError, match=r"task.json was written by another version .*: evaluate the run again .*init_from"
+    ):
+        report_script.report(str(tmp_path / "run"))
 
 
 def test_the_page_of_seeds_holds_means_and_every_run(folder):
@@ -127,46 +156,49 @@ def test_seeds_that_went_on_are_an_error(folder, tmp_path):
 
 
 def value(low, high):
-    return {"value": None if low is None else (low + high) / 2, "low": low, "high": high}
+    return Score((low + high) / 2, low, high)
+
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
     ("metric", "name", "model", "constant", "verdict"),
     [
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
-        (Segmentation("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
-        (Segmentation("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
-        (Height(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
-        (Height(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
-        (Tracking(), "MOTP", (0.5, 0.6), (None, None), ""),
-        (Tracking(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.3), BETTER),
+        (SegmentationMetric("ab"), "mIoU", (0.1, 0.3), (0.4, 0.6), WORSE),
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.1, 0.4), OPEN),  # they touch
+        (SegmentationMetric("ab"), "mIoU", (0.4, 0.6), (0.45, 0.5), OPEN),
+        (HeightMetric(), "RMSE", (1.0, 2.0), (3.0, 4.0), BETTER),
+        (HeightMetric(), "RMSE", (3.0, 4.0), (1.0, 2.0), WORSE),
+        (TrackingMetric(), "MOTP", (0.5, 0.6), (NAN, NAN), ""),
+        (TrackingMetric(), "FP", (10.0, 20.0), (0.0, 0.0), ""),  # who says nothing has none
     ],
 )
 def test_a_verdict_needs_intervals_apart(metric, name, model, constant, verdict):
     assert Row(name, value(*model), value(*constant), metric.quantities[name]).verdict == verdict
 
 
-def of_task(run, task, rows):
-    """The run as if it had learnt another task; `rows` are {metric: (of the model, of the constant answer)}."""
+def with_metric(run, metric, rows):
+    """The run as if another metric had scored it; `rows` are {metric: (of the model, of the constant answer)}."""
     scores, constant = ({name: value(*both[i]) for name, both in rows.items()} for i in (0, 1))
-    other = dataclasses.replace(run, config=dataclasses.replace(run.config, task=task | {"target": "kind"}))
-    return with_result(other, scores=scores, constant=constant, classes={})
+    other = with_result(run, scores=scores, constant=constant, classes={})
+    return dataclasses.replace(other.own, quantities=metric.quantities)
 
 
 def test_less_is_better_of_errors_and_of_distances(run):
     rows = dict.fromkeys(("HOTA", "MOTP", "FN"), ((0.1, 0.2), (0.1, 0.2)))
-    tracked = of_task(run, {"name": "tracking"}, rows).rows
+    tracked = with_metric(run, TrackingMetric(), rows).rows
     assert [row.metric for row in tracked if row.less] == ["FN"]
     assert [row.digits for row in tracked] == [3, 3, 0]
-    far = of_task(run, {"name": "tracking", "distance": 5.0}, rows).rows
+    far = with_metric(run, TrackingMetric(distance=5.0), rows).rows
     assert [row.metric for row in far if row.less] == ["MOTP", "FN"]
-    assert far[1].meaning == "mean distance of matches from the truth, px"
+    assert [row.title for row in far] == ["HOTA", "MOTP, px", "FN"]
 
 
 def test_findings_claim_no_more_than_intervals_do(run):
-    def said(task="segmentation", **rows):
-        return list(task_report._compared(of_task(run, {"name": task}, rows)))
+    def said(metric=SegmentationMetric("ab"), **rows):  # noqa: B008
+        return list(task_page._compared(with_metric(run, metric, rows)))
 
     apart, over = ((0.4, 0.6), (0.1, 0.2)), ((0.4, 0.6), (0.5, 0.7))
     (better,) = said(mIoU=apart, OA=apart)
@@ -178,25 +210,27 @@ def test_findings_claim_no_more_than_intervals_do(run):
     nothing, best = said(mIoU=over, OA=apart)
     assert best == "By OA it is better."
     assert f"these {SCORED} samples do not show that the model beats" in nothing
-    (worse,) = said("height", RMSE=apart)
-    assert re.search(r"\(less is better\).* the model is worse than", worse)
+    (worse,) = said(HeightMetric(), RMSE=apart)
+    assert re.search(r"\(less is better\).* the model loses to", worse)
 
 
 def test_classes_that_are_never_right_are_named(run):
     table = {"class": ["a", "b", "c"], "pixels": [5, 5, 0], "IoU": [0.5, 0.0, 0.0], "precision": [1, None, 0.0]}
-    assert list(task_report._compared(with_result(run, classes=table)))[-1] == "Nothing is right of b (IoU 0)."
+    assert list(task_page._compared(with_result(run, classes=table).own))[-1] == "Nothing is right of b (IoU 0)."
 
 
 def test_cautions(run):
-    fine = {"dataset": run.result["dataset"] | {"simulated": False}, "split": "test", "blocks": 50}
-    pretrained = {"model": "ringmoe", "from": "runs/x", "step": 800, "weights": "checkpoint"}
-    assert not list(task_report._cautions(with_result(run, **fine, encoder=pretrained)))
-    assert len(list(task_report._cautions(run))) == 4  # simulated, not pre-trained, few blocks, validation
-    (stopped,) = task_report._cautions(with_result(run, **fine, encoder=pretrained, step=0))
+    real = dataclasses.replace(run.own.result.dataset, simulated=False)
+    fine = {"dataset": real, "split": "test", "blocks": 50}
+    pretrained = EncoderSummary(model="ringmoe", init_from="runs/x", step=800, weights="checkpoint")
+    fresh = dataclasses.replace(pretrained, weights="random")
+    assert not list(task_page._cautions(with_result(run, **fine, encoder=pretrained)))
+    assert len(list(task_page._cautions(run))) == 4  # simulated, not pre-trained, few blocks, validation
+    (stopped,) = task_page._cautions(with_result(run, **fine, encoder=pretrained, step=0))
     assert stopped == "The training was stopped at step 0 of 1."
-    setup = dict(task_report._setup(with_result(run, encoder=pretrained)))
+    setup = dict(task_page._setup(with_result(run, encoder=pretrained)))
     assert setup["encoder"] == "ringmoe, pre-trained: step 800 of runs/x"
-    setup = dict(task_report._setup(with_result(run, encoder=pretrained | {"weights": "random"})))
+    setup = dict(task_page._setup(with_result(run, encoder=fresh)))
     assert setup["encoder"] == "ringmoe, the one of runs/x with fresh weights, as if it had not been pre-trained"
 
 
@@ -212,4 +246,4 @@ def test_cautions(run):
     ],
 )
 def test_adaptation_is_said_in_words(config, words):
-    assert words in task_report._adaptation(config)
+    assert words in task_page._adaptation(config)

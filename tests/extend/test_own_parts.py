@@ -102,7 +102,7 @@ def test_a_sensor(monkeypatch):
 # ---- A router -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "engine"), [("SigmoidTopK", "blocks"), ("ExpertChoice", "capacity")])
+@pytest.mark.parametrize(("name", "engine"), [("SigmoidTopK", "dense"), ("ExpertChoice", "capacity")])
 def test_a_router(name, engine):
     moe = EXPERTS | dict(router=dict(name=f"own_router:{name}"), engine=engine)
     terms = dict(rgb=dict(name="masked_l1", sensor="rgb"), balance=dict(name="balance"))

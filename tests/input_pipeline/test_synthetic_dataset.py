@@ -167,13 +167,10 @@ def test_one_date_has_neither_changes_nor_tracks(tmp_path):
 
 
 def test_a_sensor_of_ones_own_is_rendered():
-    own = dataclasses.replace(sensors.get("ms4"), name="own", bands=sensors.get("ms4").bands[:2])
+    bands = sensors.get("ms4").bands[:2]
+    sensors.register(dataclasses.replace(sensors.get("ms4"), name="two_bands", bands=bands))
     scene = synthetic.draw(0, size=32)
-    sensors.SENSORS["own"] = own
-    try:
-        assert synthetic.simulate(scene, ["own"])["own"].pixels.shape == (1, 16, 16, 2)
-    finally:
-        del sensors.SENSORS["own"]
+    assert synthetic.simulate(scene, ["two_bands"])["two_bands"].pixels.shape == (1, 16, 16, 2)
 
 
 def boxes(rows, count=2):

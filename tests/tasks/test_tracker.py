@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.synthetic import scene
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.evaluate.metrics.tracking import Tracking
+from ringmoe_jax.evaluate.metrics.tracking import TrackingMetric
 from ringmoe_jax.tasks.tracker import Motion, TrackerConfig, track
 
 WPAFB = Path(__file__).parents[3] / "shared/data/tracking/wpafb2009_aoi02/tracks.csv"
@@ -170,14 +170,14 @@ def test_a_rectangle_keeps_its_sides_when_width_and_height_change_places():
 
 
 def score(truth, rows, **options):
-    metric = Tracking(**options)
+    metric = TrackingMetric(**options)
     metric.add(truth, rows)
     return {name: float(value[0]) for name, value in metric.values(np.ones((1, 1))).items()}
 
 
 def test_simulated_scenes_with_missed_and_false_detections():
     rng = np.random.default_rng(0)
-    metric = Tracking(rotated=True)
+    metric = TrackingMetric(rotated=True)
     for seed in range(12):
         truth, frames = [], []
         drawn = scene.draw(seed, dates=5, vehicles=12, ships=6)

@@ -15,25 +15,25 @@ boxes.py            overlap of upright and rotated boxes, non-maximum suppressio
 """
 
 from ringmoe_jax.evaluate.metrics.base import COUNT, METRICS, Metric, Quantity, Score, score
-from ringmoe_jax.evaluate.metrics.classification import Classification, MultiLabel
-from ringmoe_jax.evaluate.metrics.detection import Detection
-from ringmoe_jax.evaluate.metrics.height import Height
-from ringmoe_jax.evaluate.metrics.segmentation import Change, Segmentation, SemanticChange
-from ringmoe_jax.evaluate.metrics.tracking import Tracking
+from ringmoe_jax.evaluate.metrics.classification import ClassificationMetric, MultiLabelMetric
+from ringmoe_jax.evaluate.metrics.detection import DetectionMetric
+from ringmoe_jax.evaluate.metrics.height import HeightMetric
+from ringmoe_jax.evaluate.metrics.segmentation import ChangeMetric, SegmentationMetric, SemanticChangeMetric
+from ringmoe_jax.evaluate.metrics.tracking import TrackingMetric
 
 __all__ = [
     "COUNT",
     "METRICS",
-    "Change",
-    "Classification",
-    "Detection",
-    "Height",
+    "ChangeMetric",
+    "ClassificationMetric",
+    "DetectionMetric",
+    "HeightMetric",
     "Metric",
-    "MultiLabel",
+    "MultiLabelMetric",
     "Quantity",
     "Score",
-    "Segmentation",
-    "SemanticChange",
-    "Tracking",
+    "SegmentationMetric",
+    "SemanticChangeMetric",
+    "TrackingMetric",
     "score",
 ]

@@ -22,7 +22,7 @@ from ringmoe_jax.evaluate.metrics.base import (
 
 
 @METRICS.register("classification")
-class Classification(Metric):
+class ClassificationMetric(Metric):
     """One class an image.
 
     Metrics: "accuracy" (overall accuracy, OA), "macro" (mean recall of the classes that the images hold) and, where
@@ -104,7 +104,7 @@ class Classification(Metric):
 
 
 @METRICS.register("multilabel")
-class MultiLabel(Metric):
+class MultiLabelMetric(Metric):
     """Any number of classes an image.
 
     Metrics: "mAP micro" (of all pairs of image and class), "mAP macro" (mean over the classes that the images hold),

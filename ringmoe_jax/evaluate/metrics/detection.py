@@ -19,7 +19,7 @@ MOST = 100  # detections of one class in one image (COCO's maxDets)
 
 
 @METRICS.register("detection")
-class Detection(Metric):
+class DetectionMetric(Metric):
     """Boxes with classes and scores.
 
     Metrics, means over the classes that the drawn images hold, in 0..1: "AP" over the overlaps 0.50, 0.55, ... 0.95,

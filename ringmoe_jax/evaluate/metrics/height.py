@@ -11,7 +11,7 @@ FLOOR = 1.0  # metres; below it a relative error says nothing (our choice)
 
 
 @METRICS.register("height")
-class Height(Sums):
+class HeightMetric(Sums):
     """Heights or depths in metres.
 
     Metrics: "RMSE" and "MAE" in metres; "NRMSE", RMSE as a share of the range of the drawn images' truth; and,

@@ -13,7 +13,7 @@ CHANGE = ("unchanged", "changed")
 
 
 @METRICS.register("segmentation")
-class Segmentation(Sums):
+class SegmentationMetric(Sums):
     """One class a pixel.
 
     Metrics: "mIoU", "mF1" (means over classes) and "OA" (overall accuracy), from the pixels of all drawn images
@@ -84,7 +84,7 @@ class Segmentation(Sums):
 
 
 @METRICS.register("change")
-class Change(Segmentation):
+class ChangeMetric(SegmentationMetric):
     """Changed or not, a pixel.
 
     Metrics: "F1", "IoU", "precision" and "recall" of the class "changed", and "OA". `add` takes maps of 0 (unchanged),
@@ -119,7 +119,7 @@ class Change(Segmentation):
 
 
 @METRICS.register("semantic_change")
-class SemanticChange(Sums):
+class SemanticChangeMetric(Sums):
     """Where a series of maps changes, and into what (DynamicEarthNet: Toker et al., CVPR 2022, section 5).
 
     Metrics: "SCS" = (BC + SC) / 2; "BC", IoU of binary change, a pixel being changed where two consecutive maps

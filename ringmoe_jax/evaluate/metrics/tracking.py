@@ -37,7 +37,7 @@ class _Sequence:
 
 
 @METRICS.register("tracking")
-class Tracking(Sums):
+class TrackingMetric(Sums):
     """Tracks of objects; truth and hypotheses are matched date by date.
 
     Metrics: "HOTA", "DetA", "AssA" (Luiten et al., IJCV 2021), "MOTA", "MOTP" (Bernardin and Stiefelhagen, 2008),

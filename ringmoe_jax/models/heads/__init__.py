@@ -16,7 +16,7 @@ It returns a dict of float32 predictions, which become `outputs["predictions"]`:
     fcn, upernet                            {"logits": [N, H, W, C]}, and of upernet "auxiliary", the same
     change_difference, change_transformer   {"logits": [N, H, W, C]}
     height                                  {"height": [N, H, W] metres, "bins": [N, K] metres}
-    fcos                                    see `detection.Detection`
+    fcos                                    see `detection.DetectionHead`
 
 A head of your own is named `module:Name` in `config.head`; docs/extend.md has one.
 

@@ -27,7 +27,7 @@ SIDE = 4.0  # strides: side of the boxes that a new head predicts
 @HEADS.register("fcos")
 @dataclasses.dataclass(frozen=True)
 class DetectionConfig(HeadConfig):
-    """Geometry of `Detection`; sizes and prior are FCOS's.
+    """Geometry of `DetectionHead`; sizes and prior are FCOS's.
 
     Attributes:
         channels: of the pyramid and the towers.
@@ -64,12 +64,12 @@ class DetectionConfig(HeadConfig):
         if not 0 < self.prior < 1:
             raise ConfigError(f"head.prior = {self.prior}: wanted more than 0 and less than 1")
 
-    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> Detection:
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> DetectionHead:
         """See `HeadConfig`."""
-        return Detection(self, widths, outputs, rngs, dtype=dtype)
+        return DetectionHead(self, widths, outputs, rngs, dtype=dtype)
 
 
-class Detection(nnx.Module):
+class DetectionHead(nnx.Module):
     """Class, box and centreness at every point of all levels; the towers are shared by the levels.
 
     Args:
@@ -178,12 +178,12 @@ def decode(predictions: Mapping, top: int = 300, threshold: float = 0.05) -> tup
     A score is the geometric mean of the class's probability and the centreness (Tian et al. 2022).
 
     Args:
-        predictions: of `Detection`.
+        predictions: of `DetectionHead`.
         top: rows of the result, at most points times classes; several points find each object.
         threshold: least score of a box.
 
     Returns:
-        boxes: [N, top, 5] float32, see `Detection`.
+        boxes: [N, top, 5] float32, see `DetectionHead`.
         scores: [N, top] float32 in 0..1, in descending order; 0 where below the threshold.
         classes: [N, top] int32; -1 where the score is below the threshold: rows not to use.
     """

@@ -3,18 +3,18 @@ import pytest
 from sklearn import metrics as sklearn
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Classification, MultiLabel, Score, score
+from ringmoe_jax.evaluate.metrics import ClassificationMetric, MultiLabelMetric, Score, score
 from ringmoe_jax.evaluate.metrics.classification import average_precision
 
 
 def classified(names, scores, labels):
-    metric = Classification(names)
+    metric = ClassificationMetric(names)
     metric.add(np.asarray(scores), np.asarray(labels))
     return metric
 
 
 def labelled(scores, labels, **options):
-    metric = MultiLabel([str(i) for i in range(scores.shape[1])], **options)
+    metric = MultiLabelMetric([str(i) for i in range(scores.shape[1])], **options)
     metric.add(scores, labels)
     return metric
 
@@ -125,12 +125,12 @@ def test_what_cannot_be_scored_is_an_error(scores, labels, message):
 
 def test_no_images_no_labels_and_wrong_groups_are_errors():
     with pytest.raises(DataError, match="holds no images"):
-        score(Classification("ab"))
+        score(ClassificationMetric("ab"))
     with pytest.raises(DataError, match="holds no images"):
-        score(MultiLabel("ab"))
+        score(MultiLabelMetric("ab"))
     with pytest.raises(DataError, match='"accuracy" of 1 images is undefined'):
         score(classified("ab", [[1.0, 0.0]], [-1]))
     with pytest.raises(DataError, match=r"groups have shape \(3,\)"):
         score(classified("ab", [[1.0, 0.0]], [0]), np.arange(3))
     with pytest.raises(DataError, match="labels hold 2"):
-        MultiLabel("ab").add(np.zeros(2), np.array([2, 0]))
+        MultiLabelMetric("ab").add(np.zeros(2), np.array([2, 0]))

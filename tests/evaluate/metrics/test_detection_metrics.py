@@ -6,13 +6,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Detection, score
+from ringmoe_jax.evaluate.metrics import DetectionMetric, score
 
 NONE = np.zeros((0, 5)), np.zeros(0), np.zeros(0, int)
 
 
 def evaluated(images, classes, **options):
-    metric = Detection([str(i) for i in range(classes)], **options)
+    metric = DetectionMetric([str(i) for i in range(classes)], **options)
     for image in images:
         metric.add(*image)
     return metric
@@ -170,6 +170,6 @@ def test_what_cannot_be_scored_is_an_error():
     with pytest.raises(DataError, match=r"wanted \[m, 6\]"):
         evaluated([(box, np.ones(1), one, true[:, 1:])], 1)
     with pytest.raises(DataError, match="holds no images"):
-        score(Detection("a"))
+        score(DetectionMetric("a"))
     with pytest.raises(DataError, match='"AP" of 1 images is undefined'):
         score(evaluated([(box, np.ones(1), one, true[:0])], 1))

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Height, score
+from ringmoe_jax.evaluate.metrics import HeightMetric, score
 
 
 def measured(*triples, **options):
-    metric = Height(**options)
+    metric = HeightMetric(**options)
     for truth, predicted, valid in triples:
         metric.add(np.array([truth], np.float32), np.array([predicted], np.float32), np.array([valid], bool))
     return metric
@@ -48,4 +48,4 @@ def test_what_is_not_valid_does_not_count_and_what_is_must_be_finite():
     with pytest.raises(DataError, match='"RMSE" of 1 images is undefined'):
         score(measured(([1], [1], [0])))
     with pytest.raises(DataError, match="holds no images"):
-        score(Height())
+        score(HeightMetric())

@@ -3,14 +3,14 @@ import pytest
 
 from ringmoe_jax.evaluate.metrics import (
     METRICS,
-    Change,
-    Classification,
-    Detection,
-    Height,
-    MultiLabel,
-    Segmentation,
-    SemanticChange,
-    Tracking,
+    ChangeMetric,
+    ClassificationMetric,
+    DetectionMetric,
+    HeightMetric,
+    MultiLabelMetric,
+    SegmentationMetric,
+    SemanticChangeMetric,
+    TrackingMetric,
     base,
     score,
 )
@@ -29,7 +29,7 @@ def test_confusion_counts_known_pairs():
 def test_portions_change_nothing(monkeypatch):
     assert [part.shape for part in base.portions(np.ones((7, 3)), 10)] == [(7, 3)]
     generator = np.random.default_rng(0)
-    metric = MultiLabel("abc")
+    metric = MultiLabelMetric("abc")
     metric.add(generator.random((9, 3)), generator.integers(2, size=(9, 3)))
     weights = generator.integers(3, size=(7, 9)).astype(float)
     whole = metric.values(weights)
@@ -44,7 +44,7 @@ def test_intervals_hold_the_value_and_widen_with_groups(groups):
     """Images of a group are copies: only a quarter of them says something of its own."""
     generator = np.random.default_rng(0)
     hits = np.repeat(generator.random(50) < 0.7, 4)
-    metric = Segmentation("ab")
+    metric = SegmentationMetric("ab")
     for hit in hits:
         metric.add(np.zeros((1, 1), int), np.full((1, 1), 1 - int(hit)))
     found = score(metric, groups)["OA"]
@@ -61,16 +61,16 @@ MAPS = np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 1]])
 @pytest.mark.parametrize(
     ("metric", "added"),
     [
-        (Classification("abc"), (np.eye(3), np.arange(3))),
-        (Classification("abcdef"), (np.eye(6), np.arange(6))),
-        (MultiLabel("ab"), (np.array([[0.2, 0.9]]), np.array([[1, 0]]))),
-        (Segmentation("ab"), MAPS),
-        (Change(), MAPS),
-        (SemanticChange("ab"), tuple(np.stack([x, 1 - x]) for x in MAPS)),
-        (Height(), (np.full((2, 2), 30.0), np.full((2, 2), 10.0), np.ones((2, 2), bool))),
-        (Detection("ab"), (BOX[:, 1:], np.ones(1), np.ones(1, int), BOX)),
-        (Tracking(), (TRACK, TRACK)),
-        (Tracking(distance=9.0), (TRACK, TRACK + np.array([0, 9, 0, 0, 0, 0, 1, 0]))),
+        (ClassificationMetric("abc"), (np.eye(3), np.arange(3))),
+        (ClassificationMetric("abcdef"), (np.eye(6), np.arange(6))),
+        (MultiLabelMetric("ab"), (np.array([[0.2, 0.9]]), np.array([[1, 0]]))),
+        (SegmentationMetric("ab"), MAPS),
+        (ChangeMetric(), MAPS),
+        (SemanticChangeMetric("ab"), tuple(np.stack([x, 1 - x]) for x in MAPS)),
+        (HeightMetric(), (np.full((2, 2), 30.0), np.full((2, 2), 10.0), np.ones((2, 2), bool))),
+        (DetectionMetric("ab"), (BOX[:, 1:], np.ones(1), np.ones(1, int), BOX)),
+        (TrackingMetric(), (TRACK, TRACK)),
+        (TrackingMetric(distance=9.0), (TRACK, TRACK + np.array([0, 9, 0, 0, 0, 0, 1, 0]))),
     ],
 )
 def test_every_value_has_a_direction_a_unit_and_a_range(metric, added):
@@ -85,9 +85,14 @@ def test_every_value_has_a_direction_a_unit_and_a_range(metric, added):
 
 def test_less_is_better_of_errors_counts_and_distances():
     less = lambda metric: {name for name, q in metric.quantities.items() if not q.higher_is_better}  # noqa: E731
-    assert less(Height()) == {"RMSE", "MAE", "REL", "NRMSE"}
-    assert less(Tracking()) == {"ID switches", "FP", "FN"}
-    assert less(Tracking(distance=3.0)) == {"ID switches", "FP", "FN", "MOTP"}
-    assert not less(Segmentation("ab"))
-    units = {name: q.unit for name, q in Tracking(distance=3.0).quantities.items()}
-    assert (units["MOTP"], units["FP"], units["HOTA"], Height().quantities["MAE"].unit) == ("px", "count", "", "m")
+    assert less(HeightMetric()) == {"RMSE", "MAE", "REL", "NRMSE"}
+    assert less(TrackingMetric()) == {"ID switches", "FP", "FN"}
+    assert less(TrackingMetric(distance=3.0)) == {"ID switches", "FP", "FN", "MOTP"}
+    assert not less(SegmentationMetric("ab"))
+    units = {name: q.unit for name, q in TrackingMetric(distance=3.0).quantities.items()}
+    assert (units["MOTP"], units["FP"], units["HOTA"], HeightMetric().quantities["MAE"].unit) == (
+        "px",
+        "count",
+        "",
+        "m",
+    )

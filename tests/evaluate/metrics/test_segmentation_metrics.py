@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Change, Segmentation, SemanticChange, score
+from ringmoe_jax.evaluate.metrics import ChangeMetric, SegmentationMetric, SemanticChangeMetric, score
 
 ONE = np.ones((1, 1))
 
 
 def segmented(names, *pairs):
-    metric = Segmentation(names)
+    metric = SegmentationMetric(names)
     for truth, predicted in pairs:
         metric.add(np.asarray(truth), np.asarray(predicted))
     return metric
@@ -57,7 +57,7 @@ def test_void_no_images_and_values_that_are_no_class():
     with pytest.raises(DataError, match='"mIoU" of 1 images is undefined'):
         score(segmented("ab", ([[-1]], [[1]])))
     with pytest.raises(DataError, match="holds no images"):
-        score(Segmentation("ab"))
+        score(SegmentationMetric("ab"))
     with pytest.raises(DataError, match="a prediction is -1, wanted 0 to 1"):
         segmented("ab", ([[0]], [[-1]]))
     with pytest.raises(DataError, match="a label is 255, wanted -1 to 1"):
@@ -70,7 +70,7 @@ def test_void_no_images_and_values_that_are_no_class():
 
 
 def test_binary_change_by_hand():
-    metric = Change()
+    metric = ChangeMetric()
     metric.add(np.array([[1, 1, 1, 0, 0, -1]]), np.array([[1, 0, 0, 1, 0, 1]]))
     metric.add(np.array([[0, 0]]), np.array([[0, 0]]))
     values = metric.values(np.array([[1.0, 1], [0, 1]]))
@@ -84,12 +84,12 @@ def test_binary_change_by_hand():
 def test_semantic_change_by_hand():
     before, after = [0, 0, 1, 1, -1, 2], [0, 1, 1, 2, 0, 2]  # two pixels change, into 1 and into 2
     seen, then = [0, 0, 1, 0, 0, 2], [0, 1, 0, 2, 1, 2]  # three change: both of these, and the third
-    metric = SemanticChange("abc")
+    metric = SemanticChangeMetric("abc")
     metric.add(np.array([[before], [after]]), np.array([[seen], [then]]))
     values = metric.values(ONE)
     assert {k: v[0] for k, v in values.items()} == pytest.approx({"SCS": (2 / 3 + 1) / 2, "BC": 2 / 3, "SC": 1})
     wrong = [0, 0, 1, 0, 0, 2]  # of the two, one becomes 0 and one stays 0: a class that the truth lacks is left out
-    metric = SemanticChange("abc")
+    metric = SemanticChangeMetric("abc")
     metric.add(np.array([[before], [after]]), np.array([[[1, 1, 1, 1, 1, 1]], [wrong]]))
     values = metric.values(ONE)
     # Seen to change: pixels 0, 1, 3, 5 of 0, 1, 2, 3, 5; truly 1 and 3.
@@ -100,8 +100,8 @@ def test_semantic_change_by_hand():
 
 def test_semantic_change_needs_two_dates_and_some_change():
     with pytest.raises(DataError, match="two dates"):
-        SemanticChange("ab").add(np.zeros((1, 2, 2), int), np.zeros((1, 2, 2), int))
-    metric = SemanticChange("ab")
+        SemanticChangeMetric("ab").add(np.zeros((1, 2, 2), int), np.zeros((1, 2, 2), int))
+    metric = SemanticChangeMetric("ab")
     metric.add(np.zeros((3, 2, 2), int), np.zeros((3, 2, 2), int))
     with pytest.raises(DataError, match='"SCS" of 1 images is undefined'):
         score(metric)

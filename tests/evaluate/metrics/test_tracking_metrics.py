@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.evaluate.metrics import Tracking, score
+from ringmoe_jax.evaluate.metrics import TrackingMetric, score
 from ringmoe_jax.evaluate.metrics import boxes as geometry
 
 ONE = np.ones((1, 1))
@@ -17,7 +17,7 @@ def rows(*points):
 
 
 def tracked(*sequences, **options):
-    metric = Tracking(**options)
+    metric = TrackingMetric(**options)
     for truth, predicted in sequences:
         metric.add(truth, predicted)
     return metric
@@ -178,7 +178,7 @@ def test_nothing_seen_and_nothing_there():
     with pytest.raises(DataError, match='"HOTA" of 1 images is undefined'):
         score(tracked((none, none)))
     with pytest.raises(DataError, match="holds no images"):
-        score(Tracking())
+        score(TrackingMetric())
 
 
 def test_what_cannot_be_scored_is_an_error():
@@ -190,4 +190,4 @@ def test_what_cannot_be_scored_is_an_error():
     with pytest.raises(DataError, match="a number of predicted tracks is nan"):
         tracked((good, rows((1, 0, np.nan))))
     with pytest.raises(DataError, match="wanted more than 0 pixels"):
-        Tracking(distance=0.0)
+        TrackingMetric(distance=0.0)

@@ -28,6 +28,7 @@ class ExpertChoice(Router):
         tokens, experts = scores.shape
         chances = jax.nn.softmax(masked(scores, modality, allowed), axis=-1)
         rows = min(tokens, -(-k * tokens // experts))
-        least = jax.lax.top_k(chances.T, rows)[0][:, -1]
-        gates, order = jax.lax.top_k(jnp.where(chances >= least, chances, 0.0), experts)
+        taken = jax.lax.top_k(chances.T, rows)[1]  # [E, rows] tokens
+        chosen = jnp.zeros(scores.shape, bool).at[taken, jnp.arange(experts)[:, None]].set(True)
+        gates, order = jax.lax.top_k(jnp.where(chosen, chances, 0.0), experts)
         return Routing(jnp.where(gates > 0, order, experts), gates, chances)  # index E: nobody

@@ -9,13 +9,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads import boxes
-from ringmoe_jax.models.heads.detection import Detection, DetectionConfig, decode
+from ringmoe_jax.models.heads.detection import DetectionConfig, DetectionHead, decode
 
 SMALL = dict(channels=8, depth=1, groups=2)
 
 
 def make(widths=(4, 6), classes=3, **fields):
-    return Detection(DetectionConfig(**SMALL | fields), widths, classes, nnx.Rngs(0), dtype=jnp.float32)
+    return DetectionHead(DetectionConfig(**SMALL | fields), widths, classes, nnx.Rngs(0), dtype=jnp.float32)
 
 
 def features(grids, widths=(4, 6), images=2):

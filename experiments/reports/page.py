@@ -1,16 +1,18 @@
-"""HTML pages in one style, from the templates in `experiments/pages`; they need no other file and no network."""
+"""HTML pages in one style, from the templates in `pages/`; they need no other file and no network."""
 
 from __future__ import annotations
 
 import base64
 import datetime
-import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from ringmoe_jax.evaluate.metrics import Score
 
 MINUS = "\u2212"
 TEMPLATES = Path(__file__).parent / "pages"
@@ -30,7 +32,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "setting": setting, "short": short}
+    environment.filters |= {"score": score, "number": number, "setting": setting, "short": short}
     date = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
     return environment.get_template(template).render(**values, date=date)
 
@@ -40,11 +42,16 @@ def embedded(image: Path) -> str:
     return base64.b64encode(image.read_bytes()).decode()
 
 
-def score(value: Mapping[str, float | None], signed: bool = False, digits: int = 3) -> str:
+def score(value: Score, signed: bool = False, digits: int = 3) -> str:
     """For example "0.812 [0.774, 0.850]"; a dash where it is not defined."""
-    shape = f"{'+' if signed else ''},.{digits}f"
-    number = lambda x: "–" if x is None else f"{x:{shape}}".replace("-", MINUS)  # noqa: E731, RUF001
-    return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+    low, high = number(value.low, signed, digits), number(value.high, signed, digits)
+    return f"{number(value.value, signed, digits)} [{low}, {high}]"
+
+
+def number(value: float, signed: bool = False, digits: int = 3) -> str:
+    """For example "0.812" or "1,204.000"; a dash where it is not defined."""
+    text = f"{value:{'+' if signed else ''},.{digits}f}" if math.isfinite(value) else "–"  # noqa: RUF001
+    return text.replace("-", MINUS)
 
 
 def setting(value: Any) -> str:
@@ -71,9 +78,3 @@ def speed(records: Sequence[Mapping]) -> dict[str, float] | None:
         return None
     names = ("images_per_second", "input_wait", "step_seconds")
     return {name: statistics.median(record[f"perf/{name}"] for record in timed) for name in names}
-
-
-def current(path: Path, step: int) -> dict[str, Any] | None:
-    """What an evaluation wrote; None where there is none, or it is of another step."""
-    found = json.loads(path.read_text()) if path.exists() else None
-    return found if found and found["step"] == step else None

@@ -1,19 +1,18 @@
 import pytest
 
-from ringmoe_jax.evaluate import comparison_figures
+from experiments.reports import arms
+from ringmoe_jax.evaluate.metrics import Score
+from ringmoe_jax.evaluate.seeds import ArmScores
 
 
 def result(arm, value, fraction=1.0, metrics=("mIoU", "F1")):
-    return {
-        "arm": arm,
-        "fraction": fraction,
-        "scores": {metric: {"value": value, "low": value - 0.1, "high": value + 0.2} for metric in metrics},
-    }
+    scores = {metric: Score(value, value - 0.1, value + 0.2) for metric in metrics}
+    return ArmScores(arm=arm, scores=scores, fraction=fraction)
 
 
 def test_scores_have_a_panel_a_metric_and_a_row_an_arm():
     results = [result("pre-trained", 0.7), result("random", 0.5, metrics=("mIoU",))]
-    first, second = comparison_figures.scores("set", results).axes
+    first, second = arms.scores("set", results).axes
     assert [first.get_title(loc="left"), second.get_title(loc="left")] == ["mIoU", "F1"]
     assert [tick.get_text() for tick in first.get_yticklabels()] == ["pre-trained", "random"]
     assert first.get_ylim()[0] > first.get_ylim()[1]  # the first arm is on top
@@ -27,7 +26,7 @@ def test_scores_have_a_panel_a_metric_and_a_row_an_arm():
 
 def test_labels_have_a_logarithmic_axis_and_a_line_an_arm():
     results = [result("pre-trained", 0.3, 0.1), result("pre-trained", 0.2, 0.01), result("random", 0.1, 1.0)]
-    figure = comparison_figures.labels("set", results)
+    figure = arms.labels("set", results)
     ax = figure.axes[0]
     assert ax.get_xscale() == "log"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1 %", "10 %", "100 %"]
@@ -37,7 +36,7 @@ def test_labels_have_a_logarithmic_axis_and_a_line_an_arm():
 
 def test_more_metrics_than_columns_leave_no_empty_axes():
     many = tuple(f"metric {i}" for i in range(5))
-    for draw in (comparison_figures.scores, comparison_figures.labels):
+    for draw in (arms.scores, arms.labels):
         figure = draw("set", [result("pre-trained", 0.5, metrics=many)])
         assert sum(ax.get_visible() for ax in figure.axes) == 5
         box = figure.get_tightbbox()

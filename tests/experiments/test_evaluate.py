@@ -3,18 +3,26 @@
 import dataclasses
 import json
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import common, tables
 from experiments import evaluate as evaluate_script
 from experiments import report as report_script
+from experiments.reports import pretraining
+from experiments.run import score, tables
+from experiments.run.evaluate import evaluate
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, MULTILABEL, Image, LabelInfo, Metadata, Sample, SensorInfo
+from ringmoe_jax import run as runs
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.evaluate.metrics import Score
+from ringmoe_jax.evaluate.routing import GroupSummary
+from ringmoe_jax.run import PretrainConfig, Run, results
+from ringmoe_jax.run.evaluation import EVALUATION, ComparisonRow, Evaluation, ProbeRow, RankRow
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
@@ -60,9 +68,9 @@ def made_up(tmp_path_factory):
 
 def finish(folder, metadata, values, logged, change=lambda state: state):
     """Writes the one checkpoint of a run that was never trained and some metrics, and reports it."""
-    config = common.ExperimentConfig.of(values)
+    config = PretrainConfig.of(values)
     statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}
-    parts = common.build(config, statistics)
+    parts = runs.pretraining(config, statistics)
     state = change(create(parts.model, parts.pretext, optimizer.build(config.optimizer, 10), seed=0))
     checkpointer = Checkpointer(folder)
     checkpointer.save(10, state, {"config": values, "statistics": {n: s.to_json() for n, s in statistics.items()}})
@@ -94,45 +102,44 @@ def workdir(made_up, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(workdir):
-    return json.loads((workdir / "report" / "evaluation.json").read_text())
+def evaluation(workdir):
+    return results.load(Evaluation, workdir / "report" / EVALUATION)
 
 
-def test_every_label_encoder_and_set_of_sensors_is_probed(found):
-    keys = {(r["label"], r["features"], r["encoder"], r["protocol"]) for r in found["probes"]}
-    assert len(keys) == len(found["probes"]) == 2 * 3 * 4 * 3
-    assert {r["features"] for r in found["probes"]} == {"s1_grd", "dem", "s1_grd + dem"}
-    for r in found["probes"]:
-        assert (r["train"], r["test"], r["blocks"], r["near"]) == (TRAIN, VALIDATION, VALIDATION, VALIDATION)
-        assert r["left_out"] == (["never"] if r["label"] == "cover" else [])
-    easy = [r for r in found["probes"] if (r["features"], r["encoder"]) == ("s1_grd", "image statistics")]
-    assert all(next(iter(r["scores"].values()))["value"] == 1.0 for r in easy)  # 6 dB apart
+def test_every_label_encoder_and_set_of_sensors_is_probed(evaluation):
+    probes = evaluation.probes
+    keys = {(r.label, r.features, r.encoder, r.protocol) for r in probes}
+    assert len(keys) == len(probes) == 2 * 3 * 4 * 3
+    assert {r.features for r in probes} == {"s1_grd", "dem", "s1_grd + dem"}
+    for r in probes:
+        assert (r.train, r.test, r.blocks, r.near) == (TRAIN, VALIDATION, VALIDATION, VALIDATION)
+        assert r.left_out == (("never",) if r.label == "cover" else ())
+    easy = [r for r in probes if (r.features, r.encoder) == ("s1_grd", "image statistics")]
+    assert all(r.score.value == 1.0 for r in easy)  # 6 dB apart
 
 
-def test_reconstruction_of_noise_is_not_better_than_a_mean(found):
-    (row,) = found["reconstruction"]
-    assert (row["objective"], row["tiles"]) == ("backscatter", VALIDATION)
-    assert set(row["losses"]) == {"model", "image mean", "image median", "training mean"}
+def test_reconstruction_of_noise_is_not_better_than_a_mean(evaluation):
+    (row,) = evaluation.reconstruction
+    assert (row.objective, row.tiles) == ("backscatter", VALIDATION)
+    assert set(row.losses) == {"model", "image mean", "image median", "training mean"}
     # Two clouds 6 dB apart with unit noise: std = sqrt(1 + 9), and E|noise| = 0.798.
-    assert row["losses"]["image mean"]["value"] == pytest.approx(0.798 / np.sqrt(10), rel=0.1)
-    assert row["losses"]["training mean"]["value"] == pytest.approx(3 / np.sqrt(10), rel=0.1)
-    assert row["difference"]["low"] > 0
+    assert row.losses["image mean"].value == pytest.approx(0.798 / np.sqrt(10), rel=0.1)
+    assert row.losses["training mean"].value == pytest.approx(3 / np.sqrt(10), rel=0.1)
+    assert row.difference.low > 0
 
 
-def test_routing_counts_every_token_once(found):
+def test_routing_counts_every_token_once(evaluation):
     # 4 x 4 tokens in the first stage and 2 x 2 in the second, for each of the two modalities.
-    for group in found["routing"].values():
-        assert group["tokens"] == [VALIDATION * 20] * 2
-        for layer in group["load"]:
-            for shares in layer:
-                assert sum(x for x in shares if x is not None) == pytest.approx(1)
+    for group in evaluation.routing.values():
+        assert group.tokens.tolist() == [VALIDATION * 20] * 2
+        assert np.nansum(group.load, axis=-1) == pytest.approx(1)
 
 
-def test_the_page_needs_nothing_else(workdir, found):
+def test_the_page_needs_nothing_else(workdir, evaluation):
     page = (workdir / "report.html").read_text()
     assert not re.search(r"<script|<link|@import|url\(", page)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
-    assert page.count("<img") == sum(map(len, found["figures"].values())) + 1  # and the losses
+    assert page.count("<img") == sum(map(len, evaluation.figures.values())) + 1  # and the losses
     for text in ("Noise of two powers.", "backscatter", "image median", "25 %", f"{jax.__version__}"):
         assert text in page
     assert "5 of the 5 blocks hold or border on training tiles" in page
@@ -140,7 +147,7 @@ def test_the_page_needs_nothing_else(workdir, found):
 
 def test_what_cannot_be_evaluated_is_said_in_one_line(workdir, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r'"knm" does not exist: did you mean "knn"'):
-        evaluate_script.evaluate(str(workdir), protocol="knm")
+        evaluate(str(workdir), protocol="knm")
     with pytest.raises(DataError, match="no checkpoint"):
         report_script.report(str(tmp_path))
     with pytest.raises(SystemExit) as stop:
@@ -161,28 +168,28 @@ def test_a_test_split_is_scored_with_few_labels_and_without_a_sensor(workdir, tm
     options = ["--fractions", 0.1, 1, "--draws", 2, "--without", "dem", "--out", tmp_path / "out"]
     assert run("--checkpoint", workdir, "--dataset", directory, *options) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    (where,) = found["datasets"]
-    assert where["split"] == "test"
-    assert where["protocol"] in printed
-    assert where["protocol"].endswith(
+    evaluation = results.load(Evaluation, tmp_path / "out" / EVALUATION)
+    (where,) = evaluation.datasets
+    assert where.split == "test"
+    assert where.protocol in printed
+    assert where.protocol.endswith(
         "fitted on train, with C chosen on validation and refitted on both, and scored on test without dem"
     )
-    keys = {(r["label"], r["encoder"], r["protocol"]): r for r in found["probes"]}
-    few = {(r["label"], r["encoder"], r["protocol"]): r for r in found["few_labels"]}
+    keys = {(r.label, r.encoder, r.protocol): r for r in evaluation.probes}
+    few = {(r.label, r.encoder, r.protocol): r for r in evaluation.few_labels}
     assert set(keys) == set(few)
-    assert len(keys) == len(found["probes"]) == len(found["few_labels"]) == 2 * 4 * 3
-    assert {r["features"] for r in found["probes"]} == {"s1_grd"}
+    assert len(keys) == len(evaluation.probes) == len(evaluation.few_labels) == 2 * 4 * 3
+    assert {r.features for r in evaluation.probes} == {"s1_grd"}
     for (_, _, protocol), r in keys.items():
-        assert (r["fraction"], r["draws"], r["test"]) == (1, 1, VALIDATION)
-        assert r["train"] == TRAIN + (10 if protocol == "linear" else 0)
+        assert (r.fraction, r.draws, r.test) == (1, 1, VALIDATION)
+        assert r.train == TRAIN + (10 if protocol == "linear" else 0)
     for (_, _, protocol), r in few.items():
-        assert (r["fraction"], r["draws"]) == (0.1, 2)
-        assert r["train"] == 2 + (protocol == "linear") * (2 if r["label"] == "class" else 1)  # of every class one
-    assert found["figures"]["labels"] == ["labels_made_up_class.png", "labels_made_up_cover.png"]
+        assert (r.fraction, r.draws) == (0.1, 2)
+        assert r.train == 2 + (protocol == "linear") * (2 if r.label == "class" else 1)  # of every class one
+    assert evaluation.figures["labels"] == ("labels_made_up_class.png", "labels_made_up_cover.png")
     assert re.search(r"10 %, of tiles +100 %, of tiles", printed)
-    (row,) = found["reconstruction"]
-    assert row["tiles"] == VALIDATION
+    (row,) = evaluation.reconstruction
+    assert row.tiles == VALIDATION
 
 
 @pytest.mark.parametrize(
@@ -211,9 +218,9 @@ def fine_tuned(tmp_path, monkeypatch):
     checkpointer.wait()
     checkpointer.close()
     calls = []
-    monkeypatch.setattr(evaluate_script.scoring.Adapted, "load", staticmethod(lambda folder: f"run in {folder}"))
-    monkeypatch.setattr(evaluate_script.scoring, "score", lambda *given, **options: calls.append((given, options)))
-    monkeypatch.setattr(evaluate_script.scoring, "show", lambda result: print("a table"))
+    monkeypatch.setattr(Run, "open", staticmethod(lambda folder: f"run in {folder}"))
+    monkeypatch.setattr(score, "score", lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(score, "show", lambda result: print("a table"))
     return tmp_path / "seg", calls
 
 
@@ -223,13 +230,13 @@ def test_a_fine_tuned_run_is_scored_by_its_task(fine_tuned, capsys):
     assert "a table" in capsys.readouterr().out
     options = ["--dataset", "d", "--split", "test", "--without", "dem", "--seed", 3, "--out", "o"]
     assert run("--checkpoint", folder, *options) == 0
-    given = (f"run in {folder}", str(folder))
-    asked = {"directory": "d", "split": "test", "without": ["dem"], "seed": 3, "out": "o"}
-    assert calls == [(given, {"directory": ""}), (given, asked)]
+    given = (f"run in {folder}",)
+    asked = {"datasets": ["d"], "split": "test", "without": ["dem"], "seed": 3, "out": "o"}
+    assert calls == [(given, {}), (given, asked)]
 
 
 @pytest.mark.parametrize(
-    "options", [["--protocol", "knn"], ["--fractions", "0.1"], ["--max_tiles", "5"], ["--dataset", "a", "b"]]
+    "options", [["--protocol", "knn"], ["--fractions", "0.1"], ["--max_tiles", "5"], ["--draws", "2"]]
 )
 def test_options_of_probes_make_no_sense_for_a_task(fine_tuned, options, capsys):
     folder, calls = fine_tuned
@@ -239,20 +246,107 @@ def test_options_of_probes_make_no_sense_for_a_task(fine_tuned, options, capsys)
     assert not calls
 
 
+def bare(**rows):
+    """An evaluation that holds nothing else."""
+    parts = dict(checkpoint="", step=0, protocol="", seed=0, parameters=None, seconds=0.0, modalities=())
+    return Evaluation(versions={}, date="", devices="", **parts, **rows)
+
+
+def between(low, high):
+    return Score((low + high) / 2, low, high)
+
+
+def test_a_task_is_scored_on_one_data_set_at_a_time():
+    with pytest.raises(DataError, match=r"--dataset a b: a fine-tuned run is scored on one data set at a time"):
+        score.score(types.SimpleNamespace(parts=None), ["a", "b"])
+
+
 def test_findings_need_intervals_that_leave_out_zero():
     def row(name, low, high):
-        return {"objective": name, "difference": {"value": (low + high) / 2, "low": low, "high": high}}
+        where = dict(dataset="", objective=name, sensor="rgb")
+        return ComparisonRow({}, "image mean", between(low, high), 5, 5, **where)
 
-    rows = [row("a", -2, -1), row("b", -1, 1), row("c", 1, 2), row("d", -3, -2)]
-    (sentence,) = report_script._findings({"reconstruction": rows, "probes": []})
+    rows = (row("a", -2, -1), row("b", -1, 1), row("c", 1, 2), row("d", -3, -2))
+    (sentence,) = pretraining.findings(bare(reconstruction=rows))
     assert sentence.endswith("better for a and d; worse for c; not to be told apart for b.")
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ((0.6, 0.7), (0.4, 0.5), "the pre-trained encoder beats random weights: accuracy 0.650"),
+        ((0.4, 0.5), (0.6, 0.7), "the pre-trained encoder loses to random weights: accuracy 0.450"),
+        ((0.5, 0.7), (0.4, 0.6), "is ahead of random weights, but their intervals overlap: accuracy 0.600"),
+        ((0.4, 0.6), (0.5, 0.7), "is behind random weights, but their intervals overlap: accuracy 0.500"),
+        ((0.4, 0.6), (0.4, 0.6), "is level with random weights"),
+    ],
+)
+def test_findings_say_who_wins(ours, theirs, words):
+    def row(encoder, score, protocol="linear"):
+        where = dict(dataset="set", label="crops", features="s2_12", encoder=encoder)
+        return ProbeRow(protocol, 1.0, 1, {"accuracy": score}, (), 20, 5, 5, 0, **where)
+
+    weak = between(0.0, 0.1)
+    rows = (row("pre-trained", between(*ours)), row("pre-trained", weak, "knn5"), row("image statistics", weak))
+    (sentence,) = pretraining.findings(bare(probes=(*rows, row("random weights", between(*theirs)))))
+    assert words in sentence
+    assert sentence.startswith("set, crops: ")
+    assert sentence.endswith("(the best probe of each: s2_12, linear; s2_12, linear).")
+
+
+def test_findings_name_undecided_routers_dead_experts_and_full_ones():
+    def group(entropy, dropped=0.0, dead=()):
+        load = np.full((2, 2, 4), 0.25)
+        load[:, 1] = np.nan  # a modality that was not seen
+        one = np.array([[entropy, np.nan]] * 2)
+        return GroupSummary(load, np.full_like(one, dropped), one, one, dead, np.array([9.0, 0.0]))
+
+    (sentence,) = pretraining.findings(bare(routing={"shared": group(1.38)}))
+    assert sentence == "Shared routers are undecided: entropy 1.380 of at most 1.386 nats."
+    (sentence,) = pretraining.findings(bare(routing={"shared": group(0.5, 0.25, ((0, 1), (0, 2)))}))
+    assert sentence == (
+        "Shared routers prefer some experts: entropy 0.500 of at most 1.386 nats; 25.0 % of the choices find their "
+        "expert full and are dropped; 2 experts in 1 layer are dead, they get no token."
+    )
+
+
+def test_findings_warn_of_features_that_lost_directions():
+    def row(encoder, rank):
+        return RankRow(dataset="set", features="rgb", encoder=encoder, width=64, rank=rank)
+
+    (sentence,) = pretraining.findings(bare(ranks=(row("pre-trained", 2.0), row("random weights", 9.0))))
+    assert sentence.endswith("which fill fewer directions than random weights: 2.0 against 9.0 (set, rgb).")
+    assert not list(pretraining.findings(bare(ranks=(row("pre-trained", 5.0), row("random weights", 9.0)))))
+
+
+# ---- Files --------------------------------------------------------------------------------------------
+
+
 def test_json_holds_no_nan():
-    assert tables.plain({"a": np.array([np.nan, 1.0]), "b": (np.int64(2), float("inf"))}) == {
+    assert results.plain({"a": np.array([np.nan, 1.0]), "b": (np.int64(2), float("inf"))}) == {
         "a": [None, 1.0],
         "b": [2, None],
     }
+
+
+def test_a_result_comes_back_from_its_file(workdir, evaluation):
+    path = workdir / "report" / EVALUATION
+    assert results.plain(evaluation) == json.loads(path.read_text())
+    assert isinstance(evaluation.routing["specialised"].load, np.ndarray)
+    assert isinstance(evaluation.reconstruction[0].difference, Score)
+    assert results.load(Evaluation, path, evaluation.step + 1) is None
+    assert results.load(Evaluation, path.with_name("nothing.json")) is None
+
+
+def test_a_result_of_another_version(workdir, tmp_path):
+    values = json.loads((workdir / "report" / EVALUATION).read_text())
+    del values["few_labels"]  # has a default
+    (tmp_path / "old.json").write_text(json.dumps(values | {"more": 1}))
+    assert results.load(Evaluation, tmp_path / "old.json").few_labels == ()
+    del values["probes"][0]["encoder"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"another version of this library: evaluate the run again .*encoder"):
+        results.load(Evaluation, tmp_path / "old.json")
 
 
 def test_columns_line_up():
@@ -290,22 +384,22 @@ def contrastive(made_up, tmp_path_factory):
         return dataclasses.replace(state, pretext=state.pretext | {"geo_context": bank})
 
     folder = finish(tmp_path_factory.mktemp("contrastive"), metadata, values, logged, visited)
-    return json.loads((folder / "report" / "evaluation.json").read_text()), (folder / "report.html").read_text()
+    return results.load(Evaluation, folder / "report" / EVALUATION), (folder / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_a_contrastive_run_has_locations(contrastive):
-    found, page = contrastive
-    (part,) = found["locations"]
-    assert [tile["index"] for tile in part["tiles"]] == list(range(VALIDATION))
-    assert all(0 < tile["used"] <= tile["offered"] == 4 for tile in part["tiles"])
-    assert part["labels"] == ["s1_grd 2021-06-01", "dem undated"] * VALIDATION
-    assert np.diag(part["similarity"]) == pytest.approx(1)
-    pairs = {tuple(row["sensors"]): row for row in part["agreement"]}
+    evaluation, page = contrastive
+    (row,) = evaluation.locations
+    assert [tile.index for tile in row.tiles] == list(range(VALIDATION))
+    assert all(0 < tile.used <= tile.offered == 4 for tile in row.tiles)
+    assert row.labels == ("s1_grd 2021-06-01", "dem undated") * VALIDATION
+    assert np.diag(row.similarity) == pytest.approx(1)
+    pairs = {pair.sensors: pair for pair in row.agreement}
     assert set(pairs) == {(), ("dem", "dem"), ("dem", "s1_grd"), ("s1_grd", "s1_grd")}
-    assert pairs["dem", "dem"]["within"] is None
-    assert [len(found["figures"][kind]) for kind in ("locations", "similarity")] == [1, 1]
-    assert page.count("<img") == sum(map(len, found["figures"].values())) + 2  # the losses and the collapse watch
+    assert np.isnan(pairs["dem", "dem"].within)
+    assert [len(evaluation.figures[kind]) for kind in ("locations", "similarity")] == [1, 1]
+    assert page.count("<img") == sum(map(len, evaluation.figures.values())) + 2  # the losses and the collapse watch
     for text in (
         "contrastive pre-training",
         "Collapse watch",
@@ -327,15 +421,15 @@ def test_a_contrastive_page_says_nothing_of_masks_and_decoders(contrastive):
 
 
 def test_features_of_a_fusion_are_probed_with_and_without_context(contrastive):
-    found, _ = contrastive
-    widths = {(r["features"], r["encoder"]): r["width"] for r in found["ranks"]}
+    evaluation, _ = contrastive
+    widths = {(r.features, r.encoder): r.width for r in evaluation.ranks}
     assert widths["fused", "pre-trained"] == 2 * widths["fused without context", "pre-trained"] == 16
-    assert {"fused", "fused without context"} < {r["features"] for r in found["probes"]}
+    assert {"fused", "fused without context"} < {r.features for r in evaluation.probes}
 
 
 def test_routers_of_a_fusion_know_its_own_token_and_the_sensors(contrastive):
-    found, page = contrastive
-    assert found["modalities"] == ["fused", "s1_grd", "dem"]
-    (group,) = found["routing"].values()
-    assert group["tokens"] == [VALIDATION * 8 * 8] * 3
+    evaluation, page = contrastive
+    assert evaluation.modalities == ("fused", "s1_grd", "dem")
+    (group,) = evaluation.routing.values()
+    assert group.tokens.tolist() == [VALIDATION * 8 * 8] * 3
     assert "Share of each modality" in page

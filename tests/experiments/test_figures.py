@@ -2,15 +2,23 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from experiments.reports import curves, figures
 from ringmoe_jax import sensors
-from ringmoe_jax.evaluate import figures, quicklook
+from ringmoe_jax.evaluate import quicklook, style
+from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.reconstruction import MODEL, TRIVIAL
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.objectives import LogTotalPower, MaskedL1
+from ringmoe_jax.run.evaluation import ComparisonRow, ProbeRow
 
 
 def score(value):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+    return Score(value, value - 0.1, value + 0.1)
+
+
+def probe(encoder):
+    where = dict(dataset="aerial", label="crowns", features="rgb", encoder=encoder)
+    return ProbeRow("knn5", 1.0, 1, {"accuracy": score(0.7)}, (), 20, 5, 5, 0, **where)
 
 
 def texts(figure):
@@ -85,15 +93,14 @@ def test_figures_say_what_they_show(tmp_path):
     load[:, 1] = np.nan
     summary = GroupSummary(load, np.zeros((3, 2)), np.ones((3, 2)), np.ones((3, 2)), (), np.array([9.0, 0.0]))
     losses = {name: score(0.5) for name in (MODEL, *TRIVIAL)}
-    probe = {"features": "rgb", "encoder": "pre-trained", "protocol": "knn5", "scores": {"accuracy": score(0.7)}}
+    where = dict(dataset="aerial", objective="rgb", sensor="rgb")
+    compared = ComparisonRow(losses, "image mean", score(-0.1), 5, 5, **where)
     drawn = {
         "tiles": figures.reconstruction("rgb", "true colour", [quicklook.Strip(7, (image,) * 4, (0.0, 1.0))] * 2),
-        "losses": figures.losses([{"step": 1, "loss": 2.0, "loss/rgb": 1.0}, {"step": 2, "validation/loss": 1.5}]),
+        "losses": curves.losses([{"step": 1, "loss": 2.0, "loss/rgb": 1.0}, {"step": 2, "validation/loss": 1.5}]),
         "experts": figures.experts("specialised", summary, ("optical", "sar_l2")),
-        "probes": figures.probes("aerial: crowns", [probe, probe | {"encoder": "random"}]),
-        "comparison": figures.comparisons(
-            [{"dataset": "aerial", "objective": "rgb", "losses": losses, "best": "image mean"}]
-        ),
+        "probes": figures.probes("aerial: crowns", [probe("pre-trained"), probe("random")]),
+        "comparison": figures.comparisons([compared]),
     }
     wanted = {
         "tiles": ("what the encoder saw", "tile 7\n0.0 to 1.0"),
@@ -104,15 +111,15 @@ def test_figures_say_what_they_show(tmp_path):
     }
     for name, figure in drawn.items():
         assert set(wanted[name]) <= set(texts(figure)), name
-        assert figures.save(figure, tmp_path / f"{name}.png").stat().st_size > 5000
+        assert style.save(figure, tmp_path / f"{name}.png").stat().st_size > 5000
     assert "sar_l2" not in texts(drawn["experts"])  # a modality that was not seen
     assert dict(mpl.rcParams) == before
 
 
 def test_routers_show_one_line_per_modality_that_was_seen():
     series = {"step": np.array([10, 20])}
-    series |= {name: np.array([[0.1, np.nan], [0.2, np.nan]]) for name in figures.ROUTER_PANELS}
-    figure = figures.routers("collaborative", series, ("optical", "sar"))
+    series |= {name: np.array([[0.1, np.nan], [0.2, np.nan]]) for name in curves.ROUTER_PANELS}
+    figure = curves.routers("collaborative", series, ("optical", "sar"))
     shown = texts(figure)
     assert "collaborative experts: routers during training" in shown
     assert "optical" in shown
