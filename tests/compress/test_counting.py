@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, sensors
 from ringmoe_jax.compress import Usage, counting
 from ringmoe_jax.errors import ConfigError, DataError
-from tests.compress.cases import ONE, network
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import ONE, network
 
 MEASURED = counting.measuring(ONE)
 TABLE = sensors.resolve(ONE["sensors"])

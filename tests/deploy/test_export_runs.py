@@ -15,8 +15,8 @@ from ringmoe_jax.deploy.export import Tiles, as_batch, export, select_sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Target
-from tests import tiny, tiny_runs
-from tests.tiny import RINGMOE, SKYSENSE
+from tests.helpers import tiny, tiny_runs
+from tests.helpers.tiny import RINGMOE, SKYSENSE
 
 SIZE = 16
 DENSE = RINGMOE | dict(depths=(1,), sensors=("rgb",))

@@ -22,8 +22,8 @@ from ringmoe_jax.deploy.windows import WindowModel, window_model
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Target
-from tests import tiny_runs
-from tests.tiny import RINGMOE
+from tests.helpers import tiny_runs
+from tests.helpers.tiny import RINGMOE
 
 SENTINEL = Path(__file__).parents[3] / "shared" / "data" / "multimodal" / "copernicus_fm_s2"
 SIZE = 32

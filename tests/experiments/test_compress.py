@@ -31,7 +31,7 @@ from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.run import PretrainConfig, Run, read_record, results
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
-from tests.tiny import SKYSENSE
+from tests.helpers.tiny import SKYSENSE
 
 SENSORS = ("rgb", "s1_grd")
 SCENES = 30

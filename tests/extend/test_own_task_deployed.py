@@ -13,7 +13,7 @@ from ringmoe_jax.deploy.windows import window_model
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import Target
-from tests import tiny, tiny_runs
+from tests.helpers import tiny, tiny_runs
 
 SIZE, COVER = 8, ("bare", "trees")
 VIT = dict(name="own_encoder:PlainViT", image_size=SIZE, patch=4, width=8, depth=2, heads=2)
