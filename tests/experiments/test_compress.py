@@ -298,7 +298,7 @@ def test_the_page_needs_nothing_else(compressed, capsys):
 
 def test_numbers_of_another_version_are_refused(tmp_path):
     results.write(tmp_path / "report" / "compression.json", {"from": "runs/old", "step": 1})
-    with pytest.raises(DataError, match="another version of this library.* give the experiments.compress that made"):
+    with pytest.raises(DataError, match=r"another version of this library.* give the experiments.compress that made"):
         report.of_run(tmp_path)
 
 
