@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("tensorflow")
 rasterio = pytest.importorskip("rasterio")
 
-from experiments import compress, evaluate, export, predict, report  # noqa: E402
+from experiments import compress, evaluate, export, predict  # noqa: E402
 from experiments.run.finetune import finetune  # noqa: E402
 from experiments.run.pretrain import pretrain  # noqa: E402
 from ringmoe_jax import deploy, sensors  # noqa: E402
 from ringmoe_jax.errors import ConfigError  # noqa: E402
-from tests.input_pipeline import tiny_data  # noqa: E402
+from tests.helpers import tiny_data  # noqa: E402
 
 SENSOR, SIZE = "s1_grd", 8
 VIT = dict(name="own_encoder:PlainViT", sensors=(SENSOR,), image_size=SIZE, patch=4, width=8, depth=2, heads=2)
@@ -50,14 +50,11 @@ def trained(folder, own_files):
     return folder / "run"
 
 
-def test_evaluate_and_report(trained):
+def test_evaluate(trained):
     assert run(evaluate, "--checkpoint", trained, "--protocol", "knn") == 0
     result = json.loads((trained / "report" / "evaluation.json").read_text())
     assert result["step"] == 2
     assert not result["routing"]
-    assert run(report, "--workdir", trained) == 0
-    page = (trained / "report.html").read_text()
-    assert "own_encoder:PlainViT" in page
 
 
 def test_export_says_what_the_architecture_is_called(trained, folder):
@@ -79,19 +76,36 @@ def test_compress_refuses_in_one_line(trained, folder, capsys):
     assert "cannot be compressed" in said[-1]
 
 
-def test_finetune_with_layer_wise_rates_evaluate_and_predict(trained, folder):
+@pytest.fixture(scope="module")
+def tuned(trained, folder):
+    """The folder of a fine-tuned run, with layer-wise rates."""
     values = config(folder, task=dict(name="segmentation", target="map"), init_from=str(trained))
     values |= dict(head=dict(name="fcn", channels=8), optimizer=values["optimizer"] | dict(layer_decay=0.5))
     finetune(values, str(folder / "task"))
-    assert run(evaluate, "--checkpoint", folder / "task") == 0
-    assert (folder / "task" / "report" / "task.json").is_file()
-    assert run(report, "--workdir", folder / "task") == 0
+    return folder / "task"
+
+
+def test_evaluate_a_task(tuned):
+    assert run(evaluate, "--checkpoint", tuned) == 0
+    assert "mIoU" in json.loads((tuned / "report" / "task.json").read_text())["scores"]
+
+
+def test_report(trained, tuned):
+    from experiments import report
+
+    run(evaluate, "--checkpoint", trained, "--protocol", "knn")
+    for folder in (trained, tuned):
+        assert run(report, "--workdir", folder) == 0
+        assert SENSOR in (folder / "report.html").read_text()
+
+
+def test_predict(tuned, folder):
     scene = folder / "scene.tif"
     place = dict(crs="EPSG:32633", transform=rasterio.transform.from_origin(5e5, 5e6, 10, 10))
     with rasterio.open(scene, "w", driver="GTiff", width=20, height=12, count=2, dtype="float32", **place) as file:
         file.write(np.random.default_rng(0).normal(-12, 3, (2, 12, 20)).astype(np.float32))
         file.descriptions = sensors.get(SENSOR).band_names
-    assert run(predict, scene, "--checkpoint", folder / "task", "--out", folder / "map.tif") == 0
+    assert run(predict, scene, "--checkpoint", tuned, "--out", folder / "map.tif") == 0
     with rasterio.open(folder / "map.tif") as file:
         assert file.read(1).shape == (12, 20)
 
