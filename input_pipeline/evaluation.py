@@ -146,6 +146,13 @@ class EvalBatches:
         """Distinct broken records met so far."""
         return len(self._records.bad)
 
+    @property
+    def ground(self) -> float:
+        """Metres from the left to the right edge of what is shown; all sensors show the same ground."""
+        name = next(iter(self.dataset.sensors))
+        share = 1.0 if self._view.box is None else float(self._view.box[3])
+        return share * self.dataset.shape(name)[2] * self.dataset.metadata.sensors[name].gsd
+
     def __len__(self) -> int:
         """Number of batches."""
         return self._length

@@ -10,7 +10,7 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.downstream import attach
 from ringmoe_jax.models.heads.neck import NeckConfig
 from ringmoe_jax.tasks import Classification, Target
-from tests.tiny import RINGMOE, batch
+from tests.helpers.tiny import RINGMOE, batch
 
 HEADS = {"rgb": {"pixels": 3}}
 SHAPES = jax.eval_shape(lambda: batch(RINGMOE))

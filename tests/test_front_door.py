@@ -7,11 +7,11 @@ import types
 import jax
 import numpy as np
 import pytest
-import tiny
 
 import ringmoe_jax as rm
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError
+from tests.helpers import tiny
 
 ROWS, SIDE = 3, 16
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.evaluate.style import BLUE, ORANGE, SERIES, layout, styled, titled
+from ringmoe_jax.evaluate.style import BLUE, GREY, ORANGE, SERIES, layout, styled, titled
 
 
 @styled
@@ -44,10 +44,10 @@ def losses(records: Sequence[Mapping[str, float]]) -> Figure:
 
 
 ROUTER_PANELS = {
-    "drop_rate": "choices dropped",
-    "entropy": "router entropy, nats",
-    "gate": "mean gate of the chosen",
-    "max_load": "busiest expert over mean",
+    "drop_rate": "share of the choices\nthat are dropped",
+    "entropy": "entropy of the\nrouter, nats",
+    "gate": "mean gate of the\nchosen experts",
+    "max_load": "load of the busiest\nexpert / the mean",
 }
 
 
@@ -60,17 +60,21 @@ def routers(group: str, series: Mapping[str, np.ndarray], modalities: Sequence[s
         series: one group of `routing.history`.
         modalities: names along M.
     """
-    figure, axes = layout(1.9, 1, len(ROUTER_PANELS), sharex=True)
-    for ax, (name, title) in zip(axes[0], ROUTER_PANELS.items(), strict=True):
+    figure, axes = layout(2.1, 1, len(ROUTER_PANELS), sharex=True)
+    panels = dict(zip(ROUTER_PANELS, axes[0], strict=True))
+    for name, ax in panels.items():
         for m, modality in enumerate(modalities):
             if np.isfinite(series[name][:, m]).any():
                 colour, marker = SERIES[m % len(SERIES)]
                 ax.plot(series["step"], series[name][:, m], color=colour, label=modality)
                 ax.plot(series["step"][-1], series[name][-1, m], marker, color=colour)
-        ax.set_title(title, fontsize=8, weight="normal")
+        ax.set_title(ROUTER_PANELS[name], fontsize=8, weight="normal")
         ax.set_xlabel("optimiser step")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    for most in np.unique(np.nanmax(series["most_entropy"], axis=0).round(9)):
+        if np.isfinite(most):
+            panels["entropy"].axhline(most, color=GREY, linewidth=0.9, linestyle=":", label="no expert preferred")
+    legend = dict(zip(*reversed(panels["entropy"].get_legend_handles_labels()), strict=True))
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend))
     return titled(figure, f"{group} experts: routers during training")
 
 

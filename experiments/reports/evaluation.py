@@ -39,13 +39,28 @@ class Strips:
         dataset: name of the data set.
         objective: its label in the configuration.
         sensor: that it reconstructs.
+        ground: metres across a tile.
         rows: painted tiles.
     """
 
     dataset: str
     objective: str
     sensor: str
+    ground: float
     rows: list[Strip]
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Tiles of one data set, whose locations are shown.
+
+    Attributes:
+        ground: metres across a tile.
+        rows: painted tiles.
+    """
+
+    ground: float
+    rows: Sequence[Row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Pictures:
     """
 
     strips: Sequence[Strips]
-    places: Mapping[str, Sequence[Row]]
+    places: Mapping[str, Places]
     captions: Mapping[str, str]
 
 
@@ -88,11 +103,13 @@ def draw(folder: Path, evaluation: Evaluation, pictures: Pictures) -> Evaluation
     for strips in pictures.strips:
         if strips.rows:
             caption = captions[strips.dataset][strips.sensor]
-            figure = figures.reconstruction(f"{strips.dataset}, {strips.objective}", caption, strips.rows)
+            title = f"{strips.dataset}, {strips.objective}: {caption}"
+            figure = figures.reconstruction(title, strips.rows, strips.ground)
             add("reconstruction", f"reconstruction_{strips.dataset}_{strips.objective}", figure)
     for row in evaluation.locations:
         name = row.dataset
-        add("locations", f"locations_{name}", figures.locations(name, captions[name], pictures.places[name]))
+        places = pictures.places[name]
+        add("locations", f"locations_{name}", figures.locations(name, captions[name], places.rows, places.ground))
         add("similarity", f"similarity_{row.dataset}", figures.similarity(row))
     if evaluation.reconstruction:
         add("comparison", "reconstruction_losses", figures.comparisons(evaluation.reconstruction))

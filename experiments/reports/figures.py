@@ -11,36 +11,40 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ringmoe_jax.evaluate.locations import NONE, Row
-from ringmoe_jax.evaluate.quicklook import Strip
+from ringmoe_jax.evaluate.quicklook import HIDDEN, NOT_VALID, Strip
 from ringmoe_jax.evaluate.reconstruction import MODEL, TRIVIAL
 from ringmoe_jax.evaluate.routing import GroupSummary
-from ringmoe_jax.evaluate.style import BLUE, GREY, RANKED, SERIES, SIGNED, WIDTH, layout, styled, titled
+from ringmoe_jax.evaluate.style import BLUE, GREY, RANKED, SERIES, SIGNED, WIDTH, layout, scale_bar, styled, titled
 from ringmoe_jax.run.evaluation import ComparisonRow, LocationRow, ProbeRow
 
 
 @styled
-def reconstruction(label: str, caption: str, strips: Sequence[Strip]) -> Figure:
+def reconstruction(title: str, strips: Sequence[Strip], ground: float = 0.0) -> Figure:
     """Tiles (rows) as input, visible part, reconstruction and both together (columns).
 
     Args:
-        label: objective.
-        caption: bands and unit, see `quicklook.view`.
+        title: data set, objective, bands and unit, see `quicklook.view`.
         strips: painted tiles.
+        ground: metres across a tile, 0 where unknown.
     """
-    figure, axes = layout(0.6 + 1.72 * len(strips), len(strips), 4)
-    titles = ("input", "what the encoder saw", "reconstruction", "visible + reconstruction")
+    figure, axes = layout(0.85 + 1.72 * len(strips), len(strips), 4)
+    heads = ("input", "what the encoder saw", "reconstruction", "visible + reconstruction")
     for row, strip in zip(axes, strips, strict=True):
         for ax, image in zip(row, strip.images, strict=True):
             ax.imshow(image, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
-            ax.spines[:].set_visible(False)
+            ax.spines[:].set(visible=True, color="#CCCCCC", linewidth=0.5)
+        scale_bar(row[0], ground)
         low, high = strip.limits
         digits = max(0, 1 - int(np.floor(np.log10(high - low))))
-        row[0].set_ylabel(f"tile {strip.index}\n{low:.{digits}f} to {high:.{digits}f}", color="#555555")
-    for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, loc="center", weight="normal")
-    return titled(figure, f"{label}: {caption}")
+        black, white = (f"{value:.{digits}f}".replace("-", "\u2212") for value in (low, high))
+        row[0].set_ylabel(f"tile {strip.index}\nblack {black}\nwhite {white}", color="#555555", fontsize=7)
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(head, loc="center", weight="normal")
+    keys = ((HIDDEN, "hidden from the encoder"), (NOT_VALID, "not observed"))
+    handles = [Patch(facecolor=colour, edgecolor="#999999", linewidth=0.5, label=label) for colour, label in keys]
+    return titled(figure, title, handles)
 
 
 @styled
@@ -133,13 +137,14 @@ def experts(group: str, summary: GroupSummary, modalities: Sequence[str]) -> Fig
 
 
 @styled
-def locations(title: str, captions: Mapping[str, str], rows: Sequence[Row]) -> Figure:
+def locations(title: str, captions: Mapping[str, str], rows: Sequence[Row], ground: float = 0.0) -> Figure:
     """Places (rows): an image of every sensor, principal components of the fused features, and prototypes (columns).
 
     Args:
         title: data set.
         captions: {sensor: bands and unit}, see `quicklook.view`.
         rows: painted places.
+        ground: metres across a place, 0 where unknown.
     """
     mapped = any(row.ranks is not None for row in rows)
     heads = captions | {"fused features": "3 components as RGB"}
@@ -158,6 +163,7 @@ def locations(title: str, captions: Mapping[str, str], rows: Sequence[Row]) -> F
             ax.set_xlabel(label, fontsize=7, labelpad=2, color="#555555")
             ax.grid(False)
             ax.spines[:].set(visible=True, color="#CCCCCC", linewidth=0.5)
+        scale_bar(line[len(captions)], ground)  # of the fused features, which show every place
         line[0].set_ylabel(row.name, color="#555555", fontsize=7)
     for ax, text in zip(axes[0], titles, strict=True):
         ax.set_title(text, loc="center", weight="normal", fontsize=7)

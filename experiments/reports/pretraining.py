@@ -110,12 +110,11 @@ def findings(evaluation: Evaluation) -> Iterator[str]:
         yield _reconstructed(evaluation.reconstruction)
     for rows in grouped(evaluation.probes, "dataset", "label").values():
         yield _probed(rows)
-    for rows in grouped(evaluation.ranks, "dataset", "features").values():
-        yield from _collapsed(rows)
+    yield from _narrowed(evaluation.ranks)
     for row in evaluation.locations:
         yield from _located(row)
     for name, group in evaluation.routing.items():
-        yield from _routed(name, group)
+        yield _routed(name, group)
 
 
 def _reconstructed(rows: Sequence[ComparisonRow]) -> str:
@@ -134,29 +133,33 @@ def _probed(rows: Sequence[ProbeRow]) -> str:
     ranked = sorted(rows, key=lambda row: -row.score.value)
     ours = next(row for row in ranked if row.encoder == TRAINED and row.features != told)
     base = next(row for row in ranked if row.encoder != TRAINED)
-    verdict = "is level with"
+    open_ = ", but their intervals overlap"
     if ours.score.low > base.score.high:
-        verdict = "beats"
+        said = f"beats {base.encoder}"
     elif ours.score.high < base.score.low:
-        verdict = "loses to"
-    elif ours.score.value != base.score.value:
-        side = "ahead of" if ours.score.value > base.score.value else "behind"
-        verdict = f"is {side}, but by overlapping intervals not to be told apart from,"
+        said = f"loses to {base.encoder}"
+    elif ours.score.value > base.score.value:
+        said = f"is ahead of {base.encoder}{open_}"
+    elif ours.score.value < base.score.value:
+        said = f"is behind {base.encoder}{open_}"
+    else:
+        said = f"is level with {base.encoder}"
     return (
-        f"{ours.dataset}, {ours.label}: the pre-trained encoder {verdict} {base.encoder}: {ours.metric} "
-        f"{page.score(ours.score)} against {page.score(base.score)} (the best probe of each: {ours.features}, "
-        f"{ours.protocol}; {base.features}, {base.protocol})."
+        f"{ours.dataset}, {ours.label}: the pre-trained encoder {said}: {ours.metric} {page.score(ours.score)} against "
+        f"{page.score(base.score)} (the best probe of each: {ours.features}, {ours.protocol}; {base.features}, "
+        f"{base.protocol})."
     )
 
 
-def _collapsed(rows: Sequence[RankRow]) -> Iterator[str]:
-    ranks = {row.encoder: row.rank for row in rows}
-    trained, random = ranks.get(TRAINED, 0.0), ranks.get("random weights", 0.0)
-    if trained < POOR * random:
-        yield (
-            f"{rows[0].dataset}, {rows[0].features}: training has narrowed the features: they fill {trained:.1f} "
-            f"directions, those of random weights {random:.1f}."
-        )
+def _narrowed(rows: Sequence[RankRow]) -> Iterator[str]:
+    lost = []
+    for (dataset, features), encoders in grouped(rows, "dataset", "features").items():
+        ranks = {row.encoder: row.rank for row in encoders}
+        trained, random = ranks.get(TRAINED, 0.0), ranks.get("random weights", 0.0)
+        if trained < POOR * random:
+            lost.append(f"{trained:.1f} against {random:.1f} ({dataset}, {features})")
+    if lost:
+        yield f"Training has narrowed the features, which fill fewer directions than random weights: {', '.join(lost)}."
 
 
 def _located(row: LocationRow) -> Iterator[str]:
@@ -169,22 +172,18 @@ def _located(row: LocationRow) -> Iterator[str]:
         )
 
 
-def _routed(name: str, group: GroupSummary) -> Iterator[str]:
+def _routed(name: str, group: GroupSummary) -> str:
     seen = group.tokens > 0
     entropy, most = (np.nanmean(values[:, seen]) for values in (group.entropy, group.most_entropy))
-    if most and entropy >= UNDECIDED * most:
-        yield (
-            f"{name.capitalize()} routers are undecided: entropy {entropy:.3f} of at most {most:.3f} nats, so tokens "
-            "prefer hardly any expert to another."
-        )
-    elif most:
-        yield f"{name.capitalize()} routers prefer some experts: entropy {entropy:.3f} of at most {most:.3f} nats."
+    undecided = entropy >= UNDECIDED * most
+    says = "are undecided" if undecided else "prefer some experts"
+    parts = [f"{name.capitalize()} routers {says}: entropy {entropy:.3f} of at most {most:.3f} nats"]
+    if (dropped := np.nanmean(group.drop_rate[:, seen])) > 0:
+        parts.append(f"{100 * dropped:.1f} % of the choices find their expert full and are dropped")
     if group.dead:
         layers = len({layer for layer, _ in group.dead})
-        where = f"{layers} layer{'s' * (layers > 1)}"
-        yield f"{len(group.dead)} {name} experts in {where} are dead: they get no token."
-    if (dropped := np.nanmean(group.drop_rate[:, seen])) > 0:
-        yield f"{name.capitalize()} routers: {dropped:.1%} of the choices find their expert full and are dropped."
+        parts.append(f"{len(group.dead)} experts in {layers} layer{'s' * (layers > 1)} are dead, they get no token")
+    return "; ".join(parts) + "."
 
 
 # ---- Tables -------------------------------------------------------------------------------------------

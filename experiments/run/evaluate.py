@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.reports import evaluation as report
-from experiments.reports.evaluation import Pictures, Strips
+from experiments.reports.evaluation import Pictures, Places, Strips
 from experiments.run import data as run_data
 from experiments.run import probe
 from experiments.run.data import TRAIN
@@ -163,7 +163,7 @@ class _Part:
     likelihoods: Sequence[LikelihoodRow]
     tokens: Sequence[Mapping[str, RoutingStatistics]]
     strips: Sequence[Strips]
-    places: Sequence[locations.Row] = ()
+    places: Places | None = None
     locations: LocationRow | None = None
 
 
@@ -202,7 +202,7 @@ class _Look:
 # ---- Locations ----------------------------------------------------------------------------------------
 
 
-def _locations(tiles: Tiles, places: Sequence[locations.Place]) -> tuple[list[locations.Row], LocationRow]:
+def _locations(tiles: Tiles, places: Sequence[locations.Place]) -> tuple[Places, LocationRow]:
     """What to draw of places, and the numbers: components, prototypes, similarity of frames."""
     rows, explained = locations.rows(places, tiles.dataset.sensors)
     frames = [(place.index, frame) for place in places for frame in place.frames]
@@ -210,7 +210,7 @@ def _locations(tiles: Tiles, places: Sequence[locations.Place]) -> tuple[list[lo
     similarity = locations.cosines(np.stack([frame.vector for _, frame in frames]))
     ends = np.cumsum([len(place.frames) for place in places])
     drawn = max(ends[0], *ends[ends <= FRAMES], 0)
-    return rows, LocationRow(
+    return Places(tiles.ground, rows), LocationRow(
         dataset=tiles.dataset.metadata.name,
         tiles=tuple(PlaceSummary(p.index, p.region, locations.used(p), p.offered) for p in places),
         explained=tuple(explained.tolist()),

@@ -37,7 +37,7 @@ class Masked:
         self.routing: list[Mapping[str, RoutingStatistics]] = []
         painted = {(o.sensor, o.head): label for label, o in self.objectives.items()}.values()
         name = tiles.dataset.metadata.name
-        self.strips = [Strips(name, label, self.objectives[label].sensor, []) for label in painted]
+        self.strips = [Strips(name, label, self.objectives[label].sensor, tiles.ground, []) for label in painted]
         if run.config.data.mask_unit:
             self._compare(seed)
         else:

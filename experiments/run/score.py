@@ -129,7 +129,8 @@ class _Answers:
         metrics = {name: task.metric(parts.target) for name in (MODEL, CONSTANT)}
         locations, examples = [], []
         shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
-        for batch in self._batches(split):
+        batches = self._batches(split)
+        for batch in batches:
             check_truth(batch, parts)
             truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
             answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
@@ -140,7 +141,8 @@ class _Answers:
                 task.add(metrics[CONSTANT], constant, true)
                 locations.append(next(iter(batch["sensors"].values()))["location"][row])
                 if int(batch["index"][row]) in shown:
-                    examples.append(Example(int(batch["index"][row]), self._images(batch, row), own, true))
+                    images = self._images(batch, row)
+                    examples.append(Example(int(batch["index"][row]), images, own, true, batches.ground))
         groups = bootstrap.blocks(np.array(locations))
         if (groups < 0).all():
             self.notes.append("samples have no coordinates: overlapping ones count as independent")
@@ -167,9 +169,10 @@ class _Answers:
         parts = self.run.parts
         name = parts.target.sensor if parts.target.kind != SENSOR and parts.target.sensor else next(iter(parts.sensors))
         entry = batch["sensors"][name]
-        values = [quicklook.view(self.dataset.sensors[name], pixels)[0] for pixels in entry["pixels"][row]]
-        limits = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]))
-        return [quicklook.paint(v, limits, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
+        sensor = self.dataset.sensors[name]
+        values = [quicklook.view(sensor, pixels)[0] for pixels in entry["pixels"][row]]
+        scale = quicklook.stretch(np.concatenate(values), np.concatenate(entry["valid"][row]), sensor)
+        return [quicklook.paint(v, scale, valid) for v, valid in zip(values, entry["valid"][row], strict=True)]
 
 
 def check_truth(batch: Mapping, parts: Parts) -> None:

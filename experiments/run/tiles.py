@@ -25,6 +25,7 @@ class Tiles:
         splits: that are read, the one that is scored last.
         scored: that one; what the protocol hides is hidden there.
         objectives: reconstructions of the sensors that are shown there.
+        ground: metres across a tile as it is shown.
     """
 
     def __init__(self, run: Run, dataset: Dataset, protocol: Protocol, max_tiles: int):
@@ -32,6 +33,7 @@ class Tiles:
         self.splits, self.scored = protocol.splits(dataset), protocol.scored(dataset)
         objectives = reconstruction.reconstructions(run.parts.objectives)
         self.objectives = {k: o for k, o in objectives.items() if o.sensor in protocol.shown(dataset)}
+        self.ground = self._batches(self.scored, masked=False).ground
 
     def count(self, split: str) -> int:
         """Number of tiles that are read."""
@@ -42,12 +44,18 @@ class Tiles:
         return set(np.linspace(0, self.count(self.scored) - 1, count).astype(int).tolist())
 
     def __call__(self, split: str, *, masked: bool = False) -> Iterable[Mapping]:
-        size = min(BATCH, *map(self.count, self.splits))
-        directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
-        batches = EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=size, masked=masked)
+        batches, size = self._batches(split, masked), self._size
         hidden = self.protocol.without if split == self.scored else ()
         read = zip(batches, range(-(-self.count(split) // size)), strict=False)
         return (run_data.hide(batch, hidden) for batch, _ in read)
+
+    @property
+    def _size(self) -> int:
+        return min(BATCH, *map(self.count, self.splits))
+
+    def _batches(self, split: str, masked: bool) -> EvalBatches:
+        directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
+        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=self._size, masked=masked)
 
     def describe(self) -> EvaluatedData:
         """The data set in words; prints them."""

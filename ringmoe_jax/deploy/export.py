@@ -164,10 +164,10 @@ def _features(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
 
 
 def _answers(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
-    """What a task's head says and what the task makes of it, and what there is to say of that."""
+    """What a task's head gives and what the task makes of it, as far as both say what it means; and a card of it."""
     config, task, target = run.config, run.parts.task, run.parts.target
     spec = task.head_spec(target)
-    predicted = spec.chosen(config.head).gives
+    predicted = dict(spec.chosen(config.head).gives)
     dates = (target.dates,) if spec.dates == EACH else ()
 
     def apply(params, inputs):
@@ -175,13 +175,9 @@ def _answers(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
         predictions = run.model.apply(params, batch)["predictions"]
         images = (_rows(inputs), *dates)
         said = {name: _by_image(predictions[name], images, meaning.axes) for name, meaning in predicted.items()}
-        return _float32(said | task.answer(predictions, target))
+        answer = task.answer(predictions, target)
+        return _float32(said | {name: answer[name] for name in task.answers})
 
-    used = deploy.trim(apply, run.params, _shapes(tiles.batch))
-    one = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in used.inputs.items()}
-    ranks = {name: x.ndim - 1 - len(dates) for name, x in jax.eval_shape(used.apply, used.params, one).items()}
-    stated = dict(predicted) | dict(task.answers)
-    meanings = {name: stated[name] if name in stated else _unstated(rank) for name, rank in ranks.items()}
     architecture, title = _architecture(run.encoder.model), config.task["name"].rpartition(":")[2]
     card = Card(
         name=architecture,
@@ -197,12 +193,12 @@ def _answers(run: Run, tiles: Tiles) -> tuple[deploy.Used, Card]:
                 axes=(*(("time",) if dates else ()), *meaning.axes),
                 classes=target.names if meaning.of_classes else meaning.classes,
             )
-            for name, meaning in meanings.items()
+            for name, meaning in (predicted | dict(task.answers)).items()
         },
         pretrained=config.init_from if config.init_from and config.weights == CHECKPOINT else None,
         facts={"model": run.encoder.model, "task": config.task},
     )
-    return used, card
+    return deploy.trim(apply, run.params, _shapes(tiles.batch)), card
 
 
 def _by_image(x: jax.Array, images: tuple[int, ...], axes: Sequence[str]) -> jax.Array:
@@ -210,11 +206,6 @@ def _by_image(x: jax.Array, images: tuple[int, ...], axes: Sequence[str]) -> jax
     if x.ndim == len(axes):
         return jnp.broadcast_to(x, (*images, *x.shape))
     return x.reshape(*images, *x.shape[1:])
-
-
-def _unstated(rank: int) -> Meaning:
-    """Of an answer whose task does not say what it means."""
-    return Meaning(tuple(f"axis-{letter}" for letter in "abcdef"[:rank]), "see the task")
 
 
 def _architecture(model: Mapping[str, Any]) -> str:

@@ -403,7 +403,8 @@ def _images(place: Place, sensors: Mapping[str, Sensor]) -> dict[str, tuple[quic
     for name in dict.fromkeys(frame.sensor for frame in place.frames):
         frame = max((f for f in place.frames if f.sensor == name), key=lambda f: f.valid.sum())
         values, _ = quicklook.view(sensors[name], frame.pixels)
-        images[name] = (quicklook.paint(values, quicklook.stretch(values, frame.valid), frame.valid), frame.date)
+        scale = quicklook.stretch(values, frame.valid, sensors[name])
+        images[name] = (quicklook.paint(values, scale, frame.valid), frame.date)
     return images
 
 

@@ -53,18 +53,22 @@ def history(records: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
     """What the routers did during training, from the logged records (see `training.step.routing_metrics`).
 
     Returns:
-        {router group: {"step": [R], "drop_rate", "entropy", "gate", "max_load": [R, M]}}; means over layers, NaN
-        where a modality was absent. `max_load` is the busiest expert's load over the mean of those in reach.
+        {router group: {"step": [R], "drop_rate", "entropy", "most_entropy", "gate", "max_load": [R, M]}}; means over
+        layers, NaN where a modality was absent. `max_load` is the busiest expert's load over the mean of those in
+        reach, `most_entropy` the entropy of a router that prefers none of them, in nats; in reach are those that some
+        layer chose.
     """
     groups: dict[str, dict[str, list]] = {}
     for record in records:
         tables = {name: value for name, value in record.items() if "/by_layer/" in name}
         for name, value in tables.items():
             _, group, _, metric = name.split("/")
-            value = np.asarray(value, np.float64)
+            value, series = np.asarray(value, np.float64), groups.setdefault(group, {})
             if metric == "load":
-                metric, value = "max_load", value.max(axis=-1) * (value.sum(axis=0) > 0).sum(axis=-1)
-            groups.setdefault(group, {}).setdefault(metric, []).append(value.mean(axis=0))
+                reach = (value.sum(axis=0) > 0).sum(axis=-1)
+                metric, value = "max_load", value.max(axis=-1) * reach
+                series.setdefault("most_entropy", []).append(np.log(np.where(reach, reach, np.nan)))
+            series.setdefault(metric, []).append(value.mean(axis=0))
         for group in {name.split("/")[1] for name in tables}:
             groups[group].setdefault("step", []).append(record["step"])
     return {group: {name: np.asarray(v) for name, v in series.items()} for group, series in groups.items()}

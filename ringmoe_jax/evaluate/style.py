@@ -7,15 +7,18 @@ Colours are those of Okabe and Ito, told apart by readers with any colour vision
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 WIDTH = 7.2  # inches: the width of a page
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A"
@@ -95,3 +98,21 @@ def titled(figure: Figure, title: str, handles: Sequence[Artist] = ()) -> Figure
             columnspacing=1.2,
         )
     return figure
+
+
+def scale_bar(ax: Axes, ground: float) -> None:
+    """Draws a bar of a round length, a fifth to a half of the picture, in its lower left corner.
+
+    Args:
+        ax: of a picture that fills it.
+        ground: metres from its left to its right edge; nothing is drawn for 0, which stands for unknown.
+    """
+    if not ground:
+        return
+    power = 10.0 ** math.floor(math.log10(ground / 2))
+    length = power * max(step for step in (1, 2, 5) if step * power <= ground / 2)
+    number, unit = (length / 1000, "km") if length >= 1000 else (length, "m")
+    edged = [withStroke(linewidth=2, foreground="black")]
+    place = dict(transform=ax.transAxes, color="white", zorder=5, path_effects=edged)
+    ax.plot([0.05, 0.05 + length / ground], [0.05, 0.05], linewidth=1.6, solid_capstyle="butt", **place)
+    ax.text(0.05, 0.075, f"{number:g} {unit}", fontsize=6, ha="left", va="bottom", **place)

@@ -33,6 +33,7 @@ from ringmoe_jax.evaluate.style import (
     SKY,
     WIDTH,
     layout,
+    scale_bar,
     styled,
     titled,
 )
@@ -107,6 +108,7 @@ def masks(
     rows: Sequence[tuple[Image, np.ndarray, np.ndarray]],
     names: Sequence[str],
     colours: Sequence[str] = (),
+    ground: float = 0.0,
 ) -> Figure:
     """Image, true classes, predicted classes and where they differ, with the classes that occur as legend.
 
@@ -115,9 +117,10 @@ def masks(
         rows: image, truth [H, W] int and prediction [H, W] int; -1 is void, drawn hatched, and not scored.
         names: of the classes.
         colours: see `class_colours`.
+        ground: metres from the left to the right edge of an image, 0 where unknown.
     """
     colours = class_colours(len(names), colours)
-    figure, axes = _pictures(("image", "truth", "prediction", "errors"), [row[0] for row in rows])
+    figure, axes = _pictures(("image", "truth", "prediction", "errors"), [row[0] for row in rows], ground)
     for line, (image, truth, prediction) in zip(axes, rows, strict=True):
         unknown = truth < 0
         wrong = (truth != prediction) & ~unknown
@@ -139,6 +142,7 @@ def boxes(
     rows: Sequence[tuple[Image, np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
     names: Sequence[str],
     overlap: float = 0.5,
+    ground: float = 0.0,
 ) -> Figure:
     """True and predicted boxes side by side; those without a partner (missed, false) are dashed and tinted.
 
@@ -151,8 +155,9 @@ def boxes(
             [n, 5], scores [n] and classes [n]. Rows of class -1 are not used.
         names: of the classes.
         overlap: least IoU of partners.
+        ground: metres from the left to the right edge of an image, 0 where unknown.
     """
-    figure, axes = _pictures(("truth", "prediction"), [row[0] for row in rows])
+    figure, axes = _pictures(("truth", "prediction"), [row[0] for row in rows], ground)
     for (left, right), (image, truth, rectangles, scores, classes) in zip(axes, rows, strict=True):
         truth, used = truth[truth[:, 0] >= 0], classes >= 0
         rectangles, scores, classes = rectangles[used], scores[used], classes[used]
@@ -178,15 +183,16 @@ def boxes(
 
 
 @styled
-def changes(title: str, rows: Sequence[tuple[Image, Image, np.ndarray, np.ndarray]]) -> Figure:
+def changes(title: str, rows: Sequence[tuple[Image, Image, np.ndarray, np.ndarray]], ground: float = 0.0) -> Figure:
     """Image before and after, true change, and the prediction coloured by its outcome.
 
     Args:
         title: data set and label.
         rows: before, after, truth [H, W] and prediction [H, W]: 0 unchanged, 1 changed, in the truth also -1 for void.
+        ground: metres from the left to the right edge of an image, 0 where unknown.
     """
     colours = np.array([to_rgb(colour) for colour in OUTCOMES.values()])
-    figure, axes = _pictures(("before", "after", "true change", "prediction"), [row[0] for row in rows])
+    figure, axes = _pictures(("before", "after", "true change", "prediction"), [row[0] for row in rows], ground)
     for line, (before, after, truth, prediction) in zip(axes, rows, strict=True):
         void, true, said = truth < 0, truth > 0, prediction > 0
         outcome = np.where(true, np.where(said, 0, 2), np.where(said, 1, 3))
@@ -202,7 +208,12 @@ def changes(title: str, rows: Sequence[tuple[Image, Image, np.ndarray, np.ndarra
 
 @styled
 def tracks(
-    title: str, frames: Sequence[Image], truth: np.ndarray, predicted: np.ndarray, within: float = 5.0
+    title: str,
+    frames: Sequence[Image],
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    within: float = 5.0,
+    ground: float = 0.0,
 ) -> Figure:
     """The last frame with the tails of true and of predicted tracks; a predicted one has its true one's colour.
 
@@ -212,11 +223,12 @@ def tracks(
         truth: [m, 8], columns class, x, y, width, height, angle, track and date; rows of class -1 are not used.
         predicted: [n, 8], likewise.
         within: largest distance of centres of the same object, in pixels.
+        ground: metres from the left to the right edge of an image, 0 where unknown.
     """
     truth, predicted = truth[truth[:, 0] >= 0], predicted[predicted[:, 0] >= 0]
     owner, switches, missed, false = _followed(truth, predicted, within)
     colours = {number: TAILS[i % len(TAILS)] for i, number in enumerate(np.unique(truth[:, 6]))}
-    figure, axes = _pictures(("truth", "prediction"), frames[-1:])
+    figure, axes = _pictures(("truth", "prediction"), frames[-1:], ground)
     for ax, rows, owned in zip(axes[0], (truth, predicted), ({n: n for n in colours}, owner), strict=True):
         _backdrop(ax, frames[-1])
         for number in np.unique(rows[:, 6]):
@@ -239,12 +251,15 @@ def tracks(
 
 
 @styled
-def heights(title: str, rows: Sequence[tuple[Image, np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+def heights(
+    title: str, rows: Sequence[tuple[Image, np.ndarray, np.ndarray, np.ndarray]], ground: float = 0.0
+) -> Figure:
     """Image, true height, predicted height and error in metres; grey where the truth is unknown.
 
     Args:
         title: data set.
         rows: image, truth [H, W] metres, where it is known [H, W] bool, prediction [H, W] metres.
+        ground: metres from the left to the right edge of an image, 0 where unknown.
     """
     known = np.concatenate([truth[valid] for _, truth, valid, _ in rows])
     error = np.concatenate([(prediction - truth)[valid] for _, truth, valid, prediction in rows])
@@ -252,7 +267,7 @@ def heights(title: str, rows: Sequence[tuple[Image, np.ndarray, np.ndarray, np.n
     worst = max(1.0, np.percentile(abs(error), 98)) if error.size else 1.0
     scale = dict(cmap="cividis", vmin=min(0.0, low), vmax=max(high, low + 1), interpolation="nearest")
     heads = ("image", "true height", "predicted height", "prediction \u2212 truth")
-    figure, axes = _pictures(heads, [row[0] for row in rows], below=0.5)
+    figure, axes = _pictures(heads, [row[0] for row in rows], ground, below=0.5)
     for line, (image, truth, valid, prediction) in zip(axes, rows, strict=True):
         for ax in line[1:]:
             ax.set_facecolor(VOID)
@@ -349,12 +364,15 @@ def class_colours(count: int, stated: Sequence[str] = ()) -> np.ndarray:
     return colormaps["turbo"](np.linspace(0, 1, count))[:, :3]
 
 
-def _pictures(heads: Sequence[str], images: Sequence[Image], below: float = 0.0) -> tuple[Figure, np.ndarray]:
-    """A figure of bare axes: one column a head, and one line an image, as high as it asks for.
+def _pictures(
+    heads: Sequence[str], images: Sequence[Image], ground: float, below: float = 0.0
+) -> tuple[Figure, np.ndarray]:
+    """A figure of bare axes: one column a head, and one line an image, as high as it asks for, with a scale bar.
 
     Args:
         heads: titles of the columns.
         images: one of each line.
+        ground: metres across, 0 where unknown.
         below: inches for colour bars.
     """
     side = (WIDTH - 0.1) / len(heads)
@@ -369,6 +387,8 @@ def _pictures(heads: Sequence[str], images: Sequence[Image], below: float = 0.0)
         ax.spines[:].set(visible=True, color="#CCCCCC", linewidth=0.5)
     for ax, head in zip(axes[0], heads, strict=True):
         ax.set_title(head, loc="center", weight="normal", fontsize=8)
+    for ax in axes[:, 0]:
+        scale_bar(ax, ground)
     return figure, axes
 
 

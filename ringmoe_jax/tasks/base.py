@@ -59,12 +59,14 @@ class Example:
         images: [T] of [H, W, 3] float in 0..1, dates of the sensor that predictions lie on.
         answer: of `Task.answer`, without the batch axis.
         truth: of `Task.truth`, without the batch axis.
+        ground: metres from the left to the right edge of the images, 0 where unknown.
     """
 
     index: int
     images: Sequence[np.ndarray]
     answer: Mapping[str, np.ndarray]
     truth: Any
+    ground: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,8 @@ class Detection(_Objects):
             found, scores, classes = self.kept(e.answer["boxes"], e.answer["scores"], e.answer["classes"])
             sure = scores >= SURE
             rows.append((e.images[0], e.truth, found[sure], scores[sure], classes[sure]))
-        return {"boxes": task_figures.boxes(f"{title}, scores of {SURE} and more", rows, target.names)}
+        title = f"{title}, scores of {SURE} and more"
+        return {"boxes": task_figures.boxes(title, rows, target.names, ground=examples[0].ground)}
 
 
 @register("tracking")
@@ -143,5 +144,6 @@ class Tracking(_Objects):
         self, title: str, metric: TrackingMetric, examples: Sequence[Example], target: Target
     ) -> dict[str, Figure]:
         return {
-            f"tracks_{e.index}": task_figures.tracks(title, e.images, e.truth, self.tracks(e.answer)) for e in examples
+            f"tracks_{e.index}": task_figures.tracks(title, e.images, e.truth, self.tracks(e.answer), ground=e.ground)
+            for e in examples
         }

@@ -83,7 +83,7 @@ class Segmentation(_Map):
     ) -> dict[str, Figure]:
         rows = [(e.images[0], e.truth, e.answer["classes"]) for e in examples]
         return {
-            "masks": task_figures.masks(title, rows, target.names, target.colours),
+            "masks": task_figures.masks(title, rows, target.names, target.colours, examples[0].ground),
             "confusion": task_figures.confusion_matrix(title, metric.confusion(), target.names),
         }
 
@@ -118,7 +118,7 @@ class Change(_Map):
 
     def figures(self, title: str, metric: Metric, examples: Sequence[Example], target: Target) -> dict[str, Figure]:
         rows = [(e.images[0], e.images[-1], e.truth, e.answer["classes"]) for e in examples]
-        drawn = {"changes": task_figures.changes(title, rows)}
+        drawn = {"changes": task_figures.changes(title, rows, examples[0].ground)}
         if len(target.names) > 2:
             drawn["confusion"] = task_figures.confusion_matrix(title, metric.confusion(), target.names)
         return drawn
@@ -188,6 +188,6 @@ class Height(Task):
         rows = [(e.images[0], *e.truth, e.answer["height"]) for e in examples]
         truth, valid, answer = (np.concatenate([row[i].ravel() for row in rows]) for i in (1, 2, 3))
         return {
-            "heights": task_figures.heights(title, rows),
+            "heights": task_figures.heights(title, rows, examples[0].ground),
             "errors": task_figures.height_errors(f"{title}, pixels of these samples", truth, valid, answer),
         }

@@ -9,8 +9,8 @@ from ringmoe_jax import compress, models
 from ringmoe_jax.compress import Network
 from ringmoe_jax.models import count
 from ringmoe_jax.run import PretrainConfig
-from tests.compress.cases import HEADS, MODEL, assert_equal, network, outputs
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import HEADS, MODEL, assert_equal, network, outputs
 
 
 def test_14b_becomes_1b():

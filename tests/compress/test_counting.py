@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, sensors
 from ringmoe_jax.compress import Usage, counting
 from ringmoe_jax.errors import ConfigError, DataError
-from tests.compress.cases import ONE, network
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import ONE, network
 
 MEASURED = counting.measuring(ONE)
 TABLE = sensors.resolve(ONE["sensors"])
@@ -48,7 +48,7 @@ def test_images_that_show_nothing_are_taken_off(model, params, readers, tmp_path
     assert usage.images == {"optical": 5}
     entries = [b["sensors"]["rgb"] for b in readers["rgb"]]
     joined = jax.tree.map(lambda *x: np.concatenate(x)[:5], *entries)
-    routing = jax.device_get(model.apply(params, {"sensors": {"rgb": joined}})["routing"])
+    routing = jax.device_get(jax.jit(model.apply)(params, {"sensors": {"rgb": joined}})["routing"])
     for group, sums in usage.statistics.items():
         assert_array_equal(sums.load, routing[group].load)
         assert_array_equal(sums.tokens, routing[group].tokens)

@@ -10,8 +10,8 @@ from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.network import split
 from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.statistics import RoutingStatistics
-from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, built, network, outputs, shapes, with_moe
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import HEADS, LAYERS, MODEL, ONE, built, network, outputs, shapes, with_moe
 
 LEAVES = ("wi", "bi", "wo", "bo")
 ALWAYS_ON = with_moe(ONE, specialised=1, collaborative=1)  # gates are 1

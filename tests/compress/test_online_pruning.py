@@ -34,8 +34,7 @@ from ringmoe_jax.run import PretrainConfig, Run
 from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create, state_shardings
-from tests import tiny
-from tests.input_pipeline import tiny_data
+from tests.helpers import tiny, tiny_data
 
 MODEL = tiny.RINGMOE | {"depths": (2,), "moe": dict(specialised=2, collaborative=3, engine="dense")}
 STARVED = 1  # a collaborative expert of the first layer

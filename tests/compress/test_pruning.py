@@ -15,7 +15,7 @@ from ringmoe_jax.compress import Network, choose, prune, pruned_config
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models import count
 from ringmoe_jax.models.network import layer_tables, read, split
-from tests.compress.cases import HEADS, LAYERS, MODEL, ONE, assert_equal, built, network, shapes, with_moe
+from tests.helpers.tiny_networks import HEADS, LAYERS, MODEL, ONE, assert_equal, built, network, shapes, with_moe
 
 FOUR = with_moe(ONE, specialised=0, collaborative=4)
 TWO = FOUR | {"sensors": ("rgb", "s1_grd")}

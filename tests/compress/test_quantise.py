@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
 from ringmoe_jax.compress import Quantised, dequantise, nbytes, quantise
-from tests.compress.cases import HEADS, network, outputs
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import HEADS, network, outputs
 
 KERNELS = hnp.arrays(
     np.float32,

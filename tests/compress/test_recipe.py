@@ -14,7 +14,7 @@ from ringmoe_jax.compress.results import GAIN_LEFT, FrontPoint, ProbeScore, Qual
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.moe.statistics import RoutingStatistics
-from tests.compress.cases import LAYERS, ONE, assert_equal, network
+from tests.helpers.tiny_networks import LAYERS, ONE, assert_equal, network
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,19 @@ import pytest
 from ringmoe_jax import sensors
 from ringmoe_jax.compress import prune, submodel, submodel_config
 from ringmoe_jax.errors import ConfigError
-from tests.compress.cases import HEADS, MODEL, SENSORS, assert_equal, built, network, only, outputs, shapes, with_moe
-from tests.tiny import SKYSENSE, batch
+from tests.helpers.tiny import SKYSENSE, batch
+from tests.helpers.tiny_networks import (
+    HEADS,
+    MODEL,
+    SENSORS,
+    assert_equal,
+    built,
+    network,
+    only,
+    outputs,
+    shapes,
+    with_moe,
+)
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data"
 QUAD = MODEL | {"sensors": ("slc_quad", "s1_grd", "rgb")}

@@ -10,8 +10,8 @@ from ringmoe_jax.compress import Usage, importance
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.statistics import RoutingStatistics
-from tests.compress.cases import LAYERS, ONE, network, with_moe
-from tests.tiny import batch
+from tests.helpers.tiny import batch
+from tests.helpers.tiny_networks import LAYERS, ONE, network, with_moe
 
 MODALITIES = ("optical", "sar_l2")
 

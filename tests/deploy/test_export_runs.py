@@ -15,8 +15,8 @@ from ringmoe_jax.deploy.export import Tiles, as_batch, export, select_sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Target
-from tests import tiny, tiny_runs
-from tests.tiny import RINGMOE, SKYSENSE
+from tests.helpers import tiny, tiny_runs
+from tests.helpers.tiny import RINGMOE, SKYSENSE
 
 SIZE = 16
 DENSE = RINGMOE | dict(depths=(1,), sensors=("rgb",))
@@ -31,7 +31,6 @@ TARGETS = {
     "height": Target("ndsm", SENSOR, (), "ndsm"),
     "detection": Target("boxes", BOXES, COVER, "rgb"),
     "tracking": Target("tracks", TRACKS, COVER, "rgb", 2),
-    "tests.tiny_parts:Canopy": Target("cover", MAP, COVER, "rgb"),
 }
 HEADS = {
     "segmentation": dict(name="upernet", channels=8, auxiliary=8),
@@ -39,7 +38,6 @@ HEADS = {
     "height": dict(channels=8, bins=8, max_height=30.0),
     "detection": dict(channels=8, depth=1, groups=2),
     "tracking": dict(channels=8, depth=1, groups=2),
-    "tests.tiny_parts:Canopy": dict(channels=8),
 }
 
 
@@ -52,13 +50,13 @@ def tiles(sensors, rows=3, dates=1):
     return Tiles(batch, {"scenes": f"first {rows} of validation"}, [{"name": "scenes", "licence": "MIT"}])
 
 
-def fine_tuned(workdir, task, model=DENSE):
+def fine_tuned(workdir, task):
     target = TARGETS[task]
     shown = ("rgb", "ndsm") if target.kind == SENSOR else ("rgb",)
     values = dict(
         task=dict(name=task, target=target.name),
         head=HEADS.get(task, {}),
-        model=model,
+        model=DENSE,
         data=tiny_runs.data(shown, SIZE, mask_unit=0),
     )
     return Run.open(tiny_runs.finetuning(workdir, values, target, dict.fromkeys(shown, target.dates)))
@@ -165,28 +163,6 @@ def test_maps_are_exported_with_their_classes(segmentation, tmp_path):
     assert item["properties"]["description"] == "Segmentation of cover in rgb by RingMoE, trained on scenes."
     assert differences(item)["logits"] < 1e-5
     assert differences(item)["classes"] == 0
-
-
-def test_an_encoder_and_a_task_of_one_s_own(tmp_path):
-    """What they state is in the description; what they do not state has nameless axes."""
-    encoder = dict(name="tests.tiny_parts:Patches", sensors=("rgb", "s1_grd"))
-    alike = dict(alike=dict(name="alignment", sensors=("rgb", "s1_grd")))
-    run = Run.open(tiny_runs.pretraining(tmp_path / "encoder", encoder, objectives=alike))
-    item = export(run, tiles(("rgb",)), tmp_path / "features")
-    assert item["properties"]["mlm:architecture"] == "Patches"
-    assert shapes(item) == {"pooled/rgb": [8], "tokens/rgb": [1, 4, 4, 8]}
-    assert set(shapes(item, "mlm:input", "input")) == {"rgb/pixels", "rgb/valid"}
-
-    run = fine_tuned(tmp_path / "task", "tests.tiny_parts:Canopy", encoder | dict(sensors=("rgb",)))
-    item = exported(run, tmp_path / "answers")
-    axes = {entry["name"]: entry["result"]["dim_order"][1:] for entry in item["properties"]["mlm:output"]}
-    assert axes == {"logits": ["height", "width", "class"], "share": [], "sure": ["axis-a", "axis-b"]}
-    assert item["properties"]["mlm:tasks"] == []
-    assert item["properties"]["description"].startswith("Canopy of cover in rgb by Patches")
-    call, _ = deploy.load(tmp_path / "answers")
-    inputs = random_inputs(item, 2)
-    predictions = run.model.apply(run.params, as_batch(inputs))["predictions"]
-    np.testing.assert_allclose(call(inputs)["share"], run.parts.task.answer(predictions, None)["share"], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax import compress, deploy, models
-from tests.tiny import RINGMOE, SKYSENSE, batch
+from tests.helpers.tiny import RINGMOE, SKYSENSE, batch
 
 MIXTURE = RINGMOE | dict(depths=(1, 1), moe=dict(specialised=2, collaborative=2, engine="dense"))
 

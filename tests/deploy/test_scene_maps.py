@@ -22,8 +22,8 @@ from ringmoe_jax.deploy.windows import WindowModel, window_model
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Target
-from tests import tiny_runs
-from tests.tiny import RINGMOE
+from tests.helpers import tiny_runs
+from tests.helpers.tiny import RINGMOE
 
 SENTINEL = Path(__file__).parents[3] / "shared" / "data" / "multimodal" / "copernicus_fm_s2"
 SIZE = 32
@@ -238,34 +238,6 @@ def test_every_task_answers(name, target, names, bands, tmp_path):
         found = file.read()
     assert np.isfinite(found).all()
     assert (found >= 0).all()
-
-
-def test_an_encoder_and_a_task_of_one_s_own_map_a_scene(tmp_path):
-    """By what they state: a map of the task's own name and numbers, and embeddings as wide as the encoder."""
-    encoder, scene = (
-        dict(name="tests.tiny_parts:Patches", sensors=("s2_12",)),
-        tif(tmp_path / "a.tif", ground(40, 48)[0]),
-    )
-    values = dict(
-        task=dict(name="tests.tiny_parts:Canopy", target="cover", wooded=1),
-        data=tiny_runs.data(("s2_12",), SIZE, mask_unit=0),
-        model=encoder,
-        head=dict(channels=8),
-    )
-    run = tiny_runs.finetuning(tmp_path / "run", values, Target("cover", MAP, COVER, "s2_12"), {"s2_12": 1})
-    predict(opened(run), {"s2_12": [scene]}, tmp_path / "map.tif", overlap=0.25)
-    with rasterio.open(tmp_path / "map.tif") as file:
-        assert (file.descriptions, file.shape) == (("canopy",), (40, 48))
-        canopy = file.read()
-    assert ((canopy > 0) & (canopy < 1)).all()
-    with pytest.raises(ConfigError, match=r'"classes" is not what the task "tests.tiny_parts:Canopy" of .*canopy'):
-        opened(run, "classes")
-
-    alike = dict(alike=dict(name="alignment", sensors=("s2_12", "s1_grd")))
-    both = encoder | dict(sensors=("s2_12", "s1_grd"))
-    run = tiny_runs.pretraining(tmp_path / "encoder", both, size=SIZE, objectives=alike)
-    predict(opened(run), {"s2_12": [scene]}, tmp_path / "tokens.tif", overlap=0.25)
-    assert read(tmp_path / "tokens.tif").shape == (8, 10, 12)  # patches of 4 pixels
 
 
 def test_embeddings_are_tokens_of_all_sensors(tmp_path):

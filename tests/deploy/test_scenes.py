@@ -9,7 +9,7 @@ from input_pipeline import folder
 from ringmoe_jax import geo, sensors
 from ringmoe_jax.deploy.scenes import Scene, Stack, mirrored
 from ringmoe_jax.errors import DataError
-from tests.input_pipeline.test_folder import tif
+from tests.helpers.rasters import tif
 
 S2 = sensors.get("s2_12")
 

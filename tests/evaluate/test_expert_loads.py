@@ -75,4 +75,6 @@ def test_history_reads_what_training_logs(tmp_path):
     assert series["step"].tolist() == [10, 20]
     np.testing.assert_allclose(series["drop_rate"], [[0.375, 0.25], [0.375, np.nan]], atol=1e-4)
     np.testing.assert_allclose(series["max_load"], [[1.75, 1.5], [1.75, np.nan]], atol=1e-3)
+    assert series["most_entropy"].shape == (2, 2)
+    assert np.isnan(series["most_entropy"]).tolist() == [[False, False], [False, True]]
     np.testing.assert_allclose(series["gate"][0], [0.375, 0.75], atol=1e-4)

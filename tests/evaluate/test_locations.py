@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from experiments.reports import curves, figures
 from ringmoe_jax import sensors
 from ringmoe_jax.contracts import NO_TIME
-from ringmoe_jax.evaluate import figures, locations, quicklook
+from ringmoe_jax.evaluate import locations, quicklook
 from ringmoe_jax.evaluate.locations import NONE
 from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.geo_context import UNKNOWN, GeoContextConfig
 from ringmoe_jax.models.transformer import TransformerConfig
+from ringmoe_jax.run.evaluation import Lattice, LocationRow
 
 SMALL = TransformerConfig(width=16, depth=1, heads=2, drop_path=0.0)
 CONFIG = skysense.SkySenseConfig(
@@ -286,24 +288,30 @@ def test_ranks_beyond_the_colours_are_grey():
     assert figures._ranked(np.full((2, 2), NONE)) is None
 
 
+def compared(labels, places):
+    """Frames of some places, each alike to itself alone."""
+    row = dict(tiles=(), explained=(), lattice=Lattice(0.0, 0), agreement=())
+    return LocationRow(
+        dataset="d", frames=len(labels), labels=labels, places=places, similarity=np.eye(len(labels)), **row
+    )
+
+
 def test_the_matrix_names_frames_and_places():
     labels = ["s2_10 2021-06-01", "s1_grd 2021-06-01"] * 2
-    ax, _ = figures.similarity("d", np.eye(4), labels, ["tile 1", "tile 1", "tile 5", "tile 5"]).axes
+    ax, _ = figures.similarity(compared(labels, (1, 1, 5, 5))).axes
     assert [label.get_text() for label in ax.get_xticklabels()] == labels
     written = [text.get_text() for text in ax.texts]
     assert written.count("tile 1") == written.count("tile 5") == 1
     assert written.count("1.00") == 4
-    large, _ = figures.similarity("d", np.eye(20), ["x"] * 20, ["p"] * 20).axes
-    assert [text.get_text() for text in large.texts] == ["p"]
+    large, _ = figures.similarity(compared(["x"] * 20, (7,) * 20)).axes
+    assert [text.get_text() for text in large.texts] == ["tile 7"]
 
 
 def test_collapse_watch_has_a_column_a_level():
-    records = [
-        {"step": s} | {f"{k}/{m}": 0.5 for k in ("a", "b", "c") for m in figures.COLLAPSE_PANELS} for s in (1, 2)
-    ]
+    records = [{"step": s} | {f"{k}/{m}": 0.5 for k in ("a", "b", "c") for m in curves.COLLAPSE_PANELS} for s in (1, 2)]
     records.append({"step": 2, "validation/loss": 1.0})
     terms = {"a": ("s1_grd", "image"), "b": ("s1_grd", "pixel"), "c": ("fused", "image")}
-    figure = figures.collapse(records, terms)
+    figure = curves.collapse(records, terms)
     assert len(figure.axes) == 4
     assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["image level", "pixel level"]
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"s1_grd", "fused"}

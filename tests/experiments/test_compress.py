@@ -31,7 +31,7 @@ from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.run import PretrainConfig, Run, read_record, results
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
-from tests.tiny import SKYSENSE
+from tests.helpers.tiny import SKYSENSE
 
 SENSORS = ("rgb", "s1_grd")
 SCENES = 30
@@ -378,7 +378,8 @@ def test_other_runs_are_refused(odd, tmp_path, capsys):
     assert "holds a task run, wanted one of pre-training or compressed" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "odd")
     data = {"streams": {"all": {"directory": "d", "sensors": SKYSENSE["sensors"]}}, "image_size": 8, "batch_size": 1}
-    config = {"model": SKYSENSE, "data": data | {"mask_unit": 8}, "objectives": {}}
+    terms = {"align": {"name": "alignment", "sensors": SKYSENSE["sensors"], "projected": False}}
+    config = {"model": SKYSENSE, "data": data | {"mask_unit": 8}, "objectives": terms}
     assert command("--checkpoint", odd(config=config), *given) == 1
     assert '"skysense" cannot be compressed' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

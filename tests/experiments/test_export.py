@@ -7,8 +7,8 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.synthetic import dataset as synthetic
 from ringmoe_jax import deploy
 from ringmoe_jax.tasks import Target
-from tests import tiny_runs
-from tests.tiny import RINGMOE
+from tests.helpers import tiny_runs
+from tests.helpers.tiny import RINGMOE
 
 SIZE = 16
 MODEL = RINGMOE | dict(depths=(1,), moe=dict(specialised=2, collaborative=2))

@@ -14,7 +14,7 @@ from ringmoe_jax import tasks
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import FinetuneConfig, Run
-from tests.tiny import RINGMOE
+from tests.helpers.tiny import RINGMOE
 
 SIZE = 32
 MODEL = RINGMOE | dict(depths=(1, 1), image_size=SIZE)

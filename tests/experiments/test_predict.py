@@ -14,8 +14,8 @@ from experiments.predict import by_sensor, main
 from ringmoe_jax.contracts import MAP
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.tasks import Target
-from tests import tiny_runs
-from tests.tiny import RINGMOE
+from tests.helpers import tiny_runs
+from tests.helpers.tiny import RINGMOE
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32

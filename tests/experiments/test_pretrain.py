@@ -16,7 +16,7 @@ from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, UserError
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.checkpoint import Checkpointer
-from tests.input_pipeline import tiny_data
+from tests.helpers import tiny_data
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """

@@ -17,7 +17,7 @@ from configs.finetune import common as finetuning
 from experiments.run import finetune, score
 from experiments.run.pretrain import pretrain
 from ringmoe_jax import run as runs
-from tests.experiments import real_sets
+from tests.helpers import real_sets
 
 pytestmark = pytest.mark.skipif(not real_sets.REAL.is_dir(), reason=f"no real data in {real_sets.REAL}")
 

@@ -13,7 +13,7 @@ from experiments.run.finetune import finetune  # noqa: E402
 from experiments.run.pretrain import pretrain  # noqa: E402
 from ringmoe_jax import deploy, sensors  # noqa: E402
 from ringmoe_jax.errors import ConfigError  # noqa: E402
-from tests.input_pipeline import tiny_data  # noqa: E402
+from tests.helpers import tiny_data  # noqa: E402
 
 SENSOR, SIZE = "s1_grd", 8
 VIT = dict(name="own_encoder:PlainViT", sensors=(SENSOR,), image_size=SIZE, patch=4, width=8, depth=2, heads=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline import sample
-from tests.input_pipeline.tiny_data import write
+from tests.helpers.tiny_data import write
 
 ROOT = Path(__file__).parents[2]
 

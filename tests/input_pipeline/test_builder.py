@@ -13,7 +13,7 @@ from input_pipeline.schema import Image, Metadata, Sample, SensorInfo, to_exampl
 from ringmoe_jax import sensors
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
-from tests.input_pipeline.tiny_data import metadata, names, samples, write
+from tests.helpers.tiny_data import metadata, names, samples, write
 
 
 def test_tfds_and_our_reader_return_the_stored_bits(pair):

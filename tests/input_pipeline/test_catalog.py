@@ -21,7 +21,7 @@ from input_pipeline.schema import UNLABELLED
 from ringmoe_jax import sensors
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import ConfigError, DataError
-from tests.input_pipeline.published import TREES, image, planted, write
+from tests.helpers.published import TREES, image, planted, write
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data"
 

@@ -12,20 +12,9 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import geo, sensors
 from ringmoe_jax.errors import DataError
+from tests.helpers.rasters import tif
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def tif(path, pixels, pixel=10.0, names=(), corner=(500_000, 5_000_000), **options):
-    """Writes [H, W, C] as a GeoTIFF in UTM 33N."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width, count = pixels.shape
-    transform = Affine(pixel, 0, corner[0], 0, -pixel, corner[1])
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
-    with rasterio.open(path, "w", crs="EPSG:32633", transform=transform, **profile, **options) as file:
-        file.write(pixels.transpose(2, 0, 1))
-        for i, name in enumerate(names):
-            file.set_band_description(i + 1, name)
 
 
 def numbers(height, width, channels, dtype):

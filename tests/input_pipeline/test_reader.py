@@ -19,7 +19,7 @@ from ringmoe_jax import sensors
 from ringmoe_jax.config import build
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError
-from tests.input_pipeline.tiny_data import metadata, write
+from tests.helpers.tiny_data import metadata, write
 
 
 def config(directory, *names, **changes) -> DataConfig:

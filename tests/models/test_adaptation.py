@@ -13,7 +13,7 @@ from ringmoe_jax.models.adapters import Convpass, add_low_rank, low_rank
 from ringmoe_jax.parallel.sharding import path_name
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.optimizer import OptimizerConfig
-from tests.tiny import RINGMOE, SKYSENSE, batch
+from tests.helpers.tiny import RINGMOE, SKYSENSE, batch
 
 
 def names(tree) -> set[str]:

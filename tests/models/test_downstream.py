@@ -9,7 +9,7 @@ from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.downstream import HeadSpec, attach
 from ringmoe_jax.models.heads.neck import EACH, MEAN, PAIR, NeckConfig, _dates
-from tests.tiny import RINGMOE, SKYSENSE, batch
+from tests.helpers.tiny import RINGMOE, SKYSENSE, batch
 
 MAP = ("height", "width", "class")
 CLASSIFY = HeadSpec("linear", {"logits": ("class",)}, 3, MEAN)

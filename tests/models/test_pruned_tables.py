@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError
-from tests.tiny import RINGMOE, batch
+from tests.helpers.tiny import RINGMOE, batch
 
 MOE = dict(specialised=2, collaborative=3, engine="dense")
 WHOLE = RINGMOE | {"moe": MOE}

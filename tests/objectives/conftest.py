@@ -1,7 +1,7 @@
 import pytest
 
 from ringmoe_jax import sensors
-from tests.objectives.fake_outputs import INTENSITY
+from tests.helpers.tiny_outputs import INTENSITY
 
 
 @pytest.fixture(autouse=True)

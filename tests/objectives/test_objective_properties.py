@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.objectives import Balance, Constraint
 from ringmoe_jax.objectives.base import OBJECTIVES
-from tests.objectives.fake_outputs import build, decoded, decoders, pixels_of, scene
+from tests.helpers.tiny_outputs import build, decoded, decoders, pixels_of, scene
 
 CASES = [
     ("masked_l1", "s2_12", {}),

@@ -12,7 +12,7 @@ from scipy import stats
 from ringmoe_jax import objectives, sensors
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import NOTHING
-from tests.objectives.fake_outputs import best_constant, build, decoded, loss, pixels_of, scene
+from tests.helpers.tiny_outputs import best_constant, build, decoded, loss, pixels_of, scene
 
 KNOWN = {name: sensors.get(name) for name in ("rgb", "slc_dual", "slc_quad", "s1_grd")}
 

@@ -12,7 +12,7 @@ from ringmoe_jax import objectives, sensors
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.multilooked import box_mean, lee
-from tests.objectives.fake_outputs import best_constant, build, circular, compiled, decoded, loss, scene
+from tests.helpers.tiny_outputs import best_constant, build, circular, compiled, decoded, loss, scene
 
 DB = 10 / np.log(10)
 EPS = np.finfo(np.float32).eps

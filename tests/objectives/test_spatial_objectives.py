@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import sensors
 from ringmoe_jax.objectives import NativeResolution
 from ringmoe_jax.objectives.spatial import block_mean, differences
-from tests.objectives.fake_outputs import build, compiled, decoded, loss, scene
+from tests.helpers.tiny_outputs import build, compiled, decoded, loss, scene
 
 PLAIN = sensors.Statistics((0,) * 3, (1,) * 3, "test")
 run_block_mean = jax.jit(block_mean, static_argnums=2)

@@ -1,6 +1,5 @@
 """Speckle and complex Gaussian likelihoods against SciPy's densities, and what minimises them."""
 
-import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -8,19 +7,11 @@ from scipy import stats
 
 from ringmoe_jax import sensors
 from ringmoe_jax.objectives import radar
-from tests.objectives.fake_outputs import best_constant, build, circular, compiled, decoded, loss, scene
+from tests.helpers.references import QUAD_SIGMA, SIGMA, nats_in_unit, real_covariance, says
+from tests.helpers.tiny_outputs import best_constant, build, circular, compiled, decoded, loss, scene
 
 DB = 10 / np.log(10)
 UNITS = {"s1_grd": 2, "sar_amplitude": 1, "test_intensity": 2}  # channels
-SIGMA = np.array([[0.05, 0.02 - 0.01j], [0.02 + 0.01j, 0.03]])
-QUAD_SIGMA = np.array(
-    [
-        [0.05, 0.004j, 0.004j, 0.02],
-        [-0.004j, 0.01, 0.009, 0.001],
-        [-0.004j, 0.009, 0.01, 0.001],
-        [0.02, 0.001, 0.001, 0.04],
-    ]
-)
 
 
 def to_unit(name, intensity):
@@ -34,23 +25,6 @@ def density(name, power, looks):
     if name == "s1_grd":  # Fisher-Tippett for L looks
         return stats.loggamma(looks, loc=DB * np.log(power / looks), scale=DB)
     return stats.gamma(looks, scale=power / looks)
-
-
-def nats_in_unit(term, shown, noise):
-    """-ln p by pixel, [N, terms], float64."""
-
-    @jax.jit
-    def run(outputs, batch, noise):
-        target, _ = term.usable(outputs, batch)
-        return term.nats(term.prediction(outputs), target, noise) + term.change_of_unit(outputs, target)
-
-    return np.asarray(run(*shown, noise), np.float64)[0, 0, 0]
-
-
-def says(function, *arguments):
-    """The same compiled as a whole, for the first pixel or window, float64 or complex128."""
-    value = np.asarray(jax.jit(function)(*arguments))[0, 0, 0, 0]
-    return value.astype(np.result_type(value, np.float64))
 
 
 @pytest.mark.parametrize("looks", [0.7, 1.0, 4.4, 30.0])
@@ -95,14 +69,6 @@ def test_speckle_finds_the_mean_power_in_every_unit_and_whatever_the_looks(name,
         power = says(term.prediction, best_constant(term, shown).outputs)
         assert_allclose(power, intensity[:n].mean(axis=0), rtol=2e-3)
         assert_allclose(power, sigma0, rtol=2e-3 + 3.5 / np.sqrt(true * n))
-
-
-def real_covariance(sigma):
-    """Of re, im, re, im ... of a circular vector with a complex covariance."""
-    p = len(sigma)
-    blocks = np.block([[sigma.real, -sigma.imag], [sigma.imag, sigma.real]]) / 2
-    order = np.arange(2 * p).reshape(2, p).T.ravel()
-    return blocks[np.ix_(order, order)]
 
 
 PAULI = np.array([[1, 0, 0, 1], [1, 0, 0, -1], [0, 1, 1, 0], [0, 1, -1, 0]]) / np.sqrt(2)

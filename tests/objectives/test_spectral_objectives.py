@@ -13,7 +13,7 @@ from scipy import constants
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.spectral import PLANCK_1, PLANCK_2, brightness_temperature, compute_indices, formulas
-from tests.objectives.fake_outputs import best_constant, build, compiled, decoded, loss, pixels_of, scene
+from tests.helpers.tiny_outputs import best_constant, build, compiled, decoded, loss, pixels_of, scene
 
 S2 = sensors.get("s2_12")
 SYMBOLS = dict(zip("A B G R RE1 RE2 RE3 N N2 WV S1 S2".split(), range(12), strict=True))

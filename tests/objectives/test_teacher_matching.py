@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from ringmoe_jax import objectives, sensors
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import NOTHING
-from tests.objectives.fake_outputs import build, decoded, scene
+from tests.helpers.tiny_outputs import build, decoded, scene
 
 FINE, COARSE = (2, 1, 4, 4, 6), (2, 1, 2, 2, 12)  # stages [B, T, h, w, D] of images of 8 x 8 pixels
 

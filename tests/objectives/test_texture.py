@@ -10,7 +10,7 @@ from ringmoe_jax import sensors
 from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.speckle import gamma_nats
 from ringmoe_jax.objectives.texture import textured_nats
-from tests.objectives.fake_outputs import best_constant, build, decoded, scene
+from tests.helpers.tiny_outputs import best_constant, build, decoded, scene
 
 
 def nats(intensity, mean, shape, looks):

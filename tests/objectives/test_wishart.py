@@ -13,8 +13,8 @@ from ringmoe_jax import sensors
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.wishart import pack, sigma_of, unpack, wishart_nats
-from tests.objectives.fake_outputs import best_constant, build, circular, compiled, decoded, decoders, loss, scene
-from tests.objectives.test_speckle import QUAD_SIGMA, SIGMA, nats_in_unit, real_covariance, says
+from tests.helpers.references import QUAD_SIGMA, SIGMA, nats_in_unit, real_covariance, says
+from tests.helpers.tiny_outputs import best_constant, build, circular, compiled, decoded, decoders, loss, scene
 
 TO_RECIPROCAL = np.array([[1, 0, 0, 0], [0, 1 / np.sqrt(2), 1 / np.sqrt(2), 0], [0, 0, 0, 1]])
 MEAN = 2 * 0.129**2  # power by polarisation of the table's statistics

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringmoe_jax.planning import ahead, hlo
+from ringmoe_jax.parallel import hlo
+from ringmoe_jax.planning import ahead
 
 # A loop of five rounds, as the TPU compiler writes it: no note of the trip count, a constant in the condition.
 LOOP = """HloModule test, is_scheduled=true

@@ -12,15 +12,16 @@ from ringmoe_jax import contracts as contract
 from ringmoe_jax import sensors
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.hlo import Collective
-from ringmoe_jax.planning import ahead, hlo, topology
+from ringmoe_jax.planning import ahead, topology
 from ringmoe_jax.planning import plan as planning
 from ringmoe_jax.planning.chips import CHIPS
 from ringmoe_jax.planning.report import bounds, describe, link_seconds, to_json
 from ringmoe_jax.run import PretrainConfig
-from tests.input_pipeline import tiny_data
-from tests.planning import plan_config
-from tests.planning.plan_config import exchanges
+from tests.helpers import tiny_data
+from tests.helpers import tiny_plans as plan_config
+from tests.helpers.tiny_plans import exchanges
 
 
 def make(name: str, compiled: bool = True, **options):
@@ -147,7 +148,7 @@ def test_refusals_come_before_any_compilation(monkeypatch, name, options, messag
 
 def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch):
     path = tmp_path / "config.py"
-    path.write_text("from tests.planning import plan_config\nfrom ml_collections import ConfigDict\n")
+    path.write_text("from tests.helpers import tiny_plans as plan_config\nfrom ml_collections import ConfigDict\n")
     path.open("a").write("def get_config():\n    return ConfigDict(plan_config.values(width=64))\n")
     monkeypatch.setattr(planning, "compiled", None)
     monkeypatch.setattr("sys.argv", ["plan", "--config", str(path), "--topology", "gpu:8:0.001GB", "--json"])

@@ -17,7 +17,7 @@ from ringmoe_jax.pretext.distilled import LARGER, distilled
 from ringmoe_jax.training import optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create
-from tests import tiny
+from tests.helpers import tiny
 
 MODEL = tiny.RINGMOE | {"depths": (1,)}
 LARGE = MODEL | {"moe": dict(specialised=1, collaborative=2, engine="dense")}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.pretext import matching
-from tests.pretext.test_sinkhorn import sinkhorn_knopp
+from tests.helpers.references import sinkhorn_knopp
 
 TILE = (12, 20)
 SIZE = 6  # of views, in pixels of the tile

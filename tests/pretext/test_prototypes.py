@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax.parallel import sharding
 from ringmoe_jax.parallel.mesh import MeshConfig, batch_sharding, make
 from ringmoe_jax.pretext import prototypes
-from tests.pretext.test_sinkhorn import sinkhorn_knopp
+from tests.helpers.references import sinkhorn_knopp
 
 REGIONS, COUNT, WIDTH = 64, 4, 16
 RULE = dict(momentum=0.9, temperature=0.05)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
+from tests.helpers.references import sinkhorn_knopp
 
 ROWS, COLUMNS = 12, 5
 compiled = jax.jit(sinkhorn, static_argnames="iterations")
@@ -16,17 +17,6 @@ seeds = st.integers(0, 2**32 - 1)
 
 def run(*arrays, **settings):
     return np.asarray(compiled(*arrays, **settings))
-
-
-def sinkhorn_knopp(scores, weight, temperature, iterations=3):
-    """[N, K] and [N] -> [N, K] float64: a softmax, then columns and rows are normalised in turn."""
-    p = np.asarray(scores, np.float64) / temperature
-    p = np.exp(p - p.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
-    for _ in range(iterations):
-        p /= (np.asarray(weight, np.float64)[:, None] * p).sum(axis=0)
-        p /= p.sum(axis=-1, keepdims=True)
-    return p
 
 
 def case(seed, rows=ROWS):

@@ -15,8 +15,8 @@ from ringmoe_jax.planning.ahead import Refused
 from ringmoe_jax.planning.report import bounds, describe
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.state import TrainState
-from tests.planning import plan_config
-from tests.planning.plan_config import exchanges
+from tests.helpers import tiny_plans as plan_config
+from tests.helpers.tiny_plans import exchanges
 
 
 def needs(module: str):

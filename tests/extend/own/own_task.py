@@ -64,6 +64,7 @@ class SharesError(Sums):
 class Shares(Task):
     kinds: ClassVar = (VALUE,)
     answers: ClassVar = {"shares": SHARES}
+    maps: ClassVar = ("shares",)
 
     def head_spec(self, target):
         return HeadSpec("own_task:SharesHead", {"shares": SHARES.axes}, len(target.names), MEAN)
@@ -73,6 +74,9 @@ class Shares(Task):
 
     def answer(self, predictions, target):
         return {"shares": predictions["shares"]}
+
+    def windows(self, predictions):
+        return predictions["shares"][:, None, None]
 
     def metric(self, target):
         return SharesError()

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.heads.change import AttentionBlock, ChangeTransformerConfig
-from tests.models.heads.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
+from tests.helpers.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
 
 BIT = dict(channels=8, heads=2, decoder_depth=2)
 CASES = [

@@ -10,7 +10,7 @@ from scipy.signal import correlate2d
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads.dense import ConvBlock, DenseConfig, average_pool, resize
-from tests.models.heads.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
+from tests.helpers.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
 
 
 def test_average_pool_by_hand():

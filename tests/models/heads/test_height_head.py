@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads.height import HeightConfig
-from tests.models.heads.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
+from tests.helpers.tiny_heads import FOUR, ONE, SIZE, build, fit, pyramid, with_another_second_row
 
 
 def even(params):

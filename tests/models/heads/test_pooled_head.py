@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.heads.pooled import LinearConfig, MlpConfig
-from tests.models.heads.tiny_heads import FOUR, ONE, build, fit, pyramid
+from tests.helpers.tiny_heads import FOUR, ONE, build, fit, pyramid
 
 
 def gelu(x):

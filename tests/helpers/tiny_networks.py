@@ -5,7 +5,7 @@ import numpy as np
 
 from ringmoe_jax import models
 from ringmoe_jax.compress import Network
-from tests.tiny import RINGMOE
+from tests.helpers.tiny import RINGMOE
 
 MOE = dict(specialised=2, collaborative=3, engine="dense")
 SENSORS = ("rgb", "s1_grd", "rgbn", "slc_dual")  # two of one modality, one complex

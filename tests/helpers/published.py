@@ -167,15 +167,15 @@ def bigearthnet(root, _):
 
 @tree("treesatai_ts", "ssl4eo_s12")
 def own_reader(root, name):
-    from tests.input_pipeline import test_ssl4eo, test_treesatai
+    from tests.helpers import ssl4eo, treesatai
 
     if name == "ssl4eo_s12":
         for place in range(5):
-            test_ssl4eo.write_s1(root / "s1" / f"{place:07d}", "20200607", -10)
+            ssl4eo.write_s1(root / "s1" / f"{place:07d}", "20200607", -10)
         return Expected({"train": 4, "validation": 1}, None, None, tile=264)
     for i in range(10):
-        test_treesatai.write_aerial(root / f"Pinus_nigra_1_{i}_BI_NLF.tif")
-        test_treesatai.write_series(root / f"Pinus_nigra_1_{i}_BI_NLF.h5")
+        treesatai.write_aerial(root / f"Pinus_nigra_1_{i}_BI_NLF.tif")
+        treesatai.write_series(root / f"Pinus_nigra_1_{i}_BI_NLF.h5")
     return Expected({"train": 8, "validation": 2}, None, None, tile=None)
 
 
