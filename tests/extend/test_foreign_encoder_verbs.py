@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def config(folder, **changes):
     stream = dict(directory=str(folder / "data"), sensors=(SENSOR,), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     return dict(
-        data=dict(streams=dict(all=stream), image_size=SIZE, batch_size=4, mask_unit=4),
+        data=dict(streams=dict(all=stream), image_size=SIZE, batch_size=8, mask_unit=4),
         optimizer=dict(learning_rate=1e-2, warmup_steps=0),
         train=dict(steps=2, log_every=1, evaluate_every=0, seed=0),
     ) | dict(changes)
