@@ -179,7 +179,7 @@ def test_numbers_of_a_window(task, predictions, wanted):
 
 def test_another_metric_has_to_take_what_the_own_one_takes():
     target = Target("map", MAP, ABC, "rgb")
-    assert type(tasks.Segmentation(target="map", scoring="segmentation").metric(target)).__name__ == "Segmentation"
+    assert type(tasks.Segmentation(target="map", scoring="segmentation").metric(target)).__name__ == "SegmentationMetric"
     with pytest.raises(ConfigError, match=r'task.scoring = "height" does not take what this task gives: make it from'):
         tasks.Segmentation(target="map", scoring="height").metric(target)
     with pytest.raises(ConfigError, match=r'task.scoring = "segmentaton" does not exist: did you mean "segmentation"'):
