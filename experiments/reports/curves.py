@@ -70,9 +70,9 @@ def routers(group: str, series: Mapping[str, np.ndarray], modalities: Sequence[s
                 ax.plot(series["step"][-1], series[name][-1, m], marker, color=colour)
         ax.set_title(ROUTER_PANELS[name], fontsize=8, weight="normal")
         ax.set_xlabel("optimiser step")
-    for most in np.unique(np.nanmax(series["most_entropy"], axis=0).round(9)):
-        if np.isfinite(most):
-            panels["entropy"].axhline(most, color=GREY, linewidth=0.9, linestyle=":", label="no expert preferred")
+    columns = [column[np.isfinite(column)] for column in series["most_entropy"].T]
+    for most in {round(column.max(), 9) for column in columns if column.size}:
+        panels["entropy"].axhline(most, color=GREY, linewidth=0.9, linestyle=":", label="no expert preferred")
     legend = dict(zip(*reversed(panels["entropy"].get_legend_handles_labels()), strict=True))
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend))
     return titled(figure, f"{group} experts: routers during training")

@@ -112,7 +112,7 @@ def scale_bar(ax: Axes, ground: float) -> None:
     power = 10.0 ** math.floor(math.log10(ground / 2))
     length = power * max(step for step in (1, 2, 5) if step * power <= ground / 2)
     number, unit = (length / 1000, "km") if length >= 1000 else (length, "m")
-    edged = [withStroke(linewidth=2, foreground="black")]
+    edged = [withStroke(linewidth=2.6, foreground="black")]
     place = dict(transform=ax.transAxes, color="white", zorder=5, path_effects=edged)
-    ax.plot([0.05, 0.05 + length / ground], [0.05, 0.05], linewidth=1.6, solid_capstyle="butt", **place)
+    ax.plot([0.05, 0.05 + length / ground], [0.05, 0.05], linewidth=1.4, solid_capstyle="butt", **place)
     ax.text(0.05, 0.075, f"{number:g} {unit}", fontsize=6, ha="left", va="bottom", **place)

@@ -1,6 +1,7 @@
 """What a recipe asks for, what it makes of a network, and what is said of the result."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ringmoe_jax.compress.results import GAIN_LEFT, FrontPoint, ProbeScore, Qual
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.moe.statistics import RoutingStatistics
+from ringmoe_jax.run.evaluation import TRAINED, ComparisonRow, EvaluatedData, ProbeRow, SensorSummary
 from tests.helpers.tiny_networks import LAYERS, ONE, assert_equal, network
 
 
@@ -114,18 +116,21 @@ def test_the_headline_is_the_linear_probe_of_all_sensors():
 
 
 def test_rows_of_an_evaluation():
-    score = lambda value, low, high: {"value": value, "low": low, "high": high}  # noqa: E731
-    row = {"dataset": "d", "label": "cover", "features": "rgb", "protocol": "linear", "test": 6, "blocks": 5}
-    where = {"dataset": "d", "objective": "rgb", "best": "mean", "tiles": 6, "blocks": 5}
+    scores = {"accuracy": Score(0.5, math.nan, math.nan), "kappa": Score(0.1, 0, 1)}
+    row = {"dataset": "d", "label": "cover", "features": "rgb", "encoder": TRAINED, "protocol": "linear"}
+    counts = {"fraction": 1.0, "draws": 1, "left_out": (), "train": 9, "test": 6, "blocks": 5, "near": 0}
+    where = {"dataset": "d", "objective": "rgb", "sensor": "rgb", "best": "mean", "tiles": 6, "blocks": 5}
+    losses = {"losses": {"model": Score(1, 0.9, 1.1)}, "difference": Score(-0.3, -0.5, 0.1)}
+    sensor = SensorSummary(bands=("r",), unit="reflectance", gsd=1.0, shape=(1, 8, 8), simulated=True)
+    words = dict.fromkeys(("directory", "description", "licence", "source", "citation", "protocol"), "")
+    data = {"name": "d", "split": "test", "samples": {"test": 6}, "sensors": {"rgb": sensor}, "labels": {}, "notes": ()}
     worth = Quality.from_evaluation(
-        {
-            "datasets": [
-                {"name": "d", "split": "test", "samples": {"test": 6}, "sensors": {"rgb": {"simulated": True}}}
-            ],
-            "probes": [row | {"scores": {"accuracy": score(0.5, None, None), "kappa": score(0.1, 0, 1)}}],
-            "reconstruction": [where | {"losses": {"model": score(1, 0.9, 1.1)}, "difference": score(-0.3, -0.5, 0.1)}],
-            "protocol": "as always",
-        }
+        SimpleNamespace(
+            datasets=(EvaluatedData(**words, **data, simulated=True),),
+            probes=(ProbeRow(**row, **counts, scores=scores),),
+            reconstruction=(ComparisonRow(**where, **losses),),
+            protocol="as always",
+        )
     )
     (first,) = worth.probes
     assert (first.metric, first.score.value, math.isnan(first.score.low)) == ("accuracy", 0.5, True)

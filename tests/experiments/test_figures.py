@@ -51,16 +51,68 @@ def test_complex_bands_are_shown_as_total_power():
 
 def test_hidden_and_unobserved_pixels_can_be_told_from_values():
     valid, hidden = np.array([[True, True, False]]), np.array([[False, True, False]])
-    image = quicklook.paint(np.array([[[0.5], [0.5], [0.5]]]), (0.0, 1.0), valid, hidden)
+    image = quicklook.paint(np.array([[[0.5], [0.5], [0.5]]]), quicklook.Stretch(0.0, 1.0), valid, hidden)
     np.testing.assert_allclose(image[0], [[0.5] * 3, quicklook.HIDDEN, quicklook.NOT_VALID])
 
 
 def test_stretch_looks_at_valid_pixels_only():
     values = np.linspace(0, 100, 101).reshape(1, -1, 1)
-    assert quicklook.stretch(values, np.ones((1, 101), bool)) == pytest.approx((2, 98))
-    assert quicklook.stretch(values, values[..., 0] <= 50) == pytest.approx((1, 49))
-    low, high = quicklook.stretch(values, np.zeros((1, 101), bool))
+    assert quicklook.stretch(values, np.ones((1, 101), bool)).limits == pytest.approx((2, 98))
+    assert quicklook.stretch(values, values[..., 0] <= 50).limits == pytest.approx((1, 49))
+    low, high = quicklook.stretch(values, np.zeros((1, 101), bool)).limits
     assert low < high
+
+
+ALL = np.ones((8, 8), bool)
+
+
+def true_colour(name, *reflectance):
+    """What a field of one colour, give or take 2 %, looks like."""
+    sensor = sensors.get(name)
+    values = np.array(reflectance) * np.random.default_rng(0).uniform(0.98, 1.02, (8, 8, 1))
+    scale = quicklook.stretch(values, ALL, sensor)
+    return quicklook.paint(values, scale, ALL).mean(axis=(0, 1))
+
+
+def test_a_dark_green_field_is_neither_neon_nor_bright():
+    """Grass of Sentinel-2: stretched to its own range, green alone would be full on."""
+    red, green, blue = true_colour("s2_12", 0.04, 0.08, 0.033)
+    assert blue < red < green
+    assert 0.3 < green < 0.7
+    assert red / green > 0.6
+
+
+def test_the_blue_of_the_air_is_taken_away_at_the_top_of_the_atmosphere():
+    """Bare ground at the top of the atmosphere is bluest; what is seen of it is not."""
+    red, green, blue = true_colour("s2_13", 0.10, 0.105, 0.11)
+    assert blue <= green <= red
+
+
+def test_snow_is_white_and_greys_stay_grey():
+    assert true_colour("s2_12", 0.9, 0.9, 0.9) == pytest.approx([1, 1, 1], abs=0.05)
+    sensor = sensors.get("s2_12")
+    scale = quicklook.stretch(np.full((8, 8, 3), 0.1), ALL, sensor)
+    assert (scale.low == scale.low[0]).all()
+    assert (scale.high == scale.high[0]).all()
+    assert scale.gamma > 1
+
+
+def test_images_of_eight_bits_are_shown_as_they_are():
+    values = np.random.default_rng(0).uniform(0.3, 0.6, (8, 8, 3))
+    scale = quicklook.stretch(values, ALL, sensors.get("rgb"))
+    np.testing.assert_allclose(quicklook.paint(values, scale, ALL), values, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("ground", "text", "share"), [(480.0, "200 m", 200 / 480), (12.8, "5 m", 5 / 12.8), (90_000.0, "20 km", 20 / 90)]
+)
+def test_scale_bars_are_round_and_of_the_right_length(ground, text, share):
+    strip = quicklook.Strip(7, (np.zeros((8, 8, 3)),) * 4, (0.0, 1.0))
+    figure = figures.reconstruction("rgb", [strip], ground)
+    (bar,) = figure.axes[0].lines
+    assert np.ptp(bar.get_xdata()) == pytest.approx(share)
+    assert text in texts(figure)
+    assert not figures.reconstruction("rgb", [strip]).axes[0].lines  # nobody knows
 
 
 @pytest.mark.parametrize(
@@ -96,14 +148,14 @@ def test_figures_say_what_they_show(tmp_path):
     where = dict(dataset="aerial", objective="rgb", sensor="rgb")
     compared = ComparisonRow(losses, "image mean", score(-0.1), 5, 5, **where)
     drawn = {
-        "tiles": figures.reconstruction("rgb", "true colour", [quicklook.Strip(7, (image,) * 4, (0.0, 1.0))] * 2),
+        "tiles": figures.reconstruction("rgb: true colour", [quicklook.Strip(7, (image,) * 4, (0.0, 1.0))] * 2),
         "losses": curves.losses([{"step": 1, "loss": 2.0, "loss/rgb": 1.0}, {"step": 2, "validation/loss": 1.5}]),
         "experts": figures.experts("specialised", summary, ("optical", "sar_l2")),
         "probes": figures.probes("aerial: crowns", [probe("pre-trained"), probe("random")]),
         "comparison": figures.comparisons([compared]),
     }
     wanted = {
-        "tiles": ("what the encoder saw", "tile 7\n0.0 to 1.0"),
+        "tiles": ("what the encoder saw", "tile 7\nblack 0.0\nwhite 1.0", "hidden from the encoder", "not observed"),
         "losses": ("optimiser step", "training", "validation"),
         "experts": ("layer", "expert", "optical"),
         "probes": ("accuracy", "knn5", "pre-trained", "random"),
@@ -118,10 +170,11 @@ def test_figures_say_what_they_show(tmp_path):
 
 def test_routers_show_one_line_per_modality_that_was_seen():
     series = {"step": np.array([10, 20])}
-    series |= {name: np.array([[0.1, np.nan], [0.2, np.nan]]) for name in curves.ROUTER_PANELS}
+    series |= {name: np.array([[0.1, np.nan], [0.2, np.nan]]) for name in (*curves.ROUTER_PANELS, "most_entropy")}
     figure = curves.routers("collaborative", series, ("optical", "sar"))
     shown = texts(figure)
     assert "collaborative experts: routers during training" in shown
-    assert "optical" in shown
+    assert {"optical", "no expert preferred"} <= set(shown)
     assert "sar" not in shown
+    assert figure.axes[1].lines[-1].get_ydata() == [0.2, 0.2]  # the entropy of no choice
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.1, 0.2])

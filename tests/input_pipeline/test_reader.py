@@ -271,6 +271,13 @@ def test_evaluation_is_repeatable_and_masks_follow_the_index(tiny):
     np.testing.assert_array_equal(masks, next(iter(other))["sensors"]["rgb"]["mask"])
 
 
+def test_evaluation_says_how_much_ground_it_shows(tiny, pair):
+    """Whole tiles resized, and the centre that pixels of a complex sensor are cut to."""
+    assert EvalBatches(tiny, ["rgb"], image_size=4, batch_size=3).ground == 8 * 10  # pixels of 10 m
+    assert EvalBatches(pair, ["slc_dual"], image_size=16, batch_size=3).ground == 16 * 10
+    assert EvalBatches(pair, ["slc_dual"], image_size=8, batch_size=3).ground == 8 * 10
+
+
 def test_evaluation_of_complex_data_takes_the_centre(pair):
     (whole,) = EvalBatches(pair, ["slc_dual"], image_size=16, batch_size=3)
     (centre,) = EvalBatches(pair, ["slc_dual", "s2_12"], image_size=8, batch_size=3)
