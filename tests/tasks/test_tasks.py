@@ -7,6 +7,7 @@ import pytest
 from ringmoe_jax import tasks
 from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.evaluate.metrics import METRICS
 from ringmoe_jax.models.heads import HEADS
 from ringmoe_jax.tasks import SENSOR, Target
 
@@ -179,7 +180,8 @@ def test_numbers_of_a_window(task, predictions, wanted):
 
 def test_another_metric_has_to_take_what_the_own_one_takes():
     target = Target("map", MAP, ABC, "rgb")
-    assert type(tasks.Segmentation(target="map", scoring="segmentation").metric(target)).__name__ == "Segmentation"
+    named = tasks.Segmentation(target="map", scoring="segmentation").metric(target)
+    assert type(named) is METRICS["segmentation"]
     with pytest.raises(ConfigError, match=r'task.scoring = "height" does not take what this task gives: make it from'):
         tasks.Segmentation(target="map", scoring="height").metric(target)
     with pytest.raises(ConfigError, match=r'task.scoring = "segmentaton" does not exist: did you mean "segmentation"'):
