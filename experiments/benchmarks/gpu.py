@@ -154,7 +154,7 @@ def train_step(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     Model FLOPs are the products of the dense twin's step without recomputation, for all: those of a token's experts,
     without what an engine adds to them.
     """
-    config = cli.read_config(setting.config[0], setting.config[1:])
+    config = _config(setting.config)
     dense = train.dense_backbone(config)
     engines = dict.fromkeys(("capacity", choose(experts.platform()), "blocks"))
     variants = {name: train.with_engine(config, name) for name in engines} | {train.DENSE: dense}
@@ -163,7 +163,7 @@ def train_step(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def skysense_step(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     """One step of SkySense, two views, teacher and student, on a batch that is on the device."""
-    config = cli.read_config(setting.skysense[0], setting.skysense[1:])
+    config = _config(setting.skysense)
     return _steps(setting, found, {"skysense": config}, config, setting.skysense)
 
 
@@ -249,6 +249,11 @@ def exported(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
         "limit": PROGRAM_LIMIT,
         "failures": wrong,
     }
+
+
+def _config(source: Sequence[str]) -> dict[str, Any]:
+    """A configuration file with overrides, with every default filled in."""
+    return PretrainConfig.of(cli.read_config(source[0], source[1:])).complete()
 
 
 def _peak(found: Mapping[str, Any]) -> float:

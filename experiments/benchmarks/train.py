@@ -100,7 +100,7 @@ class Job:
     """One whole train step on a batch, compiled; every call takes the next step.
 
     Args:
-        config: of `experiments.cli.read_config`.
+        config: with every default filled in, of `PretrainConfig.complete`.
         batch: of `random_batch`, on the device.
     """
 
