@@ -7,9 +7,8 @@ penalty is chosen on a part of "train". Nothing is fitted on the split that is s
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments.reports import evaluation as report
-from experiments.reports.evaluation import Pictures, Places, Strips
+from experiments.reports.evaluation import Pictures, Places
 from experiments.run import data as run_data
 from experiments.run import probe
 from experiments.run.data import TRAIN
@@ -27,29 +26,10 @@ from experiments.run.tiles import Tiles
 from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED
-from ringmoe_jax.evaluate import (
-    baselines,
-    features,
-    locations,
-    quicklook,
-    reconstruction,
-    routing,
-)
+from ringmoe_jax.evaluate import baselines, features, locations, quicklook, reconstruction, routing
 from ringmoe_jax.models import Params
-from ringmoe_jax.moe.statistics import RoutingStatistics
 from ringmoe_jax.run import FEATURES, Run, read_record, results
-from ringmoe_jax.run.evaluation import (
-    EVALUATION,
-    ComparisonRow,
-    EvaluatedData,
-    Evaluation,
-    Lattice,
-    LikelihoodRow,
-    LocationRow,
-    PlaceSummary,
-    ProbeRow,
-    RankRow,
-)
+from ringmoe_jax.run.evaluation import EVALUATION, Evaluation, Lattice, LocationRow, PlaceSummary
 
 PLACES = 6  # tiles whose locations and frames are looked at
 FRAMES = 24  # in a matrix of similarities, but at least those of one tile
@@ -94,31 +74,13 @@ def evaluate(
     run_data.check_hidden(without, run.sensors)
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
     print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
-    look = _Look(run, rules, None if brief else baselines.random_params(run.model, seed), max_tiles)
-    parts = [look(dataset) for dataset in run_data.open_for(run, datasets)]
-    tokens = [statistics for part in parts for statistics in part.tokens]
-    evaluation = Evaluation(
-        checkpoint=str(checkpoint),
-        step=run.step,
-        protocol=rules.text,
-        seed=seed,
-        parameters=run.parameters,
-        modalities=_modalities(run),
-        without=rules.without,
-        datasets=tuple(part.data for part in parts),
-        probes=tuple(row for part in parts for row in part.probes if row.fraction == rules.fractions[-1]),
-        few_labels=tuple(row for part in parts for row in part.probes if row.fraction < rules.fractions[-1]),
-        ranks=tuple(row for part in parts for row in part.ranks),
-        reconstruction=tuple(row for part in parts for row in part.comparisons),
-        likelihood=tuple(row for part in parts for row in part.likelihoods),
-        locations=tuple(part.locations for part in parts if part.locations),
-        routing=routing.summarise(routing.add(tokens)) if tokens else {},
-        seconds=time.perf_counter() - started,
-        **results.provenance(),
-    )
+    inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
+    random = None if brief else jax.device_put(baselines.random_params(run.model, seed), jax.devices()[0])
+    parts = [_Part(run, dataset, rules, max_tiles, inspect, random) for dataset in run_data.open_for(run, datasets)]
+    evaluation = _joined(run, rules, parts, time.perf_counter() - started)
     if not brief:
         pictures = Pictures(
-            [strips for part in parts for strips in part.strips],
+            [strips for part in parts for strips in part.masked.strips],
             {part.data.name: part.places for part in parts if part.places},
             {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
         )
@@ -126,6 +88,31 @@ def evaluate(
     results.write(folder / EVALUATION, evaluation)
     report.show(evaluation)
     return evaluation
+
+
+def _joined(run: Run, rules: Protocol, parts: Sequence[_Part], seconds: float) -> Evaluation:
+    """The numbers of all data sets."""
+    probes = [row for part in parts for row in part.probes]
+    tokens = [statistics for part in parts for statistics in part.masked.routing]
+    return Evaluation(
+        checkpoint=str(run.folder),
+        step=run.step,
+        protocol=rules.text,
+        seed=rules.seed,
+        parameters=run.parameters,
+        modalities=_modalities(run),
+        without=rules.without,
+        datasets=tuple(part.data for part in parts),
+        probes=tuple(row for row in probes if row.fraction == rules.fractions[-1]),
+        few_labels=tuple(row for row in probes if row.fraction < rules.fractions[-1]),
+        ranks=tuple(row for part in parts for row in part.ranks),
+        reconstruction=tuple(row for part in parts for row in part.masked.comparisons),
+        likelihood=tuple(row for part in parts for row in part.masked.likelihoods),
+        locations=tuple(part.locations for part in parts if part.locations),
+        routing=routing.summarise(routing.add(tokens)) if tokens else {},
+        seconds=seconds,
+        **results.provenance(),
+    )
 
 
 def current(checkpoint: str) -> Evaluation:
@@ -140,63 +127,41 @@ def current(checkpoint: str) -> Evaluation:
 # ---- One data set -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
 class _Part:
-    """What one data set says.
+    """What one data set says of a run.
+
+    Args:
+        run: of features.
+        dataset: opened.
+        rules: of the probes.
+        max_tiles: of a split that are read.
+        inspect: of `reconstruction.inspector`, one compiled pass for all data sets.
+        random: fresh parameters of the model; None for the model alone, without baselines and pictures.
 
     Attributes:
         data: the data set in words.
         probes: of every share of the labels.
         ranks: of features.
-        comparisons: masked losses.
-        likelihoods: of hidden pixels.
-        tokens: routing statistics, a batch each.
-        strips: tiles to show.
-        places: locations to show.
+        masked: masked losses, likelihoods, routing and tiles to show.
+        places: locations to show; None without any.
         locations: numbers of these; None for a model without a fusion.
     """
 
-    data: EvaluatedData
-    probes: Sequence[ProbeRow]
-    ranks: Sequence[RankRow]
-    comparisons: Sequence[ComparisonRow]
-    likelihoods: Sequence[LikelihoodRow]
-    tokens: Sequence[Mapping[str, RoutingStatistics]]
-    strips: Sequence[Strips]
     places: Places | None = None
     locations: LocationRow | None = None
 
-
-class _Look:
-    """Evaluates a run on one data set after the other, with one compiled pass.
-
-    Args:
-        run: of features.
-        rules: of the probes.
-        random: fresh parameters of its model; None for the model alone, without baselines and pictures.
-        max_tiles: of a split that are read.
-    """
-
-    def __init__(self, run: Run, rules: Protocol, random: Params | None, max_tiles: int):
-        self.run, self.rules, self.max_tiles = run, rules, max_tiles
-        self.random = None if random is None else jax.device_put(random, jax.devices()[0])
-        self.inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
-
-    def __call__(self, dataset: Dataset) -> _Part:
-        run, rules = self.run, self.rules
-        tiles = Tiles(run, dataset, rules, self.max_tiles)
-        data = tiles.describe()
+    def __init__(self, run: Run, dataset: Dataset, rules: Protocol, max_tiles: int, inspect, random: Params | None):
+        tiles = Tiles(run, dataset, rules, max_tiles)
+        self.data = tiles.describe()
         means = reconstruction.training_means(run.model, tiles.objectives, run.params, tiles(TRAIN))
-        encoders = probe.encoders(run, self.random, partial(self.inspect, means=means), rules.seed)
-        collected = {name: features.collect(tiles(name), encoders, self.max_tiles) for name in tiles.splits}
-        probes = probe.probe(dataset, collected, rules)
-        ranks = probe.ranks(dataset, collected[tiles.scored], rules)
-        masked = Masked(run, tiles, partial(self.inspect, run.params, means=means), rules.seed)
-        numbers = (data, probes, ranks, masked.comparisons, masked.likelihoods, masked.routing)
-        if self.random is None:
-            return _Part(*numbers, ())
-        places = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
-        return _Part(*numbers, masked.strips, *(_locations(tiles, places) if places else ()))
+        encoders = probe.encoders(run, random, partial(inspect, means=means), rules.seed)
+        collected = {name: features.collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
+        self.probes = probe.probe(dataset, collected, rules)
+        self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
+        self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
+        if random is not None:
+            shown = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
+            self.places, self.locations = _locations(tiles, shown) if shown else (None, None)
 
 
 # ---- Locations ----------------------------------------------------------------------------------------
