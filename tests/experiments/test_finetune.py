@@ -13,7 +13,8 @@ from ringmoe_jax import run as runs
 from ringmoe_jax import tasks
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.run import FinetuneConfig, Run
+from ringmoe_jax.evaluate.metrics import Score
+from ringmoe_jax.run import FinetuneConfig, Run, results
 from tests.helpers.tiny import RINGMOE
 
 SIZE = 32
@@ -96,14 +97,14 @@ def config(scenes, task, *, sensors=("rgb",), steps=2, **changes):
 @pytest.mark.parametrize("task", fast_first(TASKS, "segmentation"))
 def test_every_task_trains_scores_and_draws(task, scenes, tmp_path):
     result = finetune.finetune(config(scenes, task), str(tmp_path))
-    assert result["samples"] == 1  # the validation scene
-    assert result["scores"].keys() == result["constant"].keys()
-    for values in result["scores"].values():
-        assert set(values) == {"value", "low", "high"}
-    assert result["figures"]
-    for name in result["figures"].values():
+    assert result.samples == 1  # the validation scene
+    assert result.scores.keys() == result.constant.keys()
+    for values in result.scores.values():
+        assert isinstance(values, Score)
+    assert result.figures
+    for name in result.figures.values():
         assert (tmp_path / "report" / name).stat().st_size > 5000
-    assert json.loads((tmp_path / "report" / "task.json").read_text()) == result
+    assert json.loads((tmp_path / "report" / "task.json").read_text()) == results.plain(result)
 
 
 @pytest.mark.slow
@@ -112,16 +113,16 @@ def test_eight_devices_train_as_one(scenes, tmp_path, monkeypatch):
     eight = finetune.finetune(config(scenes, "height"), str(tmp_path / "eight"))
     monkeypatch.setattr(runs, "make_mesh", lambda config: None)
     one = finetune.finetune(config(scenes, "height"), str(tmp_path / "one"))
-    assert eight["scores"]["RMSE"]["value"] == pytest.approx(one["scores"]["RMSE"]["value"], rel=1e-4)
+    assert eight.scores["RMSE"].value == pytest.approx(one.scores["RMSE"].value, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_scoring_a_checkpoint_again_gives_the_same(scenes, tmp_path):
     first = finetune.finetune(config(scenes, "segmentation"), str(tmp_path))
     again = score.score(Run.open(tmp_path), split="validation")
-    assert again["scores"] == first["scores"]
+    assert results.plain(again.scores) == results.plain(first.scores)
     trained = score.score(Run.open(tmp_path), split="train", out=str(tmp_path / "x"))
-    assert trained["samples"] == 9
+    assert trained.samples == 9
 
 
 @pytest.mark.parametrize("method", fast_first(("full", "frozen", "lora", "convpass")))
@@ -164,7 +165,7 @@ def test_two_sensors_train_together_and_one_may_be_missing(scenes, pretrained, t
     both = finetune.finetune(own, str(tmp_path))
     adapted = Run.open(tmp_path)
     one = score.score(adapted, without=["s1_grd"], out=str(tmp_path / "one"))
-    assert one["scores"] != both["scores"]
+    assert results.plain(one.scores) != results.plain(both.scores)
     with pytest.raises(ConfigError, match="leaves no sensor"):
         score.score(adapted, without=["s1_grd", "rgb"])
     with pytest.raises(ConfigError, match="s1_grd"):
@@ -185,8 +186,8 @@ def test_a_run_resumes_where_it_stopped_and_only_as_itself(scenes, tmp_path, cap
 @pytest.mark.slow
 def test_seeds_give_a_mean_and_an_interval(scenes, tmp_path):
     joined = finetune.several(config(scenes, "classification", steps=2), str(tmp_path), [0, 1])
-    values = [run["scores"]["accuracy"]["value"] for run in joined["runs"]]
-    assert joined["scores"]["accuracy"]["value"] == pytest.approx(np.mean(values))
+    values = [run.scores["accuracy"].value for run in joined.runs]
+    assert joined.scores["accuracy"].value == pytest.approx(np.mean(values))
     assert (tmp_path / "seed1" / "report" / "task.json").exists()
 
 

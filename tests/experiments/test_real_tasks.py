@@ -157,8 +157,8 @@ def test_chips_are_told_apart_better_than_by_their_colours(tmp_path):
     baseline = (colours.predict(histograms(held)) == truth).mean()
     assert baseline == pytest.approx(0.88, abs=0.02)
     result = finetune.finetune(harvey(directory).to_dict(), str(tmp_path / "run"))
-    assert result["scores"]["accuracy"]["value"] > baseline + 0.02
-    assert result["blocks"] == 32
+    assert result.scores["accuracy"].value > baseline + 0.02
+    assert result.blocks == 32
 
 
 @pytest.mark.slow
@@ -168,8 +168,8 @@ def test_an_encoder_pretrained_on_the_chips_starts_there(tmp_path):
     config = harvey(directory, steps=60)
     config.init_from = str(tmp_path / "pretrained")
     result = finetune.finetune(config.to_dict(), str(tmp_path / "run"))
-    assert result["encoder"]["step"] == 40
-    assert result["scores"]["accuracy"]["value"] > 0.7
+    assert result.encoder.step == 40
+    assert result.scores["accuracy"].value > 0.7
 
 
 @pytest.mark.slow
@@ -187,5 +187,5 @@ def test_a_task_says_more_than_the_best_constant_answer(task, metric, gain, tmp_
     directory = getattr(real_sets, task.__name__)(tmp_path / "data")
     result = finetune.finetune(task(directory).to_dict(), str(tmp_path / "run"))
     score.show(result)
-    model, constant = (result[answer][metric]["value"] for answer in ("scores", "constant"))
+    model, constant = (scores[metric].value for scores in (result.scores, result.constant))
     assert (model - constant) * np.sign(gain) > abs(gain)
