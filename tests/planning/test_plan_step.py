@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import plan as verb
 from input_pipeline.reader import train_batches
 from ringmoe_jax import contracts as contract
 from ringmoe_jax import sensors
@@ -153,7 +154,7 @@ def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch
     monkeypatch.setattr(planning, "compiled", None)
     monkeypatch.setattr("sys.argv", ["plan", "--config", str(path), "--topology", "gpu:8:0.001GB", "--json"])
     with pytest.raises(SystemExit) as end:
-        planning.main()
+        verb.main()
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 2
     assert lines[0].startswith("does not fit: state and batch alone take 0.0")
