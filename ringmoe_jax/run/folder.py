@@ -18,6 +18,7 @@ from ringmoe_jax import models, objectives
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.run import build, results
@@ -135,8 +136,8 @@ class Run:
         return self.parts.sensors if self.kind == TASK else self.config.sensors
 
     @property
-    def data(self):
-        """What the run reads, with the bands that the model reads: a `DataConfig`."""
+    def data(self) -> DataConfig:
+        """What the run reads, with the bands that the model reads."""
         return self.encoder.data(self.config.data)
 
     @property
