@@ -18,7 +18,6 @@ from ringmoe_jax import models, objectives
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
-from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.run import build, results
