@@ -29,6 +29,7 @@ class Model:
             `params` that `init` does not make, such as the projections of a pretext task, are not looked at.
         streams: width D of each kind of features, by sensor and "fused": what `outputs["tokens"]` and
             `outputs["fused"]` hold.
+        stages: widths D of `outputs["stages"]`, finest first, by sensor; empty where the model does not say.
         blocks_above: for layer-wise learning rates, the blocks between a part of the parameters and the output, by
             prefix of its path, the longest one counts: {"": 12, "blocks": range(11, -1, -1), "norm": 0}. A sequence
             gives one number to each of stacked blocks, [L, ...] arrays. Empty: the model does not say.
@@ -38,6 +39,7 @@ class Model:
     apply: Callable[..., dict]
     streams: Mapping[str, int] = dataclasses.field(default_factory=dict)
     blocks_above: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
+    stages: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> Params:
         """Shapes and dtypes of the parameters, without memory."""
@@ -150,6 +152,7 @@ def from_module(
     make: Callable[[nnx.Rngs], nnx.Module],
     streams: Mapping[str, int] | None = None,
     blocks_above: Mapping[str, int | Sequence[int]] | None = None,
+    stages: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Model:
     """Wraps an `nnx` module class: the functional subset (split, merge) and nothing else of Flax.
 
@@ -158,6 +161,7 @@ def from_module(
             `(batch, *, key, train)`.
         streams: see `Model`.
         blocks_above: see `Model`.
+        stages: see `Model`.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     own = tuple(nnx.to_pure_dict(abstract))
@@ -170,4 +174,4 @@ def from_module(
         nnx.replace_by_pure_dict(state, {name: params[name] for name in own})
         return nnx.merge(graph, state)(batch, key=key, train=train)
 
-    return Model(init, apply, dict(streams or {}), dict(blocks_above or {}))
+    return Model(init, apply, dict(streams or {}), dict(blocks_above or {}), dict(stages or {}))

@@ -22,13 +22,15 @@ from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, vali
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, ConvolutionalStem, PatchEmbed, PixelDecoder, layer_norm
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.stack import REMAT_POLICIES
 from ringmoe_jax.models.submodel import submodel
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
+
+LINEAR, CONVOLUTIONAL = STEMS = ("linear", "convolutional")
 
 
 @MODELS.register("ringmoe")
@@ -40,13 +42,16 @@ class RingMoEConfig(ModelConfig):
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
         width: D of the first stage; the one dial that sizes the model. Doubles with every stage.
         depths: blocks of each stage.
-        image_size: side of an image in pixels.
+        image_size: side of an image in pixels; a pass may show smaller ones, see `sizes`.
         patch: side of a patch in pixels.
+        stem: "linear", one patch at a time (released code), or "convolutional", see `layers.ConvolutionalStem`.
         window: side of an attention window in tokens, clamped to the grid of a stage.
         head_width: D of one attention head, clamped to `width`.
         hidden_ratio: F / D of every expert.
         cosine_attention: SwinV2's cosine attention and log-spaced position bias (more stable at
             scale, transfers between window sizes); False is what the released code trains.
+        pre_norm: norms before attention and feed-forward, not after them as the released code has them.
+        norm_gain: initial gain of the norms after them; 0, the released code's, starts every block as the identity.
         power_input: complex sensors also show their patch embedding the logarithm of each polarisation's power,
             which a linear embedding of re and im cannot form. The released code prepends total power in one of
             its files and does not in the other; the logarithm and one channel a polarisation are our choice.
@@ -65,10 +70,13 @@ class RingMoEConfig(ModelConfig):
     depths: tuple[int, ...] = (2, 2, 18, 2)
     image_size: int = 192
     patch: int = 4
+    stem: str = "linear"
     window: int = 12
     head_width: int = 32
     hidden_ratio: int = 4
     cosine_attention: bool = False
+    pre_norm: bool = False
+    norm_gain: float = 0.0
     power_input: bool = False
     drop_path: float = 0.0
     moe: MoEConfig = MoEConfig()
@@ -82,6 +90,12 @@ class RingMoEConfig(ModelConfig):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
+        if self.stem not in STEMS:
+            raise ConfigError(f'model.stem = "{self.stem}" does not exist: {nearest(self.stem, STEMS)}')
+        if self.stem == CONVOLUTIONAL and (self.patch < 2 or self.patch & (self.patch - 1)):
+            raise ConfigError(f"model.patch = {self.patch}: a convolutional stem wants a power of 2, at least 2")
+        if self.pre_norm and self.norm_gain:
+            raise ConfigError(f"model.norm_gain = {self.norm_gain} is of norms behind branches: set pre_norm = False")
         if self.width % min(self.head_width, self.width):
             raise ConfigError(f"model.width = {self.width} is not a multiple of head_width = {self.head_width}")
         if self.image_size % self.stride:
@@ -110,6 +124,8 @@ class RingMoEConfig(ModelConfig):
             self.window,
             self.head_width,
             self.cosine_attention,
+            pre_norm=self.pre_norm,
+            norm_gain=self.norm_gain,
             drop_path=self.drop_path,
             remat=self.remat,
             adapter=self.adapter,
@@ -124,6 +140,21 @@ class RingMoEConfig(ModelConfig):
     def grid(self, stage: int) -> int:
         """Tokens along one side in a stage."""
         return self.image_size // (self.patch * 2**stage)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of images that a pass may show, in pixels, ascending; the last is `image_size`.
+
+        Smaller ones, such as local crops, have patches and windows that tile them; parameters are the same.
+        """
+        return tuple(size for size in range(self.stride, self.image_size + 1, self.stride) if self.takes(size))
+
+    def takes(self, size: int) -> bool:
+        """Whether patches and windows tile square images of `size` pixels a side."""
+        if size % self.stride or not 0 < size <= self.image_size:
+            return False
+        grids = [size // (self.patch * 2**stage) for stage in range(len(self.depths))]
+        return all(grid % min(self.pyramid.stage_window(i), grid) == 0 for i, grid in enumerate(grids))
 
     def _near(self) -> str:
         """The nearest smaller and larger image sizes that patches and windows tile, for messages."""
@@ -180,7 +211,8 @@ class RingMoEConfig(ModelConfig):
         if unknown:
             raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
         make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
-        return from_module(make, dict.fromkeys(table, self.token_width), self.blocks_above)
+        widths = tuple(self.width * 2**i for i in range(len(self.depths)))
+        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, dict.fromkeys(table, widths))
 
 
 class RingMoE(nnx.Module):
@@ -207,9 +239,10 @@ class RingMoE(nnx.Module):
         self.sensors, self.statistics = dict(sensors), dict(statistics)
         self.modalities = sensor_table.modalities(sensors)
         dtype = jnp.dtype(config.dtype)
+        make_stem = ConvolutionalStem if config.stem == CONVOLUTIONAL else PatchEmbed
         self.stems = nnx.Dict(
             {
-                name: PatchEmbed(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
+                name: make_stem(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
                 for name, sensor in sensors.items()
             }
         )
@@ -268,15 +301,17 @@ class RingMoE(nnx.Module):
 
     def _standardise(self, name: str, entry: Mapping) -> jax.Array:
         size = entry["pixels"].shape[2:4]
-        if size != (self.config.image_size,) * 2:
+        if size[0] != size[1] or not self.config.takes(size[0]):
             raise DataError(
                 f'sensor "{name}": images are {size[0]} x {size[1]} pixels, the model takes '
-                f"{self.config.image_size} x {self.config.image_size}: set data.image_size"
+                f"{' or '.join(f'{s} x {s}' for s in self.config.sizes)}: set data.image_size"
             )
         return standardise(entry["pixels"], entry["valid"], self.statistics[name])
 
     def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> jax.Array:
         """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token."""
+        if mask is not None and self.config.stem == CONVOLUTIONAL:  # its tokens see beyond their own cells
+            image = jnp.where(cells_to_pixels(mask, *image.shape[2:4])[:, None, :, :, None], 0, image)
         x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
         if mask is None:
             return x

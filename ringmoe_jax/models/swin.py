@@ -1,4 +1,4 @@
-"""Swin blocks in SwinV2's residual-post-norm order, stacked and scanned."""
+"""Swin blocks, stacked and scanned; in SwinV2's residual-post-norm order where nothing else is asked for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ringmoe_jax.models.stack import scan, stack
 class SwinBlock(nnx.Module):
     """x + LN(attention(x)), then x + LN(feed_forward(x)) (released RingMoE code: res-post-norm).
 
-    Both norms start at zero gain, so that a new block is the identity (released SwinV2 code).
+    Both norms start at a gain of `norm_gain`; at zero a new block is the identity (released SwinV2 code). With
+    `pre_norm` it is x + attention(LN(x)), then x + feed_forward(LN(x)) (Swin, ViT), and they start at 1.
 
     Args:
         width: D.
@@ -27,6 +28,8 @@ class SwinBlock(nnx.Module):
         window: side of an attention window, in tokens.
         make_ffn: builds the feed-forward module from `rngs`; it is called as
             `ffn(x [B, S, n, D], slots, train=, mesh=) -> (x, {group: Statistics})`.
+        pre_norm: norms come before the branches, not after them.
+        norm_gain: initial gain of norms after the branches.
         adapter: width of a `Convpass` beside each of the two branches, added to what they add; 0 is none.
     """
 
@@ -40,12 +43,16 @@ class SwinBlock(nnx.Module):
         *,
         cosine: bool,
         dtype,
+        pre_norm: bool = False,
+        norm_gain: float = 0.0,
         adapter: int = 0,
     ):
+        gain = 1.0 if pre_norm else norm_gain
+        self.pre_norm = pre_norm
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
-        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
+        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
         self.ffn = make_ffn(rngs)
-        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=0.0)
+        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
         self.adapter = adapter
         if adapter:
             self.convpass = nnx.Dict({b: Convpass(width, adapter, rngs, dtype=dtype) for b in ("attention", "ffn")})
@@ -55,12 +62,21 @@ class SwinBlock(nnx.Module):
         batch, slot_count, height, width, depth = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
         images = x.reshape(-1, height, width, depth)
-        y = self._beside("attention", images, self.attention_norm(self.attention(images, shifted)))
-        x = x + drop_path(y, rate, keys[0]).reshape(x.shape)
-        y, collected = self.ffn(x.reshape(batch, slot_count, height * width, depth), slots, train=train, mesh=mesh)
+        y = self._after(self.attention_norm, self.attention(self._before(self.attention_norm, images), shifted))
+        x = x + drop_path(self._beside("attention", images, y), rate, keys[0]).reshape(x.shape)
+        tokens = self._before(self.ffn_norm, x).reshape(batch, slot_count, height * width, depth)
+        y, collected = self.ffn(tokens, slots, train=train, mesh=mesh)
         images = x.reshape(-1, height, width, depth)
-        y = self._beside("ffn", images, self.ffn_norm(y).reshape(images.shape))
+        y = self._beside("ffn", images, self._after(self.ffn_norm, y).reshape(images.shape))
         return x + drop_path(y, rate, keys[1]).reshape(x.shape), collected
+
+    def _before(self, norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
+        """What a branch is shown of x."""
+        return norm(x) if self.pre_norm else x
+
+    def _after(self, norm: nnx.LayerNorm, y: jax.Array) -> jax.Array:
+        """What a branch gives for y."""
+        return y if self.pre_norm else norm(y)
 
     def _beside(self, branch: str, x: jax.Array, y: jax.Array) -> jax.Array:
         """What a branch y of x adds, with its bypass where there is one."""
@@ -142,6 +158,8 @@ class SwinConfig:
         window: side of an attention window in tokens, clamped to a stage's grid.
         head_width: D of one attention head, clamped to `width`.
         cosine: SwinV2's attention, see `attention.WindowAttention`.
+        pre_norm: see `SwinBlock`.
+        norm_gain: see `SwinBlock`.
         norm_every: see `SwinStage`.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
@@ -155,6 +173,8 @@ class SwinConfig:
     window: int
     head_width: int
     cosine: bool
+    pre_norm: bool = False
+    norm_gain: float = 0.0
     norm_every: int = 0
     drop_path: float = 0.0
     remat: str = "none"
@@ -233,6 +253,8 @@ class SwinPyramid(nnx.Module):
             rngs,
             cosine=config.cosine,
             dtype=dtype,
+            pre_norm=config.pre_norm,
+            norm_gain=config.norm_gain,
             adapter=config.adapter,
         )
         return SwinStage(

@@ -19,6 +19,7 @@ from ringmoe_jax.objectives.distillation import SelfDistillation
 from ringmoe_jax.objectives.fcos import FCOS
 from ringmoe_jax.objectives.height import BinChamfer, HeightRegression
 from ringmoe_jax.objectives.independence import PartIndependence
+from ringmoe_jax.objectives.invariance import SIGReg, VICReg
 from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
 from ringmoe_jax.objectives.matching import FeatureMatching, LogitMatching, PredictionMatching
 from ringmoe_jax.objectives.multilooked import Multilooked
@@ -64,12 +65,14 @@ __all__ = [
     "Reciprocity",
     "Reconstruction",
     "ReflectanceBounds",
+    "SIGReg",
     "SelfDistillation",
     "Speckle",
     "SpectralAngle",
     "SpectralIndices",
     "TexturedSpeckle",
     "TotalPower",
+    "VICReg",
     "Wishart",
     "build",
     "check_labels",

@@ -60,10 +60,11 @@ class Objective:
         return ()
 
     def projections(self) -> dict[str, tuple[str, ...]]:
-        """Features of two views that the objective compares, {sensor or "fused": levels}; none by default.
+        """Features of several views that the objective compares, {sensor or "fused": levels}; none by default.
 
         Levels are "pixel", "object", "image" (in `outputs["contrast"]`) and "align" (in `outputs["projected"]`), see
-        `ringmoe_jax.pretext.contrastive`, which then makes them.
+        `ringmoe_jax.pretext.contrastive`, which then makes them; or "embedding" (in `outputs["embeddings"]`), see
+        `ringmoe_jax.pretext.joint_embedding`.
         """
         return {}
 

@@ -11,8 +11,19 @@ from ringmoe_jax.models.api import Model
 from ringmoe_jax.pretext import masked as _masked  # noqa: F401  (registers)
 from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
 from ringmoe_jax.pretext.contrastive import ContrastiveConfig
+from ringmoe_jax.pretext.joint_embedding import JointEmbeddingConfig
 
-__all__ = ["PRETEXTS", "ContrastiveConfig", "Pretext", "PretextConfig", "PretextSpec", "build", "complete", "register"]
+__all__ = [
+    "PRETEXTS",
+    "ContrastiveConfig",
+    "JointEmbeddingConfig",
+    "Pretext",
+    "PretextConfig",
+    "PretextSpec",
+    "build",
+    "complete",
+    "register",
+]
 
 register = PRETEXTS.register
 
@@ -29,10 +40,13 @@ def build(config: Mapping[str, Any], model: Model, spec: PretextSpec = PretextSp
         ConfigError: unknown task or key, the message names the nearest; or objectives want what it does not give.
     """
     built = PRETEXTS.build(config, "config.pretext")
-    if spec.projections and not built.projects:
+    asked = {level for levels in spec.projections.values() for level in levels}
+    if missing := sorted(asked - set(built.levels)):
+        makers = [name for name, part in PRETEXTS.items() if asked <= set(part.levels)]
+        fix = f'set pretext.name = "{makers[0]}"' if makers else "no pretext task makes all of them, take some out"
         raise ConfigError(
-            f"objectives compare {', '.join(spec.projections)} of two views, which this pretext task does not "
-            'make: set pretext.name = "contrastive"'
+            f"objectives compare {', '.join(missing)} features of {', '.join(spec.projections)}, which this pretext "
+            f"task does not make: {fix}"
         )
     return built.build(model, spec)
 

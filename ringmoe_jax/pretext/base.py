@@ -64,10 +64,10 @@ class PretextConfig(abc.ABC):
     """A pretext task as a config names it. One of your own is a frozen dataclass made from this class.
 
     Attributes:
-        projects: whether it makes the features of two views that objectives may compare, see `PretextSpec.projections`.
+        levels: of features of several views that it makes for objectives to compare, see `PretextSpec.projections`.
     """
 
-    projects: ClassVar[bool] = False
+    levels: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def build(self, model: Model, spec: PretextSpec) -> Pretext:

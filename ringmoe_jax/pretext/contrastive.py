@@ -55,7 +55,7 @@ class ContrastiveConfig(PretextConfig):
         prototype_temperature: of the assignment to prototypes.
     """
 
-    projects: ClassVar[bool] = True
+    levels: ClassVar[tuple[str, ...]] = tuple(LEVELS)
     momentum: float = 0.996
     targets: str = "sinkhorn"
     temperature: float = 0.07
