@@ -46,6 +46,8 @@ VALUES = {
         ({"views": {"date_jitter": -1}}, r"data.views.date_jitter = -1"),
         ({"views": {"photometric": {"rgb": {"gain": -0.1}}}}, r"data.views.photometric.rgb.gain = -0.1"),
         ({"views": {"photometric": {"rgb": {"blur": 1.1}}}}, r"data.views.photometric.rgb.blur = 1.1: .*probability"),
+        ({"views": {"photometric": {"rgb": {"offset": -1}}}}, r"data.views.photometric.rgb.offset = -1"),
+        ({"views": {"photometric": {"rgb": {"drop_band": 2}}}}, r"photometric.rgb.drop_band = 2: .*probability"),
         ({"views": {"photometric": {"rgb": {"solarise": -1}}}}, r"data.views.photometric.rgb.solarise = -1"),
         ({"views": {"photometric": {"rgb": {"blurr": 1}}}}, r'blurr does not exist: did you mean "blur"'),
         ({"views": 3}, r"data.views = 3: wanted the keys of ViewsConfig"),
