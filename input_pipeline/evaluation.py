@@ -82,9 +82,10 @@ class EvalBatches:
                 f"wanted sizes > 0, mask_unit 0 or a divisor of image_size, and host 0 to {hosts - 1}"
             )
         self.dataset = open_dataset(directory, sensors, bands)
-        self._batch, self._reader = batch_size, readers.load(reader)
+        self._batch, show = batch_size, readers.load(reader).evaluation
         masks = {"mask_unit": mask_unit, "mask_ratio": mask_ratio, "seed": seed}
         self._shown = self._show(image_size, sizes or {}, frames or {}, grid, masks)
+        self._read = show(self._shown)
         self._records = self.dataset.records(split, max_bad_records)
         positions = _checked(positions, self.dataset.size(split))
         self._length = -(-len(positions) // (hosts * batch_size))
@@ -160,7 +161,7 @@ class EvalBatches:
         return self._length
 
     def __iter__(self) -> Iterator[dict]:
-        return self._reader.evaluation(self._shown, self._records, self._order, self._batch)
+        return self._read(self._records, self._order, self._batch)
 
     def _show(self, image_size: int, sizes: Mapping, frames: Mapping, grid: str, masks: Mapping) -> Shown:
         unit = masks["mask_unit"]

@@ -36,7 +36,7 @@ from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Statistics
 
-# Modules with `training(config, streams)` and `evaluation(shown, records, order, batch_size)`, by `DataConfig.reader`.
+# Modules with `training(config, streams)` and `evaluation(shown)`, by `DataConfig.reader`.
 _READERS = {"tf": "input_pipeline.tf_reader", "device": "input_pipeline.device.reader"}
 
 
@@ -44,11 +44,19 @@ def load(name: str) -> ModuleType:
     """The module of a reader; only then is TensorFlow imported, where it is needed.
 
     Raises:
-        ConfigError: there is no such reader.
+        ConfigError: there is no such reader, or it needs TensorFlow and that is not installed.
     """
     if name not in _READERS:
         raise ConfigError(f'reader "{name}" does not exist: {nearest(name, _READERS)}')
-    return importlib.import_module(_READERS[name])
+    try:
+        return importlib.import_module(_READERS[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("tensorflow", "tensorflow_datasets"):
+            raise
+        raise ConfigError(
+            f'the reader "{name}" needs TensorFlow, which is not installed ({error}): set data.reader = "device", '
+            "or pip install -r requirements-data.txt"
+        ) from error
 
 
 def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple_of: int = 1) -> BatchIterator:

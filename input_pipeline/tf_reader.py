@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -77,25 +77,20 @@ class _Stream:
         return {**batch, **({"labels": labels} if labels else {}), **({"views": others} if others else {})}
 
 
-def evaluation(shown: Shown, records: Records, order: np.ndarray, batch_size: int) -> Iterator[dict]:
-    """Batches of an evaluation.
+def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[dict]]:
+    """Reads batches of an evaluation.
 
     Args:
         shown: what of every sample.
-        records: of the split.
-        order: [batches * batch_size] positions, -1 for samples that fill up.
-        batch_size: of this host.
+
+    Returns:
+        A function of the split's records, the order [batches * batch_size] of positions, -1 for samples that fill up,
+        and the batch size of this host.
     """
-    dataset, reading = shown.dataset, pipeline.Reading()
-    parse = pipeline.parse(dataset)
+    dataset, parse = shown.dataset, pipeline.parse(shown.dataset)
     box = None if shown.box is None else tf.constant(shown.box, tf.float32)
     view = View(box, shown.sizes, shown.image_size, shown.frames)
     blank = schema.serialiser(dataset.metadata)(schema.blank(dataset.metadata))
-
-    def read(positions):
-        payloads = records.read_known(positions)
-        kept = [-1 if payload is None else p for p, payload in zip(positions, payloads, strict=True)]
-        return kept, [payload or blank for payload in payloads]
 
     def sample(_, position, payload):
         parsed = parse(payload)
@@ -106,13 +101,23 @@ def evaluation(shown: Shown, records: Records, order: np.ndarray, batch_size: in
         batch = {"sensors": entries, "index": position, "real": position >= 0}
         return {**batch, **({"labels": labels} if labels else {})}
 
-    batches = (
-        tf.data.Dataset.from_tensor_slices(order)
-        .batch(batch_size)
-        .map(pipeline.read_map(read, reading))
-        .unbatch()
-        .map(pipeline.untouched(sample), num_parallel_calls=pipeline.PARALLEL)
-        .batch(batch_size)
-        .prefetch(1)
-    )
-    return reading.start(batches)
+    def read(records: Records, order: np.ndarray, batch_size: int) -> Iterator[dict]:
+        reading = pipeline.Reading()
+
+        def whole(positions):
+            payloads = records.read_known(positions)
+            kept = [-1 if payload is None else p for p, payload in zip(positions, payloads, strict=True)]
+            return kept, [payload or blank for payload in payloads]
+
+        batches = (
+            tf.data.Dataset.from_tensor_slices(order)
+            .batch(batch_size)
+            .map(pipeline.read_map(whole, reading))
+            .unbatch()
+            .map(pipeline.untouched(sample), num_parallel_calls=pipeline.PARALLEL)
+            .batch(batch_size)
+            .prefetch(1)
+        )
+        return reading.start(batches)
+
+    return read

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import optimization_barrier
 
 from input_pipeline import rules
 from input_pipeline.device import boxes
@@ -47,7 +46,7 @@ def keys_of(seed: Sequence[int], numbers, count: int):
     """
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     fold = lambda number: functools.reduce(jax.random.fold_in, number, jax.random.wrap_key_data(words))  # noqa: E731
-    return optimization_barrier(jax.vmap(lambda number: jax.random.split(fold(number), count))(numbers))
+    return jax.vmap(lambda number: jax.random.split(fold(number), count))(numbers)
 
 
 def draw(chosen: rules.ViewRules, counts: Mapping[str, int], key) -> tuple[Look, Look | None]:

@@ -7,11 +7,10 @@ every batch is which rows, and the numbers of the samples.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.lax import optimization_barrier
 
 from input_pipeline.device import looks, samples, storage
 from input_pipeline.device.looks import Look
@@ -72,21 +71,21 @@ class _Stream:
         config, stream = self._config, self._stream
         counts = samples.draws(stream.dataset)
         keys = looks.keys_of(stream.seed, numbers, 2)
-        # Barriers, because XLA would compute what is drawn, and the sample's window, anew for every pixel.
-        drawn = optimization_barrier(jax.vmap(lambda key: looks.draw(stream.rules, counts, key))(keys[:, 0]))
-        taken = optimization_barrier(jax.tree.map(lambda array: array[rows], arrays))
+        drawn = jax.vmap(functools.partial(looks.draw, stream.rules, counts))(keys[:, 0])
+        taken = jax.tree.map(lambda array: array[rows], arrays)
         show = functools.partial(samples.train_sample, config, stream.rules, stream.dataset)
         return jax.vmap(show)(taken, drawn, keys[:, 1])
 
 
-def evaluation(shown: Shown, records: Records, order: np.ndarray, batch_size: int) -> Iterator[dict]:
-    """Batches of an evaluation, as NumPy arrays. Records are read as they are needed: each is shown once.
+def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[dict]]:
+    """Reads batches of an evaluation, as NumPy arrays. Records are read as they are needed: each is shown once.
 
     Args:
         shown: what of every sample.
-        records: of the split.
-        order: [batches * batch_size] positions, -1 for samples that fill up.
-        batch_size: of this host.
+
+    Returns:
+        A function of the split's records, the order [batches * batch_size] of positions, -1 for samples that fill up,
+        and the batch size of this host.
     """
     dataset = shown.dataset
     shows = Shows(dataset, shown.sizes, shown.image_size, shown.frames)
@@ -100,11 +99,15 @@ def evaluation(shown: Shown, records: Records, order: np.ndarray, batch_size: in
         return {**batch, **({"labels": labels} if labels else {})}
 
     make = jax.jit(lambda arrays, numbers: jax.vmap(one)(arrays, looks.keys_of((shown.seed,), numbers, 1)[:, 0]))
-    for start in range(0, len(order), batch_size):
-        payloads = records.read_known(order[start : start + batch_size])
-        index = np.array([-1 if p is None else i for p, i in zip(payloads, order[start:], strict=False)])
-        arrays = storage.blank(dataset, batch_size)
-        storage.fill(dataset, arrays, payloads)
-        numbers = np.stack([np.zeros_like(index), index], 1).astype(np.uint32)
-        batch = jax.device_get(make(*jax.device_put((arrays, numbers))))
-        yield {**batch, "index": index, "real": index >= 0}
+
+    def read(records: Records, order: np.ndarray, batch_size: int) -> Iterator[dict]:
+        for positions in order.reshape(-1, batch_size):
+            payloads = records.read_known(positions)
+            index = np.array([-1 if payload is None else p for p, payload in zip(positions, payloads, strict=True)])
+            arrays = storage.blank(dataset, batch_size)
+            storage.fill(dataset, arrays, payloads)
+            numbers = np.stack([np.zeros_like(index), index], 1).astype(np.uint32)
+            batch = jax.device_get(make(*jax.device_put((arrays, numbers))))
+            yield {**batch, "index": index, "real": index >= 0}
+
+    return read

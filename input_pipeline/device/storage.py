@@ -55,8 +55,10 @@ def fill(dataset: Dataset, arrays: Mapping, payloads: Sequence[bytes | None], st
         arrays["location"][row] = features["latitude"][0], features["longitude"][0]
         for name, entry in arrays["sensors"].items():
             info = dataset.metadata.sensors[name]
-            stored = np.frombuffer(features[f"sensors/{name}/pixels"][0], info.dtype)
-            entry["stored"][row] = stored.reshape(*info.shape, -1)[..., dataset.channels[name]]
+            stored = np.frombuffer(features[f"sensors/{name}/pixels"][0], info.dtype).reshape(*info.shape, -1)
+            channels = dataset.channels[name]
+            everything = channels == tuple(range(stored.shape[-1]))
+            entry["stored"][row] = stored if everything else stored[..., channels]
             valid = np.frombuffer(features[f"sensors/{name}/valid"][0], np.bool_).reshape(info.shape)
             entry["valid"][row] = observed(info, entry["stored"][row], valid)
             entry["time"][row] = features[f"sensors/{name}/time"]
