@@ -11,7 +11,7 @@ from input_pipeline.layouts import Opened, Request, templates
 from input_pipeline.layouts.rasters import Mask, Raster
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
 from input_pipeline.layouts.tiles import Scene
-from input_pipeline.schema import CLASSES, MAP, LabelInfo
+from input_pipeline.schema import CLASSES, MAP, UNLABELLED, LabelInfo
 from ringmoe_jax.errors import DataError, nearest
 
 LABEL = "label"  # of classification data sets
@@ -79,7 +79,11 @@ class Files:
             read = {raster.sensor: raster.read(request.source, fields) for raster in rasters}
             labels = {}
             if self.mask:
-                labels[self.mask.label] = self.mask.read(request.source, fields, len(request.classes))
+                classes = self.mask.read(request.source, fields, len(request.classes))
+                if self.mask.observed:
+                    for image, _ in read.values():
+                        classes[~image.valid.all(axis=0)] = UNLABELLED
+                labels[self.mask.label] = classes
             elif "class" in fields:
                 labels[LABEL] = index(fields["class"], request.classes, "/".join(fields.values()))
             images = {name: image for name, (image, _) in read.items()}

@@ -62,14 +62,18 @@ class Folders:
 
     Attributes:
         names: what the paths say, by split; several where a split comes in parts.
+        validation: share of "train" that is split off where nobody published validation places, by the order of
+            CRC-32 as `Fractions` has it.
     """
 
     names: Mapping[str, str | tuple[str, ...]]
+    validation: float = 0.0
 
     @property
     def rule(self) -> str:
         """How it divides."""
-        return f"as published, folders {', '.join(name for split in self.names for name in self._parts(split))}"
+        more = f"; {self.validation:.0%} of train for validation by CRC-32: our choice" if self.validation else ""
+        return f"as published, folders {', '.join(name for split in self.names for name in self._parts(split))}{more}"
 
     def divide(self, request: Request, template: str) -> tuple[Places, str]:
         """See the module's text."""
@@ -77,6 +81,10 @@ class Folders:
             split: [fields for name in self._parts(split) for fields in _found(request.source, template, split=name)]
             for split in self.names
         }
+        if self.validation:
+            train = sorted(places["train"], key=lambda fields: mixing("/".join(fields.values())))
+            count = round(self.validation * len(train))
+            places |= {"train": train[count:], "validation": train[:count]}
         return places, self.rule
 
     def _parts(self, split: str) -> tuple[str, ...]:

@@ -311,6 +311,39 @@ def test_real_chips_by_folder(tmp_path, monkeypatch):
     assert report.lines(meta.labels) == []
 
 
+def test_pixels_of_floods_that_a_sensor_missed_are_not_labelled(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    TREES["ombria"](root)
+    dark = np.full((3, 16, 16), 70, np.uint8)
+    dark[:, 0, 0], dark[0, 1, 1] = 0, 0  # black is not observed; dark in one band is
+    white = np.full((1, 16, 16), 70, np.uint8)
+    white[:, 2, 2] = 255
+    write(root / "test/S2_before/0001.png", dark)
+    write(root / "test/S1_after/0001.png", white)
+    catalog.prepare("ombria", root, tmp_path / "out", tile=16)
+    example = stored(tmp_path / "out", "test")["test/0001/0/0"]
+    missed = {name: np.argwhere(~entry["valid"]).tolist() for name, entry in example["sensors"].items()}
+    assert missed == {"s2_8bit": [[0, 0, 0]], "s1_8bit": [[1, 2, 2]]}
+    assert np.argwhere(example["labels"]["flood"] == UNLABELLED).tolist() == [[0, 0], [2, 2]]
+
+
+def test_real_floods(tmp_path):
+    source = real("multimodal/ombria")
+    meta = catalog.prepare("ombria", source, tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out", ["s2_8bit", "s1_8bit"])
+    assert [dataset.size(split) for split in ("train", "validation", "test")] == [204, 36, 70]
+    assert {name: info.shape for name, info in meta.sensors.items()} == dict.fromkeys(meta.sensors, (2, 256, 256))
+    darker = unlabelled = 0
+    for example in stored(tmp_path / "out", "test").values():
+        flooded = example["labels"]["flood"] == 1
+        before, after = example["sensors"]["s1_8bit"]["pixels"][..., 0].astype(float)
+        darker += after[flooded].mean() - before[flooded].mean() < after[~flooded].mean() - before[~flooded].mean()
+        unlabelled += (example["labels"]["flood"] == UNLABELLED).mean() / 70
+    assert darker > 60  # water is dark to a radar
+    assert 0 < unlabelled < 0.03
+
+
 def test_real_tree_crowns(tmp_path, monkeypatch):
     source = real("detection/neon_trees")
     layout = Boxes(Raster("rgb", ("{id}.png",), 0.1), "{id}.xml", annotations.voc, Fractions(0.5))

@@ -93,6 +93,17 @@ def test_folders_may_come_in_parts(tmp_path):
     )
 
 
+def test_a_share_of_the_training_folder_may_be_for_validation(tmp_path):
+    touch(tmp_path, *(f"{split}/{i}.png" for split in ("train", "test") for i in range(20)))
+    splits = Folders({"train": "train", "test": "test"}, validation=0.15)
+    places, rule = splits.divide(asked(tmp_path), "{split}/{id}.png")
+    assert {split: len(found) for split, found in places.items()} == {"train": 17, "test": 20, "validation": 3}
+    assert {fields["split"] for fields in places["validation"] + places["train"]} == {"train"}
+    assert len({fields["id"] for fields in places["validation"] + places["train"]}) == 20
+    assert splits.divide(asked(tmp_path), "{split}/{id}.png")[0] == places
+    assert rule == "as published, folders train, test; 15% of train for validation by CRC-32: our choice"
+
+
 def test_lists_say_who_and_files_say_where(tmp_path):
     touch(tmp_path, "a/1.tif", "b/2.tif", "b/3.tif")
     (tmp_path / "train.txt").write_text("1.jpg\n\n3.jpg\n")
