@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -106,22 +107,32 @@ def inspector(
             if objective.sensor not in outputs["heads"]:
                 continue
             target, finite = objective.usable(outputs, batch)
-            prediction, hidden = objective.prediction(outputs), outputs["pixel_mask"][objective.sensor]
+            hidden = outputs["pixel_mask"][objective.sensor]
             mask = finite & objective.grid(hidden)
             visible = finite & objective.grid(batch["sensors"][objective.sensor]["valid"] & ~hidden)
-            constants = {k: objective.constant(v) for k, v in _trivial(target, visible, means[label]).items()}
-            penalties = {
-                name: objective.penalty(jnp.broadcast_to(guess, prediction.shape), target).mean(axis=-1)
-                for name, guess in ({MODEL: prediction} | constants).items()
-            }
-            sums = {name: jnp.sum(jnp.where(mask, value, 0), axis=(1, 2, 3)) for name, value in penalties.items()}
-            seen["sums"][label] = sums | {"weight": jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)}
+            measured = partial(_sums, objective, outputs, target, mask, visible, means[label])
+            shapes = jax.eval_shape(measured)
+            nothing = lambda shapes=shapes: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+            seen["sums"][label] = jax.lax.cond(jnp.any(mask), measured, nothing)  # medians take long: not for features
             seen["predictions"][label], seen["targets"][label] = objective.picture(outputs, batch)
-            if isinstance(objective, Likelihood) and objective.comparable:
-                seen["sums"][label]["nats"] = likelihood.sums(objective, outputs, prediction, target, mask)
         return seen
 
     return inspect
+
+
+def _sums(objective: Reconstruction, outputs: Mapping, target, mask, visible, mean) -> dict[str, jax.Array]:
+    """{predictor, "weight" or "nats": [B] or [B, noises]} of one objective, see `inspector`."""
+    prediction = objective.prediction(outputs)
+    constants = {k: objective.constant(v) for k, v in _trivial(target, visible, mean).items()}
+    penalties = {
+        name: objective.penalty(jnp.broadcast_to(guess, prediction.shape), target).mean(axis=-1)
+        for name, guess in ({MODEL: prediction} | constants).items()
+    }
+    sums = {name: jnp.sum(jnp.where(mask, value, 0), axis=(1, 2, 3)) for name, value in penalties.items()}
+    sums["weight"] = jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)
+    if isinstance(objective, Likelihood) and objective.comparable:
+        sums["nats"] = likelihood.sums(objective, outputs, prediction, target, mask)
+    return sums
 
 
 def unmasked(batch: Mapping, cells: int) -> dict:

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -87,6 +88,18 @@ def test_random_convolutions_pool_over_the_image_and_repeat_with_the_seed():
     first, again, third = (np.asarray(make(s)({"sensors": {"s1_grd": entry(other)}})["s1_grd"]) for s in (0, 0, 1))
     assert (first == again).all()
     assert not np.allclose(first, third)
+
+
+def test_random_convolutions_are_means_of_two_rectified_responses():
+    """By the definition, with the kernels that the seed draws, over images of two dates."""
+    pixels = np.random.default_rng(0).normal(size=(2, 2, 6, 5, 1)).astype(np.float32)
+    statistics = {"dem": sensors.Statistics((0.5,), (2.0,), "test")}
+    found = baselines.random_convolutions(statistics, count=8, seed=3)({"sensors": {"dem": entry(pixels)}})["dem"]
+    kernel = np.asarray(jax.random.normal(jax.random.key(3), (3, 3, 1, 4)))
+    windows = np.lib.stride_tricks.sliding_window_view((pixels - 0.5) / 2, (3, 3), axis=(2, 3))  # [B, T, h, w, C, 3, 3]
+    response = np.einsum("bthwcij,ijcd->bthwd", windows, kernel)
+    both = np.concatenate([np.maximum(response - 1, 0), np.maximum(1 - response, 0)], axis=-1)
+    np.testing.assert_allclose(found, both.mean(axis=(1, 2, 3)), atol=1e-5)
 
 
 def test_decibels():
