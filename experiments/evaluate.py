@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --checkpoint runs/micro
     python -m experiments.evaluate --checkpoint runs/micro --dataset data/mine --protocol linear
+    python -m experiments.evaluate --checkpoint runs/micro --features stages          # pooled, of every stage, of all
     python -m experiments.evaluate --checkpoint runs/micro --fractions 0.01 0.1 1     # few labels
     python -m experiments.evaluate --checkpoint runs/seg --split validation --without s1_grd     # a fine-tuned run
 
@@ -18,7 +19,14 @@ from pathlib import Path
 
 from experiments.run import cli
 
-ONLY_PROBES = ("protocol", "fractions", "draws", "max_tiles")  # options that the score of a task does not have
+ONLY_PROBES = (
+    "protocol",
+    "fractions",
+    "draws",
+    "max_tiles",
+    "features",
+    "neighbours",
+)  # options that the score of a task does not have
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -38,13 +46,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="folders of data sets; default: those of the run",
     )
     parser.add_argument("--protocol", help="of probes: knn, linear or all (default)")
+    parser.add_argument("--features", help="that are probed: pooled (default), or stages for every stage as well")
+    parser.add_argument("--neighbours", nargs="+", type=int, help="of knn probes, one each; default: 5 20")
     parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels to fit probes on; default: 1")
     parser.add_argument("--draws", type=int, help="of each share below 1; default: 5")
     parser.add_argument("--split", help='the one to score; default: "test" where there is one, else "validation"')
     parser.add_argument("--without", nargs="+", help="sensors that are hidden in the split that is scored")
     parser.add_argument("--seed", type=int, help="of baselines, inner splits, draws and intervals; default: 0")
     parser.add_argument("--out", help="folder for the results; default: <checkpoint>/report, or a folder in it")
-    parser.add_argument("--max_tiles", type=int, help="tiles of a split that are read; default: 10,000")
+    parser.add_argument("--max_tiles", type=int, help="tiles of a split that are read; default: 30,000")
     return parser.parse_args(arguments)
 
 

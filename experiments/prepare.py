@@ -4,6 +4,7 @@ python -m experiments.prepare --sample --out data/sample
 python -m experiments.prepare --source images --out data/mine --sensors s2_12 s1_grd --tile 128 --stride 64
 python -m experiments.prepare --list
 python -m experiments.prepare --source LEVIR-CD --dataset levir_cd --out data/levir --tile 256 --stride 256
+python -m experiments.prepare --source EuroSAT_RGB.zip --dataset eurosat_rgb --splits spatial --out data/eurosat
 python -m experiments.prepare --source TreeSatAI --dataset treesatai_ts --out data/treesatai --max-frames 48
 python -m experiments.prepare --source images --out data/mine --ignore 0
 python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
@@ -29,9 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.dataset and options.source is None:
-        parser.error(f"--dataset {options.dataset} needs --source, the folder of its unpacked files")
+        parser.error(f"--dataset {options.dataset} needs --source, the zip or the folder of its files")
     if options.ignore is not None and (options.dataset or options.source is None):
         parser.error("--ignore is for masks of your own files: it needs --source without --dataset")
+    if options.splits and not options.dataset:
+        parser.error("--splits names published splits: it needs --dataset")
     if options.max_frames is not None and not options.dataset:
         parser.error("--max-frames needs --dataset: your own files have one date each")
     if options.out is None and not options.list:
@@ -55,10 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sample", action="store_true", help="download and write the default sample data")
-    what.add_argument("--source", type=Path, help="folder of files to read: your own, or those of --dataset")
+    what.add_argument(
+        "--source", type=Path, help="files to read: a folder of your own, or what --dataset is, zip or folder"
+    )
     what.add_argument("--list", action="store_true", help="print the published data sets that --dataset knows")
     what.add_argument("--simulate", type=int, metavar="N", help="draw and render N scenes, and N / 5 for validation")
     parser.add_argument("--dataset", help="published data set that --source holds as distributed, see --list")
+    parser.add_argument(
+        "--splits", default="", metavar="NAME", help="published splits other than the usual, see --list"
+    )
     parser.add_argument("--out", type=Path, help="where to write; local")
     parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
@@ -111,7 +119,7 @@ def _files(options: argparse.Namespace) -> list[Path]:
     common = dict(sensors=options.sensors, shards=options.shards, overwrite=options.overwrite, progress=_Progress())
     common |= dict(stride=options.stride, report=report)
     if options.dataset:
-        cut = dict(tile=options.tile, max_frames=options.max_frames)
+        cut = dict(tile=options.tile, max_frames=options.max_frames, splits=options.splits)
         metadata = catalog.prepare(options.dataset, options.source, options.out, **cut, **common)
     else:
         own = dict(tile=options.tile, licence=options.licence, ignored=_ignored(options.ignore))
@@ -141,6 +149,7 @@ def _list() -> None:
             "sensors": ", ".join(entry.layout.sensors),
             "classes": f"{len(entry.classes)}: {', '.join(entry.classes)}" if entry.classes else "",
             "splits": entry.layout.rule,
+            **{f"--splits {name}": division.rule for name, division in entry.divisions.items()},
             "licence": entry.licence,
             "source": entry.source,
             "note": entry.note,

@@ -1,7 +1,9 @@
-"""One page that shows a run: what was trained on what, how it went, what came out, beside what it has to beat.
+r"""One page that shows a run: what was trained on what, how it went, what came out, beside what it has to beat.
 
     python -m experiments.report --workdir runs/micro
     python -m experiments.report --workdir runs/seg     # fine-tuned runs, and folders of several seeds, too
+    python -m experiments.report --workdir runs/reference --leaderboard docs/leaderboard.csv \
+        --config configs/reference.py     # only adds the scores of an evaluated run to a table of all
 
 Writes `<workdir>/report.html`, which needs no other file and no network, and PNG files to `<workdir>/report`. A run
 whose newest checkpoint was not evaluated yet is evaluated first.
@@ -82,7 +84,18 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="folder of a run")
-    workdir = Path(parser.parse_args(arguments).workdir)
+    parser.add_argument("--leaderboard", type=Path, metavar="CSV", help="add the run's probe scores to it, no page")
+    parser.add_argument("--config", help="with --leaderboard: the configuration file that the run was started from")
+    options = parser.parse_args(arguments)
+    if bool(options.leaderboard) != bool(options.config):
+        parser.error("--leaderboard and --config go together: the recipe is the file, and what differs from it")
+    workdir = Path(options.workdir)
+    if options.leaderboard:
+        from experiments.reports import leaderboard
+
+        count = leaderboard.append(options.leaderboard, workdir, options.config)
+        print(f"{options.leaderboard}: {count} rows more")
+        return 0
     cli.keep_compiled()
     print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
     for what, names in {

@@ -1,4 +1,4 @@
-"""From files to batches: multi-sensor TFRecords (TFDS), tf.data, augmentation and mixing.
+"""From files to batches: multi-sensor TFRecords (TFDS), augmentation and mixing, by tf.data or on the device.
 
 config.py     what training reads
 schema.py     what a stored sample and its metadata are
@@ -10,14 +10,18 @@ layouts/      readers of the layouts that the entries name: class folders, masks
 folder.py     a user's own GeoTIFF, PNG and NPY files, with labels (folder_images, folder_labels, folder_masks)
 treesatai.py  TreeSatAI-Time-Series, as distributed: aerial image, Sentinel-2 and Sentinel-1 series
 ssl4eo.py     SSL4EO-S12, as distributed: Sentinel-1 and Sentinel-2 series
+example.py    what a record holds, decoded without TensorFlow
 records.py    random access to records: index, checksums, broken records
 subset.py     a fixed share of a split, for training with few labels
 order.py      which record comes when: epochs, hosts, mixing
+rules.py      what every reader agrees on: windows, physics, how views are drawn
 augment.py    crops, flips and resizing that respect physics
 views.py      which ground, dates and disturbance an image shows: one view or two
 masking.py    which cells the encoder does not see
 dataset.py    opens a data set and checks it against the sensor table
-reader.py     batches for training, with exact resume
+reader.py     batches for training, with exact resume; chooses a reader
+tf_reader.py  the reader "tf": records as they are needed, through the graph of pipeline.py
+device/       the reader "device": whole splits in device memory, batches in jitted JAX, no TensorFlow
 evaluation.py batches for evaluation, every sample once
 scenes.py     scenes of any size, by strips and windows in physical units
 blending.py   overlapping windows and one map of them

@@ -12,60 +12,12 @@ co-registered sensors on different grids show the same ground. Resampling follow
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
+from input_pipeline import rules
 from input_pipeline.cpu_tf import tf
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.data_config import PhotometricConfig
-from ringmoe_jax.errors import ConfigError, DataError
-
-_WHOLE = 1 - 1e-5  # share of valid source pixels from which a resampled pixel is valid
-_TINY = 1e-12  # linear power below which dB is cut off (-120 dB)
-_BLUR = (0.1, 2.0)  # sigma of a blur in pixels (BYOL)
-
-# Where an image's pixel lay before `turn`: [mirrored, quarters] to a map of relative row and column.
-_UNTURN = (
-    (((1, 0, 0), (0, 1, 0)), ((0, 1, 0), (-1, 0, 1)), ((-1, 0, 1), (0, -1, 1)), ((0, -1, 1), (1, 0, 0))),
-    (((1, 0, 0), (0, -1, 1)), ((0, 1, 0), (1, 0, 0)), ((-1, 0, 1), (0, 1, 0)), ((0, -1, 1), (-1, 0, 1))),
-)
-
-
-def complex_box(
-    shapes: Mapping[str, tuple[int, int, int]],
-    resampling: Mapping[str, str],
-    size: int | Mapping[str, int],
-    where: str,
-):
-    """Height and width of the crop that shows `size` native samples of the complex sensors.
-
-    Args:
-        shapes: T, H, W of the stored tiles, by sensor.
-        resampling: by sensor.
-        size: image size in pixels, of all sensors or by sensor.
-        where: names the stream in messages.
-
-    Returns:
-        (height, width) as fractions of the tile, or None where no sensor is complex.
-
-    Raises:
-        DataError: a complex tile is smaller than `size`.
-        ConfigError: two complex sensors have different grids.
-    """
-    boxes = {}
-    for name, (_, height, width) in shapes.items():
-        if resampling[name] != sensor_table.COMPLEX:
-            continue
-        side = size if isinstance(size, int) else size[name]
-        if min(height, width) < side:
-            raise DataError(
-                f'{where}: tiles of "{name}" are {height} x {width} px, smaller than image_size = {side}, and complex '
-                f"data is never resampled: set image_size (or sizes.{name}) to at most {min(height, width)}, "
-                "or cut larger tiles"
-            )
-        boxes[name] = (side / height, side / width)
-    if len(set(boxes.values())) > 1:
-        raise ConfigError(f"{where}: complex sensors on different grids cannot share a crop: {', '.join(boxes)}")
-    return next(iter(boxes.values()), None)
+from ringmoe_jax.sensors import Statistics
 
 
 def random_box(seed, scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int):
@@ -96,13 +48,6 @@ def random_sample_box(seed, height: int, width: int, size: int):
     top = tf.random.stateless_uniform([], seeds[0], maxval=height - size + 1, dtype=tf.int32)
     left = tf.random.stateless_uniform([], seeds[1], maxval=width - size + 1, dtype=tf.int32)
     return tf.stack([tf.cast(top, tf.float32) / height, tf.cast(left, tf.float32) / width, size / height, size / width])
-
-
-def centre_box(height: int, width: int, size: int | None = None):
-    """The largest centred square, or the centred one of `size` whole pixels, as fractions of the tile."""
-    side = size or min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return tf.constant([top / height, left / width, side / height, side / width], tf.float32)
 
 
 def window(stored, valid, box, size: int, resampling: str):
@@ -157,7 +102,7 @@ def resample(pixels, valid, box, size: int, resampling: str):
     valid = tf.cond(
         tf.reduce_all(valid),  # nearly always, and then there is nothing to resample
         lambda: tf.ones([pixels.shape[0], size, size], tf.bool),
-        lambda: _resize(tf.cast(valid, tf.float32)[..., None], box, size)[..., 0] > _WHOLE,
+        lambda: _resize(tf.cast(valid, tf.float32)[..., None], box, size)[..., 0] > rules.WHOLE,
     )
     return tf.where(valid[..., None], _from_power(pixels, resampling), 0.0), valid
 
@@ -172,7 +117,7 @@ def _to_power(pixels, valid, resampling: str):
 def _from_power(pixels, resampling: str):
     """Inverse of `_to_power`."""
     if resampling == sensor_table.DECIBEL:
-        return 10.0 * tf.math.log(tf.maximum(pixels, _TINY)) / tf.math.log(10.0)
+        return 10.0 * tf.math.log(tf.maximum(pixels, rules.TINY)) / tf.math.log(10.0)
     return tf.sqrt(tf.maximum(pixels, 0.0)) if resampling == sensor_table.AMPLITUDE else pixels
 
 
@@ -261,44 +206,61 @@ def ground(box, mirrored, quarters):
         [2, 3] float32 A: a point of the image at (row, column), 0 to 1 between the outer edges of its pixels, lies at
         A[:, :2] @ (row, column) + A[:, 2] of the tile, 0 to 1 likewise.
     """
-    unturned = tf.constant(_UNTURN, tf.float32)[tf.cast(mirrored, tf.int32), quarters]
+    unturned = tf.constant(rules.UNTURN, tf.float32)[tf.cast(mirrored, tf.int32), quarters]
     return unturned * box[2:, None] + tf.pad(box[:2, None], [[0, 0], [2, 0]])
 
 
-def disturb(pixels, valid, seed, config: PhotometricConfig, resampling: str):
-    """Random gain, blur and solarisation of an image, in this order; invalid pixels stay 0 and reach no other one.
+def disturb(pixels, valid, seed, config: PhotometricConfig, resampling: str, statistics: Statistics):
+    """Random gain, offset, blur, solarisation and loss of bands, in this order.
 
     Args:
         pixels: [T, H, W, C] float32, in the sensor's unit, 0 where not valid; re, im pairs where complex.
         valid: [T, H, W] bool.
         seed: [2] integers.
-        config: which ones, and how much; `views.check_photometric` says which ones a sensor allows.
+        config: which ones, and how much; `rules.check_photometric` says which ones a sensor allows.
         resampling: of the sensor table.
+        statistics: of the C channels: what an offset is measured in, and what a dropped band becomes.
 
     Returns:
-        pixels and valid; a blur takes the pixels next to invalid ones, as `resample` does.
+        pixels and valid; invalid pixels stay 0 and reach no other one. A blur takes the pixels next to invalid ones,
+        as `resample` does.
     """
     gain_seed, draw_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    offset_seed, drop_seed = (tf.random.experimental.stateless_fold_in(seed, i) for i in (0, 1))
     draw = tf.random.stateless_uniform([3], draw_seed)
     if config.gain:
         pixels = tf.where(valid[..., None], _gain(pixels, gain_seed, config.gain, resampling), 0.0)
+    if config.offset:
+        shift = tf.random.stateless_normal([pixels.shape[-1]], offset_seed) * tf.constant(statistics.std, tf.float32)
+        pixels = tf.where(valid[..., None], pixels + config.offset * shift, 0.0)
     if config.blur:
-        sigma = _BLUR[0] + draw[1] * (_BLUR[1] - _BLUR[0])
+        sigma = rules.BLUR[0] + draw[1] * (rules.BLUR[1] - rules.BLUR[0])
         blurred = lambda: blur(pixels, valid, sigma, resampling)  # noqa: E731
         pixels, valid = tf.cond(draw[0] < config.blur, blurred, lambda: (pixels, valid))
     if config.solarise:
         solarised = tf.where(pixels > 0.5, tf.maximum(1.0 - pixels, 0.0), pixels)
         pixels = tf.where(draw[2] < config.solarise, solarised, pixels)
+    if config.drop_band:
+        dropped = _dropped(drop_seed, config.drop_band, pixels.shape[-1], resampling)
+        mean = tf.constant(statistics.mean, tf.float32)
+        pixels = tf.where(valid[..., None] & dropped, mean, pixels)
     return pixels, valid
 
 
 def _gain(pixels, seed, std: float, resampling: str):
     """Multiplies power or reflectance by a log-normal factor a band (of a re, im pair where complex)."""
-    pair = 2 if resampling == sensor_table.COMPLEX else 1
+    pair = rules.channels_a_band(resampling)
     log = tf.repeat(std * tf.random.stateless_normal([pixels.shape[-1] // pair], seed), pair)
     if resampling == sensor_table.DECIBEL:
         return pixels + 10.0 * log / tf.math.log(10.0)
     return pixels * tf.exp(log if resampling == sensor_table.LINEAR else 0.5 * log)
+
+
+def _dropped(seed, probability: float, channels: int, resampling: str):
+    """Which of C channels are dropped, each band by itself: [C] bool; never all of them."""
+    pair = rules.channels_a_band(resampling)
+    draw = tf.random.stateless_uniform([channels // pair], seed)
+    return tf.repeat((draw < probability) & (draw < tf.reduce_max(draw)), pair)
 
 
 def blur(pixels, valid, sigma, resampling: str):
@@ -318,7 +280,7 @@ def blur(pixels, valid, sigma, resampling: str):
     valid = tf.cond(
         tf.reduce_all(valid),
         lambda: valid,
-        lambda: _blur(tf.cast(valid, tf.float32)[..., None], *kernels)[..., 0] > _WHOLE,
+        lambda: _blur(tf.cast(valid, tf.float32)[..., None], *kernels)[..., 0] > rules.WHOLE,
     )
     return tf.where(valid[..., None], _from_power(pixels, resampling), 0.0), valid
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from input_pipeline import schema
+from input_pipeline import example, schema
 from input_pipeline.records import Records
 from input_pipeline.schema import LabelInfo, Metadata, SensorInfo
 from ringmoe_jax import sensors as sensor_table
@@ -112,8 +112,6 @@ class Dataset:
         )
 
     def _checker(self) -> Callable[[bytes], None]:
-        from input_pipeline.cpu_tf import tf
-
         sizes = {}
         for name in self.sensors:
             info = self.metadata.sensors[name]
@@ -122,14 +120,11 @@ class Dataset:
             sizes[f"sensors/{name}/valid"] = pixels
 
         def check(payload: bytes) -> None:
-            try:
-                feature = tf.train.Example.FromString(payload).features.feature
-            except Exception as error:  # the protobuf runtimes raise different types
-                raise ValueError("it is not a tf.train.Example") from error
+            features = example.parse(payload)
             for key, size in sizes.items():
-                values = feature[key].bytes_list.value if key in feature else ()
-                if len(values) != 1 or len(values[0]) != size:
-                    raise ValueError(f"{key} holds {sum(map(len, values))} bytes, wanted {size}")
+                texts = [value for value in features.get(key, ()) if isinstance(value, bytes)]
+                if len(texts) != 1 or len(texts[0]) != size:
+                    raise ValueError(f"{key} holds {sum(map(len, texts))} bytes, wanted {size}")
 
         return check
 
@@ -148,7 +143,7 @@ def open_dataset(directory: str, sensors: Sequence[str], bands: Mapping[str, Seq
             a unit, scale, offset, dtype, no-data value or resampling rule differs from the table's.
         ConfigError: the sensor table does not know a name.
     """
-    info, metadata = _load(directory)
+    files, counts, metadata = _load(directory)
     bands = bands or {}
     chosen, channels = {}, {}
     for name in sensors:
@@ -166,14 +161,13 @@ def open_dataset(directory: str, sensors: Sequence[str], bands: Mapping[str, Seq
         metadata=metadata,
         sensors=chosen,
         channels=channels,
-        files={k: tuple(epath.Path(p).name for p in split.filepaths) for k, split in info.splits.items()},
-        counts={k: tuple(split.shard_lengths) for k, split in info.splits.items()},
+        files=files,
+        counts=counts,
     )
 
 
-def _load(directory: str):
-    import tensorflow_datasets as tfds
-
+def _load(directory: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]], Metadata]:
+    """File names and records of every shard, by split, and the metadata: what TFDS would say, without it."""
     folder = epath.Path(directory)
     hint = "write one with `python -m experiments.prepare`"
     if not folder.exists():
@@ -183,15 +177,35 @@ def _load(directory: str):
         found = f"holds {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else "is empty"
         raise DataError(f"{directory} {found}, but no dataset_info.json: it is not a data set; {hint}")
     try:
-        info = tfds.builder_from_directory(str(directory)).info
-    except Exception as error:  # TFDS raises many types for a damaged folder
-        raise DataError(f"{directory} cannot be opened by TFDS ({str(error).splitlines()[0]}); {hint}") from error
-    if not info.metadata or "sensors" not in info.metadata:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        counts = {split["name"]: tuple(map(int, split["shardLengths"])) for split in info["splits"]}
+        files = {split["name"]: _names(info, split) for split in info["splits"]}
+        stored = json.loads((folder / "metadata.json").read_text()) if (folder / "metadata.json").exists() else {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise DataError(f"{directory} cannot be opened ({type(error).__name__}: {reason}); {hint}") from error
+    if not isinstance(stored, dict) or "sensors" not in stored:
         raise DataError(f"{directory} is a TFDS data set without our metadata.json; {hint}")
     try:
-        return info, Metadata.from_json(info.metadata, f"{directory}/metadata.json")
+        return files, counts, Metadata.from_json(stored, f"{directory}/metadata.json")
     except ConfigError as error:
         raise DataError(f"{error} (edited by hand?); {hint}") from error
+
+
+def _names(info: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[str, ...]:
+    """File names of a split's shards, by its template (`tfds.core.ShardedFileTemplate`)."""
+    total = len(split["shardLengths"])
+    return tuple(
+        split["filepathTemplate"].format(
+            DATASET=info["name"],
+            SPLIT=split["name"],
+            FILEFORMAT=info["fileFormat"],
+            SHARD_INDEX=f"{shard:05d}",
+            NUM_SHARDS=f"{total:05d}",
+            SHARD_X_OF_Y=f"{shard:05d}-of-{total:05d}",
+        )
+        for shard in range(total)
+    )
 
 
 def _compare(directory: str, table: Sensor, stored: SensorInfo) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from input_pipeline import augment, pipeline, schema, views
-from input_pipeline.cpu_tf import tf
+from input_pipeline import reader as readers
+from input_pipeline import rules, schema
 from input_pipeline.dataset import open_dataset
-from input_pipeline.views import View
+from input_pipeline.rules import Shown
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError
 
@@ -45,6 +45,7 @@ class EvalBatches:
         frames: Mapping[str, int] | None = None,
         grid: str = "",
         positions: np.ndarray | None = None,
+        reader: str = "tf",
     ):
         """Opens a split.
 
@@ -68,6 +69,7 @@ class EvalBatches:
             frames: dates shown by sensor, evenly spaced among those with a valid pixel; all stored ones where absent.
             grid: sensor whose stored pixels the window consists of, as in `ViewsConfig`; "" for the whole tile.
             positions: records to show, in this order, for example of `input_pipeline.subset`; all by default.
+            reader: "tf", or "device" to compute in JAX, as in `DataConfig`; arrays are NumPy's either way.
 
         Raises:
             ConfigError: a number is out of its range, a position is not in the split or twice, a sensor is unknown,
@@ -80,10 +82,10 @@ class EvalBatches:
                 f"wanted sizes > 0, mask_unit 0 or a divisor of image_size, and host 0 to {hosts - 1}"
             )
         self.dataset = open_dataset(directory, sensors, bands)
-        self._batch, self._seed = batch_size, seed
-        self._unit, self._ratio = mask_unit, mask_ratio
-        self._view = self._open_view(image_size, sizes or {}, frames or {}, grid)
-        self._parse = pipeline.parse(self.dataset)
+        self._batch, show = batch_size, readers.load(reader).evaluation
+        masks = {"mask_unit": mask_unit, "mask_ratio": mask_ratio, "seed": seed}
+        self._shown = self._show(image_size, sizes or {}, frames or {}, grid, masks)
+        self._read = show(self._shown)
         self._records = self.dataset.records(split, max_bad_records)
         positions = _checked(positions, self.dataset.size(split))
         self._length = -(-len(positions) // (hosts * batch_size))
@@ -139,6 +141,7 @@ class EvalBatches:
             hosts=hosts,
             max_bad_records=data.max_bad_records,
             positions=positions,
+            reader=data.reader,
         )
 
     @property
@@ -150,7 +153,7 @@ class EvalBatches:
     def ground(self) -> float:
         """Metres from the left to the right edge of what is shown; all sensors show the same ground."""
         name = next(iter(self.dataset.sensors))
-        share = 1.0 if self._view.box is None else float(self._view.box[3])
+        share = 1.0 if self._shown.box is None else self._shown.box[3]
         return share * self.dataset.shape(name)[2] * self.dataset.metadata.sensors[name].gsd
 
     def __len__(self) -> int:
@@ -158,26 +161,17 @@ class EvalBatches:
         return self._length
 
     def __iter__(self) -> Iterator[dict]:
-        reading = pipeline.Reading()
-        dataset = (
-            tf.data.Dataset.from_tensor_slices(self._order)
-            .batch(self._batch)
-            .map(pipeline.read_map(self._reader(), reading))
-            .unbatch()
-            .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
-            .batch(self._batch)
-            .prefetch(1)
-        )
-        return reading.start(dataset)
+        return self._read(self._records, self._order, self._batch)
 
-    def _open_view(self, image_size: int, sizes: Mapping[str, int], frames: Mapping[str, int], grid: str) -> View:
-        views.check_names("sizes", sizes)
-        views.check_names("frames", frames)
+    def _show(self, image_size: int, sizes: Mapping, frames: Mapping, grid: str, masks: Mapping) -> Shown:
+        unit = masks["mask_unit"]
+        rules.check_names("sizes", sizes)
+        rules.check_names("frames", frames)
         for name, size in sizes.items():
-            if size < 1 or (self._unit and size % self._unit):
-                multiple = f", a multiple of mask_unit = {self._unit}" if self._unit else ""
+            if size < 1 or (unit and size % unit):
+                multiple = f", a multiple of mask_unit = {unit}" if unit else ""
                 raise ConfigError(f"sizes.{name} = {size}: wanted pixels > 0{multiple}")
-        views.check_frames(self.dataset, frames)
+        rules.check_frames(self.dataset, frames)
         for name, label in self.dataset.labels.items():
             if label.kind == schema.TRACKS and label.sensor in frames and label.sensor in self.dataset.sensors:
                 raise ConfigError(
@@ -185,36 +179,16 @@ class EvalBatches:
                     "count all of its dates: leave it out"
                 )
         sizes = {name: sizes.get(name, image_size) for name in self.dataset.sensors}
-        return View(self._centre(sizes, grid), sizes, image_size, frames)
+        return Shown(self.dataset, self._centre(sizes, grid), sizes, image_size, frames, **masks)
 
     def _centre(self, sizes: Mapping[str, int], grid: str):
         shapes = {name: self.dataset.shape(name) for name in self.dataset.sensors}
-        snapped = views.snapping_sensor(self.dataset, sizes, grid, self.dataset.directory)
+        snapped = rules.snapping_sensor(self.dataset, sizes, grid, self.dataset.directory)
         if snapped:
-            return augment.centre_box(*shapes[snapped][1:], sizes[snapped])
+            return rules.centre_box(*shapes[snapped][1:], sizes[snapped])
         if all(shape[1:] == (sizes[name],) * 2 for name, shape in shapes.items()):
             return None
-        return augment.centre_box(*next(iter(shapes.values()))[1:])
-
-    def _reader(self):
-        blank = schema.serialiser(self.dataset.metadata)(schema.blank(self.dataset.metadata))
-
-        def read(positions):
-            found = iter(self._records.read(positions[positions >= 0]))
-            payloads = [next(found) if position >= 0 else None for position in positions]
-            kept = [-1 if payload is None else p for p, payload in zip(positions, payloads, strict=True)]
-            return kept, [payload or blank for payload in payloads]
-
-        return read
-
-    def _sample(self, _, position, payload):
-        sample = self._parse(payload)
-        labels = pipeline.place_labels(self.dataset, sample, self._view)
-        shown = pipeline.place(self.dataset, sample, self._view)
-        seed = tf.random.experimental.stateless_fold_in(tf.constant([self._seed, 0], tf.int64), position)
-        shown = pipeline.hide(shown, seed, self._view.sizes, self._unit, self._ratio)
-        batch = {"sensors": shown, "index": position, "real": position >= 0}
-        return {**batch, **({"labels": labels} if labels else {})}
+        return rules.centre_box(*next(iter(shapes.values()))[1:])
 
 
 def _checked(positions: np.ndarray | None, size: int) -> np.ndarray:

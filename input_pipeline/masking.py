@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from input_pipeline.cpu_tf import tf
-
-
-def hidden_cells(height: int, width: int, ratio: float) -> int:
-    """Number of hidden cells: ceil(ratio * cells), the same in every image (RingMoE snapshot)."""
-    return math.ceil(round(ratio * height * width, 6))  # 0.6 * 5 is 3.0000000000000004 to a float
+from input_pipeline.rules import hidden_cells
 
 
 def random_mask(seed, height: int, width: int, ratio: float):

@@ -1,4 +1,4 @@
-"""The tf.data graph behind both readers: positions -> records -> samples -> batches."""
+"""The tf.data graph of the reader "tf": positions -> records -> samples -> batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import augment, masking, schema, views
+from input_pipeline import augment, masking, rules, schema, views
 from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import Dataset
 from input_pipeline.views import View
@@ -197,7 +197,9 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
     if inner is not None:
         pixels, valid = augment.resample(pixels, valid, inner, size, resampling)
     if name in view.photometric:
-        pixels, valid = augment.disturb(pixels, valid, value_seed, view.photometric[name], resampling)
+        pixels, valid = augment.disturb(
+            pixels, valid, value_seed, view.photometric[name], resampling, view.statistics[name]
+        )
     if view.date_jitter:
         time = views.move_dates(time, view.date_jitter, date_seed)
     placed = {
@@ -219,9 +221,8 @@ def _frames(dataset: Dataset, name: str, stored, valid, inner, count: int, seed)
     valid = _observed(info, stored, pixels, valid)
     if inner is not None:  # a window reaches beyond its box
         height, width = (tf.range(tf.shape(valid)[axis], dtype=tf.float32) for axis in (1, 2))
-        least = 1e-3  # of a pixel
-        rows = (height + 1 > inner[0] + least) & (height < inner[0] + inner[2] - least)
-        columns = (width + 1 > inner[1] + least) & (width < inner[1] + inner[3] - least)
+        rows = (height + 1 > inner[0] + rules.LEAST) & (height < inner[0] + inner[2] - rules.LEAST)
+        columns = (width + 1 > inner[1] + rules.LEAST) & (width < inner[1] + inner[3] - rules.LEAST)
         valid &= rows[:, None] & columns
     return views.choose_frames(tf.reduce_any(valid, [1, 2]), count, seed)
 
@@ -248,8 +249,7 @@ def place_labels(dataset: Dataset, sample: dict, view: View) -> dict:
             labels[name] = view.move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
         elif info.kind in (schema.BOXES, schema.TRACKS):
             rows = labels.pop(name)
-            chosen = info.kind == schema.TRACKS and info.sensor in view.sizes and info.sensor in view.frames
-            if not view.stretched and not chosen:
+            if not view.stretched and rules.shows_rows(info, view.sizes, view.frames):
                 rows = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
                 labels[name] = view.move_boxes(rows, size)
     return labels

@@ -19,20 +19,44 @@ a complex one whose grid a box cannot hit: it says which samples are shown.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from input_pipeline import pipeline, views
-from input_pipeline.cpu_tf import tf
+from input_pipeline import rules
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.order import Order, temperature_counts
 from input_pipeline.subset import subset
 from ringmoe_jax.data_config import DataConfig, StreamConfig
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Statistics
+
+# Modules with `training(config, streams)` and `evaluation(shown)`, by `DataConfig.reader`.
+_READERS = {"tf": "input_pipeline.tf_reader", "device": "input_pipeline.device.reader"}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a reader; only then is TensorFlow imported, where it is needed.
+
+    Raises:
+        ConfigError: there is no such reader, or it needs TensorFlow and that is not installed.
+    """
+    if name not in _READERS:
+        raise ConfigError(f'reader "{name}" does not exist: {nearest(name, _READERS)}')
+    try:
+        return importlib.import_module(_READERS[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("tensorflow", "tensorflow_datasets"):
+            raise
+        raise ConfigError(
+            f'the reader "{name}" needs TensorFlow, which is not installed ({error}): set data.reader = "device", '
+            "or pip install -r requirements-data.txt"
+        ) from error
 
 
 def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple_of: int = 1) -> BatchIterator:
@@ -47,12 +71,12 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
     Raises:
         ConfigError: a sensor is in two streams or is unknown, sensors cannot share a view or do not allow a
             disturbance, or a batch cannot be split over hosts and shards.
-        DataError: a data set is missing or not what the sensor table says, its tiles or series are too small, or a
-            class that a fraction is taken of has no sample.
+        DataError: a data set is missing or not what the sensor table says, its tiles or series are too small, a
+            class that a fraction is taken of has no sample, or the data is too large for the device's memory.
     """
-    views.check_names("data.sizes", config.sizes)
-    views.check_names("data.frames", config.frames)
-    views.check_names("data.views.photometric", config.views.photometric if config.views else ())
+    rules.check_names("data.sizes", config.sizes)
+    rules.check_names("data.frames", config.frames)
+    rules.check_names("data.views.photometric", config.views.photometric if config.views else ())
     datasets = {n: open_dataset(s.directory, s.sensors, config.bands) for n, s in config.streams.items()}
     owners: dict[str, str] = {}
     for name, stream in config.streams.items():
@@ -72,10 +96,10 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
     if bad := [f"{n}: {c}" for n, c in counts.items() if c % shards]:
         raise ConfigError(f"data.batch_size gives {bad[0]} images a step, wanted a multiple of {shards}")
     streams = {
-        name: _Stream(name, config, dataset, positions[name], counts[name] // hosts, host, hosts)
+        name: Stream(name, config, dataset, positions[name], counts[name] // hosts, host, hosts)
         for name, dataset in datasets.items()
     }
-    return BatchIterator(config, streams, hosts)
+    return BatchIterator(config, streams, hosts, load(config.reader).training(config, streams))
 
 
 def _positions(dataset: Dataset, stream: StreamConfig, max_bad: int) -> np.ndarray:
@@ -89,7 +113,8 @@ class BatchIterator:
 
     With one stream a batch also holds `index` [B] int64 (position in the split) and the data set's
     `labels` (boxes and tracks where `StreamConfig.crop_ratio` stretches nothing); with several, rows of
-    different sensors show different places, and it holds neither. Arrays may be read-only.
+    different sensors show different places, and it holds neither. Arrays may be read-only, and lie on the device
+    where the reader holds the data there (but for `index`).
 
     Attributes:
         datasets: the opened data sets, by stream.
@@ -98,16 +123,17 @@ class BatchIterator:
         samples: samples of an epoch, over all hosts, by stream: those of the split, or of its subset.
     """
 
-    def __init__(self, config: DataConfig, streams: Mapping[str, _Stream], hosts: int):
-        """Use `train_batches`."""
+    def __init__(self, config: DataConfig, streams: Mapping[str, Stream], hosts: int, source: Any):
+        """Use `train_batches`. `source.start(number)` gives the parts of batches from that number on, by stream."""
         self.datasets = {name: stream.dataset for name, stream in streams.items()}
         self.sizes = {name: stream.count for name, stream in streams.items()}
         self.samples = {name: len(stream.positions) for name, stream in streams.items()}
         self.statistics: dict[str, Statistics] = {
-            sensor: dataset.statistics(sensor) if config.statistics == "dataset" else table.statistics
+            sensor: values
             for dataset in self.datasets.values()
-            for sensor, table in dataset.sensors.items()
+            for sensor, values in rules.statistics(config, dataset).items()
         }
+        self._source = source
         self._config, self._streams, self._hosts = config, streams, hosts
         self._batches, self._iterator = 0, None
 
@@ -126,7 +152,7 @@ class BatchIterator:
             DataError: more records are broken than `max_bad_records`; names them.
         """
         if self._iterator is None:
-            self._iterator = self._start()
+            self._iterator = self._source.start(self._batches)
         parts = next(self._iterator)
         self._batches += 1
         if len(parts) == 1:
@@ -136,11 +162,6 @@ class BatchIterator:
             for view, entries in part.get("views", {}).items():
                 batch.setdefault("views", {}).setdefault(view, {}).update(entries)
         return batch
-
-    def _start(self) -> pipeline.Reading:
-        reading = pipeline.Reading()
-        streams = {name: stream.batches(self._batches, reading) for name, stream in self._streams.items()}
-        return reading.start(tf.data.Dataset.zip(streams).prefetch(self._config.prefetch))
 
     def get_state(self) -> dict:
         """The position and what it depends on, as JSON types."""
@@ -181,8 +202,21 @@ class BatchIterator:
         self._iterator = None
 
 
-class _Stream:
-    """One data set of the mixture, as one host reads it."""
+class Stream:
+    """One data set of the mixture, as one host reads it.
+
+    Attributes:
+        name: of the stream.
+        dataset: opened.
+        positions: [n] int64, ascending: records that are shown.
+        count: samples of a batch on this host.
+        host: index of this host.
+        hosts: number of them.
+        seed: integers that seed everything that is drawn for this stream.
+        order: which record comes when.
+        records: access to the split.
+        rules: how views are drawn.
+    """
 
     def __init__(
         self,
@@ -194,53 +228,21 @@ class _Stream:
         host: int,
         hosts: int,
     ):
-        self.name, self.config, self.dataset, self.count = name, config, dataset, count
-        self.positions = positions
-        self.stream = config.streams[name]
+        self.name, self.dataset, self.positions, self.count = name, dataset, positions, count
+        self.host, self.hosts, self._split = host, hosts, config.streams[name].split
         # Streams of one directory and seed still differ, by their name.
         self.seed = (config.shuffle_seed, zlib.crc32(name.encode()))
         self.order = Order(positions, self.seed, host, hosts)
-        self.parse = pipeline.parse(dataset)
-        self.records = dataset.records(self.stream.split, config.max_bad_records)
-        self.host, self.hosts = host, hosts
-        self.views = views.Views(config, name, dataset)
+        self.records = dataset.records(self._split, config.max_bad_records)
+        self.rules = rules.ViewRules.of(config, name, dataset)
 
     def fingerprint(self) -> str:
         """Changes where a step would show another sample: with the data set, its split and the subset of it."""
-        whole = self.dataset.fingerprint(self.stream.split)
-        if len(self.positions) == self.dataset.size(self.stream.split):
+        whole = self.dataset.fingerprint(self._split)
+        if len(self.positions) == self.dataset.size(self._split):
             return whole
         return hashlib.sha256(whole.encode() + self.positions.astype("<i8").tobytes()).hexdigest()[:16]
 
-    def batches(self, start: int, reading: pipeline.Reading):
-        """tf.data set of this host's batches from number `start` on, without end."""
-        steps = tf.data.Dataset.range(start * self.count, tf.int64.max).batch(self.count, drop_remainder=True)
-        read = pipeline.read_map(self._read, reading)
-        return (
-            steps.map(read, num_parallel_calls=2)
-            .unbatch()
-            .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
-            .batch(self.count, drop_remainder=True)
-        )
-
-    def _read(self, steps: np.ndarray):
-        found = self.records.read_or_next([self.order.candidates(int(step)) for step in steps])
-        return zip(*found, strict=True)
-
-    def _sample(self, step, position, payload):
-        config = self.config
-        number = step * self.hosts + self.host  # of the sample, over all hosts
-        seed = tf.random.experimental.stateless_fold_in(tf.constant(self.seed, tf.int64), number)
-        crop_seed, turn_seed, mask_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-        view = self.views.first(crop_seed, turn_seed, tf.random.experimental.stateless_fold_in(seed, 0))
-        sample = self.parse(payload)
-        labels = pipeline.place_labels(self.dataset, sample, view)
-        shown = pipeline.place(self.dataset, sample, view)
-        batch = {
-            "sensors": pipeline.hide(shown, mask_seed, view.sizes, config.mask_unit, config.mask_ratio),
-            "index": position,
-        }
-        others = {
-            key: pipeline.place(self.dataset, sample, other) for key, other in self.views.others(view, seed).items()
-        }
-        return {**batch, **({"labels": labels} if labels else {}), **({"views": others} if others else {})}
+    def candidates(self, steps: Sequence[int]) -> list[Iterator[int]]:
+        """For each of this host's samples the record that it shows, then those that replace it if it is broken."""
+        return [self.order.candidates(int(step)) for step in steps]

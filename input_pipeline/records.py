@@ -114,6 +114,11 @@ class Records:
         batch.submit()
         return [self._payload(int(p), future) for p, future in zip(positions, futures, strict=True)]
 
+    def read_known(self, positions: Sequence[int]) -> list[bytes | None]:
+        """As `read`, and None where a position is negative: nothing is there."""
+        payloads = iter(self.read([p for p in positions if p >= 0]))
+        return [next(payloads) if p >= 0 else None for p in positions]
+
     def read_or_next(self, candidates: Sequence[Iterator[int]]) -> list[tuple[int, bytes]]:
         """For each of several sequences of positions, the first record that is whole, and its position."""
         positions = [next(several) for several in candidates]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from input_pipeline import schema
+from input_pipeline import example, schema
 from input_pipeline.dataset import Dataset
 from input_pipeline.records import Records
 from ringmoe_jax.errors import ConfigError, DataError, nearest
@@ -62,7 +62,7 @@ def _by_class(dataset: Dataset, split: str, label: str, max_bad: int) -> list[np
 def read_classes(dataset: Dataset, split: str, label: str, max_bad: int = 0) -> np.ndarray:
     """The class of every sample of a split, -1 where unknown or the record is broken: [size] int64.
 
-    Records are read once, one after the other; of each only this label is parsed.
+    Records are read once, one after the other.
 
     Args:
         dataset: an opened data set.
@@ -70,13 +70,12 @@ def read_classes(dataset: Dataset, split: str, label: str, max_bad: int = 0) -> 
         label: of kind CLASSES.
         max_bad: broken records that are tolerated.
     """
-    from input_pipeline.cpu_tf import tf
-
     size, key = dataset.size(split), f"labels/{label}"
     records = Records(dataset.directory, split, dataset.files[split], dataset.counts[split], max_bad=max_bad)
-    wanted = {key: tf.io.FixedLenFeature([], tf.int64, schema.UNLABELLED)}
-    parts = []
+    classes = np.full(size, schema.UNLABELLED)
     for start in range(0, size, _AT_ONCE):
         payloads = records.read(range(start, min(start + _AT_ONCE, size)))
-        parts.append(tf.io.parse_example([payload or b"" for payload in payloads], wanted)[key].numpy())
-    return np.concatenate(parts)
+        for position, payload in enumerate(payloads, start):
+            for number in example.parse(payload or b"").get(key, ()):
+                classes[position] = number
+    return classes

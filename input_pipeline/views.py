@@ -8,20 +8,14 @@ function of the sample's seed, so that a resumed run draws the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from input_pipeline import augment
+from input_pipeline import augment, rules
 from input_pipeline.cpu_tf import tf
-from input_pipeline.dataset import Dataset
-from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import NO_TIME, SECOND
-from ringmoe_jax.data_config import DataConfig, PhotometricConfig
-from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.sensors import Sensor
-
-_CANDIDATES = 8  # boxes that may become the second view; the last is the first view's
-_REFLECTANCE = 2.0  # largest plausible value of what is solarised: 1, or reflectance with clouds
+from ringmoe_jax.data_config import PhotometricConfig
+from ringmoe_jax.sensors import Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +31,7 @@ class View:
         seed: [2] integers; None draws nothing and chooses evenly spaced dates.
         date_jitter: largest number of days that a date moves.
         photometric: by sensor.
+        statistics: of the sensors that `photometric` names.
         grounded: entries say where they lie in the tile.
         stretched: the box may be no square on the ground, so that images show the ground stretched.
     """
@@ -49,6 +44,7 @@ class View:
     seed: Any = None
     date_jitter: int = 0
     photometric: Mapping[str, PhotometricConfig] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)
     grounded: bool = False
     stretched: bool = False
 
@@ -71,36 +67,9 @@ class View:
 class Views:
     """Draws the views of a stream's samples."""
 
-    def __init__(self, config: DataConfig, stream: str, dataset: Dataset):
-        """Opens the views of a stream.
-
-        Args:
-            config: what training reads.
-            stream: name of the stream.
-            dataset: its data set.
-
-        Raises:
-            ConfigError: two sensors cannot share a box, or a sensor does not allow a disturbance.
-            DataError: a tile is smaller than its window, or has fewer dates than are asked for.
-        """
-        self._config = config
-        self._scale, self._ratio = config.streams[stream].crop_scale, config.streams[stream].crop_ratio
-        self._sizes = {name: config.size(name) for name in dataset.sensors}
-        check_frames(dataset, config.frames)
-        self._frames = config.frames
-        grid = config.views.grid if config.views else ""
-        self._snapped = snapping_sensor(dataset, self._sizes, grid, f"data.streams.{stream}")
-        # Any grid will do where boxes need not hit its pixels.
-        self._shape = dataset.shape(self._snapped or next(iter(dataset.sensors)))[1:]
-        fits = self._scale[1] * max(self._shape) <= min(self._shape)  # no side of a square is cut off
-        self._stretched = not self._snapped and not (fits and tuple(self._ratio) == (1, 1))
-        self._local_shape = None
-        if config.views:
-            check_photometric(dataset.sensors, config.views.photometric)
-            local = config.views.local_sensor
-            native = local in dataset.sensors and dataset.sensors[local].resampling == sensor_table.COMPLEX
-            if grid or native:
-                self._local_shape = dataset.shape(grid or local)[1:]
+    def __init__(self, chosen: rules.ViewRules):
+        """Args: how views are drawn."""
+        self._rules = chosen
 
     def first(self, crop_seed, turn_seed, seed) -> View:
         """The view of a sample that every training shows.
@@ -110,7 +79,7 @@ class Views:
             turn_seed: [2] integers: of flip and rotation.
             seed: [2] integers: of dates and values.
         """
-        return self._view(self._box(crop_seed), self._sizes, turn_seed, seed)
+        return self._view(self._box(crop_seed), self._rules.sizes, turn_seed, seed)
 
     def others(self, first: View, seed) -> dict[str, View]:
         """The second view and the local crops, by their key in a batch; none where they are not asked for.
@@ -119,127 +88,46 @@ class Views:
             first: first view of the sample.
             seed: [2] integers of the sample.
         """
-        views = self._config.views
+        chosen, views = self._rules, self._rules.views
         if not views:
             return {}
         box_seed, turn_seed, own = tf.unstack(
             tf.random.experimental.stateless_split(tf.random.experimental.stateless_fold_in(seed, 1), 3)
         )
-        seeds = tf.unstack(tf.random.experimental.stateless_split(box_seed, _CANDIDATES - 1))
+        seeds = tf.unstack(tf.random.experimental.stateless_split(box_seed, rules.CANDIDATES - 1))
         candidates = [*map(self._box, seeds), first.box]
         box = overlapping(first.box, tf.stack(candidates), views.overlap)
-        shown = {SECOND: self._view(box, self._sizes, turn_seed, own)}
-        if views.local_sensor in self._sizes:
-            sizes = {views.local_sensor: views.local_size}
-            share = views.local_size / self._sizes[views.local_sensor]
-            for i in range(views.local):
-                box_seed, turn_seed, own = tf.unstack(
-                    tf.random.experimental.stateless_split(tf.random.experimental.stateless_fold_in(seed, 2 + i), 3)
-                )
-                inner = local_box(box_seed, box, share, self._local_shape)
-                shown[f"local{i}"] = self._view(inner, sizes, turn_seed, own)
+        shown = {SECOND: self._view(box, chosen.sizes, turn_seed, own)}
+        for i in range(views.local if chosen.local_sizes else 0):
+            box_seed, turn_seed, own = tf.unstack(
+                tf.random.experimental.stateless_split(tf.random.experimental.stateless_fold_in(seed, 2 + i), 3)
+            )
+            inner = local_box(box_seed, box, chosen.local_share, chosen.local_shape)
+            shown[f"local{i}"] = self._view(inner, chosen.local_sizes, turn_seed, own)
         return shown
 
     def _box(self, seed):
-        if self._snapped:
-            return augment.random_sample_box(seed, *self._shape, self._sizes[self._snapped])
-        return augment.random_box(seed, self._scale, self._ratio, *self._shape)
+        chosen = self._rules
+        if chosen.snapped:
+            return augment.random_sample_box(seed, *chosen.shape, chosen.sizes[chosen.snapped])
+        return augment.random_box(seed, chosen.scale, chosen.ratio, *chosen.shape)
 
     def _view(self, box, sizes: Mapping[str, int], turn_seed, seed) -> View:
-        config = self._config
+        config = self._rules.config
         draw = tf.random.stateless_uniform([2], turn_seed)
         mirrored = (draw[0] < 0.5) if config.flip else tf.constant(False)
         quarters = tf.cast(draw[1] * 4, tf.int32) if config.rotate else tf.constant(0)
-        turned = (mirrored, quarters)
-        view = View(box, sizes, config.image_size, self._frames, turned, seed, stretched=self._stretched)
+        turned, stretched = (mirrored, quarters), self._rules.stretched
+        view = View(box, sizes, config.image_size, config.frames, turned, seed, stretched=stretched)
         if not config.views:
             return view
-        views = config.views
-        return dataclasses.replace(view, date_jitter=views.date_jitter, photometric=views.photometric, grounded=True)
-
-
-def snapping_sensor(dataset: Dataset, sizes: Mapping[str, int], grid: str, where: str) -> str:
-    """The sensor whose whole pixels boxes are made of: `grid`, else a complex one, else "".
-
-    Args:
-        dataset: whose tiles are shown.
-        sizes: rows and columns by sensor, in pixels.
-        grid: sensor that boxes are snapped to, or "".
-        where: names the stream in messages.
-
-    Raises:
-        ConfigError: `grid` is not read, or its window and a complex sensor's show different ground.
-        DataError: a tile of `grid` or of a complex sensor is smaller than its window.
-    """
-    shapes = {name: dataset.shape(name) for name in dataset.sensors}
-    resampling = {name: sensor.resampling for name, sensor in dataset.sensors.items()}
-    native = augment.complex_box(shapes, resampling, sizes, where)
-    complex_sensor = next((name for name in shapes if resampling[name] == sensor_table.COMPLEX), "")
-    if not grid:
-        return complex_sensor
-    if grid not in shapes:
-        raise ConfigError(f'{where} reads no sensor "{grid}", which is the grid of its views: {nearest(grid, shapes)}')
-    height, width = shapes[grid][1:]
-    if min(height, width) < sizes[grid]:
-        raise DataError(
-            f'{where}: tiles of "{grid}" are {height} x {width} px, smaller than the {sizes[grid]} px of a view that '
-            f"is snapped to them: set sizes.{grid} to at most {min(height, width)}, or cut larger tiles"
+        return dataclasses.replace(
+            view,
+            date_jitter=config.views.date_jitter,
+            photometric=config.views.photometric,
+            statistics=self._rules.statistics,
+            grounded=True,
         )
-    window = (sizes[grid] / height, sizes[grid] / width)
-    if native and native != window:
-        raise ConfigError(
-            f'{where}: {sizes[grid]} px of the grid "{grid}" are {window[0]:.4g} x {window[1]:.4g} of a tile and '
-            f'{sizes[complex_sensor]} samples of "{complex_sensor}" {native[0]:.4g} x {native[1]:.4g}, and complex '
-            "data is never resampled: choose sizes that show the same ground"
-        )
-    return grid
-
-
-def check_names(key: str, names: Iterable[str]) -> None:
-    """Refuses sensors that the table does not know; those that are not read may stand in a config.
-
-    Raises:
-        ConfigError: names the nearest sensor.
-    """
-    for name in names:
-        if name not in sensor_table.SENSORS:
-            raise ConfigError(f'{key} names "{name}", which is no sensor: {nearest(name, sensor_table.SENSORS)}')
-
-
-def check_frames(dataset: Dataset, frames: Mapping[str, int]) -> None:
-    """Refuses more dates than are stored.
-
-    Raises:
-        DataError: names the sensor.
-    """
-    for name in dataset.sensors:
-        stored = dataset.shape(name)[0]
-        if not 1 <= frames.get(name, 1) <= stored:
-            raise DataError(
-                f'{dataset.directory}: "{name}" has {stored} dates, and frames.{name} = {frames[name]}: '
-                f"wanted 1 to {stored}"
-            )
-
-
-def check_photometric(sensors: Mapping[str, Sensor], photometric: Mapping[str, PhotometricConfig]) -> None:
-    """Refuses what the physics of a sensor does not allow.
-
-    Raises:
-        ConfigError: a blur of complex samples, which would change their power; or a solarisation of values that are
-            no reflectance or brightness of 0 to 1.
-    """
-    for name, config in photometric.items():
-        if name not in sensors:
-            continue
-        key, sensor = f"data.views.photometric.{name}", sensors[name]
-        if config.blur and sensor.resampling == sensor_table.COMPLEX:
-            raise ConfigError(f"{key}.blur = {config.blur}: complex samples are never averaged, wanted 0")
-        low, high = sensor.valid_range
-        if config.solarise and not (sensor.resampling == sensor_table.LINEAR and low >= 0 and high <= _REFLECTANCE):
-            raise ConfigError(
-                f'{key}.solarise = {config.solarise}: values are in "{sensor.unit}", {low:g} to {high:g}, and only '
-                "brightness or reflectance of 0 to 1 can be solarised: wanted 0"
-            )
 
 
 def overlapping(first, candidates, overlap: float):

@@ -49,13 +49,20 @@ class PhotometricConfig:
     Attributes:
         gain: standard deviation of ln g, where g multiplies the power or reflectance of a band; 0 for none. A band
             of a view has one g; re and im of a complex band share it, so phase stays as it is.
+        offset: standard deviation of a shift that is added to a band, in the band's standard deviations
+            (`DataConfig.statistics`), as path radiance is; 0 for none. Only where the unit adds: not in dB, where a
+            shift is a gain, nor to amplitudes and complex samples.
         blur: probability of a Gaussian blur of 0.1 to 2 px (BYOL), of linear power where the unit is dB or amplitude.
         solarise: probability that values above 0.5 become one minus themselves (BYOL).
+        drop_band: probability that a band is lost and holds its mean (`DataConfig.statistics`) wherever it is valid;
+            re and im go together, and one band is always kept (our choice).
     """
 
     gain: float = 0.0
+    offset: float = 0.0
     blur: float = 0.0
     solarise: float = 0.0
+    drop_band: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +99,8 @@ class ViewsConfig:
         for name, values in self.photometric.items():
             where = f"views.photometric.{name}"
             _want(values.gain >= 0, f"{where}.gain", values.gain, "0 or more")
+            _want(values.offset >= 0, f"{where}.offset", values.offset, "0 or more")
+            _want(0 <= values.drop_band <= 1, f"{where}.drop_band", values.drop_band, "a probability, 0 to 1")
             _want(0 <= values.blur <= 1, f"{where}.blur", values.blur, "a probability, 0 to 1")
             _want(0 <= values.solarise <= 1, f"{where}.solarise", values.solarise, "a probability, 0 to 1")
 
@@ -115,10 +124,12 @@ class DataConfig:
         shuffle_seed: seeds order, augmentation and masks.
         bands: bands to read by sensor, in that order; all bands of the table where absent.
         statistics: "dataset" (of the training split, stored with it) or "table".
-        prefetch: batches prepared ahead.
+        prefetch: batches prepared ahead; only for reader = "tf".
         sizes: rows and columns of an image by sensor, in pixels; `image_size` where absent.
         frames: dates shown by sensor, drawn anew for every view; all stored ones, in their order, where absent.
         views: two views of every sample, or None for one.
+        reader: "tf" reads records as they are needed, with TensorFlow; "device" holds whole splits in the memory of
+            the device and needs no TensorFlow. Order and rules are the same, random numbers are not.
     """
 
     streams: dict[str, StreamConfig]
@@ -138,6 +149,7 @@ class DataConfig:
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     frames: dict[str, int] = dataclasses.field(default_factory=dict)
     views: ViewsConfig | None = None
+    reader: str = "tf"
 
     def __post_init__(self):
         def want(good: bool, key: str, wanted: str) -> None:
@@ -148,6 +160,7 @@ class DataConfig:
         want(self.batch_size > 0, "batch_size", "images > 0")
         want(self.mixing in ("zip", "temperature"), "mixing", '"zip" or "temperature"')
         want(self.statistics in ("dataset", "table"), "statistics", '"dataset" or "table"')
+        want(self.reader in ("tf", "device"), "reader", '"tf" or "device"')
         want(0 <= self.mask_ratio <= 1, "mask_ratio", "0 to 1")
         divides = self.mask_unit == 0 or self.image_size % max(1, self.mask_unit) == 0
         want(self.mask_unit >= 0 and divides, "mask_unit", f"0 (no masks) or a divisor of {self.image_size}")

@@ -75,14 +75,24 @@ def test_pipeline_needs_only_the_contracts():
                 assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
 
 
-def test_library_plan_and_benchmark_run_where_tensorflow_is_not_installed():
+def test_library_reader_and_verbs_run_where_tensorflow_is_not_installed():
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
         "import ringmoe_jax.models, ringmoe_jax.training.loop, ringmoe_jax.training.step, ringmoe_jax.objectives\n"
         "import ringmoe_jax.evaluate.probes, ringmoe_jax.evaluate.style, ringmoe_jax.training.checkpoint\n"
         "import ringmoe_jax.deploy.export, ringmoe_jax.deploy.predict\n"
         "from ringmoe_jax.training.metrics import MetricsWriter\n"
-        "import experiments.plan, experiments.benchmark\n"
+        "import experiments.plan, experiments.benchmark, experiments.run.pretrain, experiments.run.finetune\n"
+        "import experiments.run.evaluate, experiments.run.compress, experiments.benchmarks.reading\n"
+        "import input_pipeline.device.reader, input_pipeline.evaluation, input_pipeline.subset\n"
+        "from input_pipeline.reader import load\n"
+        "from ringmoe_jax.errors import ConfigError\n"
+        "try:\n"
+        "    load('tf')\n"
+        "except ConfigError as error:\n"
+        "    assert 'needs TensorFlow, which is not installed' in str(error) and 'device' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 
+import jax
 import numpy as np
 
 from input_pipeline.dataset import open_dataset
@@ -29,7 +30,7 @@ def measure(config: DataConfig, batches: int) -> dict[str, float]:
         per_batch = count_images(batch)
     started = time.perf_counter()
     for _ in range(batches):
-        next(iterator)
+        jax.block_until_ready(next(iterator))
     pipeline = batches * per_batch / (time.perf_counter() - started)
     iterator.close()
     alone = _records(config, batches)

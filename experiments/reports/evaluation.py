@@ -25,6 +25,7 @@ from ringmoe_jax.run.evaluation import (
     LocationRow,
     ProbeRow,
     RankRow,
+    chosen,
 )
 
 GRID = 0.1  # share of variance from which a grid is mentioned (our choice)
@@ -129,8 +130,8 @@ def _few_labels(evaluation: Evaluation, dataset: str, label: str) -> list[ArmSco
         return []
     rows = [r for r in (*evaluation.few_labels, *evaluation.probes) if (r.dataset, r.label) == (dataset, label)]
     return [
-        ArmScores(arm=arm, fraction=fraction, scores={f"{r.features}, {r.protocol}": r.score for r in chosen})
-        for (arm, fraction), chosen in grouped(rows, "encoder", "fraction").items()
+        ArmScores(arm=arm, fraction=fraction, scores={f"{r.shown}, {r.protocol}": r.score for r in group})
+        for (arm, fraction), group in grouped(rows, "encoder", "fraction").items()
     ]
 
 
@@ -161,30 +162,37 @@ def _show_probes(probes: Sequence[ProbeRow]) -> None:
     print(f"\nFrozen-feature probes{few}, main metric with 95 % interval")
     protocols = list(dict.fromkeys(row.protocol for row in probes))
     rows = []
-    for key, chosen in grouped(probes, "dataset", "label", "metric", "features", "encoder").items():
-        cells = {row.protocol: with_interval(row.score) for row in chosen}
+    for key, group in grouped(probes, "dataset", "label", "metric", "shown", "encoder").items():
+        cells = {row.protocol: with_interval(row.score) for row in group}
         rows.append(("/".join(key[:2]), *key[2:], *(cells.get(protocol, "") for protocol in protocols)))
-    print(table(("data set/label", "metric", "sensors", "encoder", *protocols), rows))
+    print(table(("data set/label", "metric", "features", "encoder", *protocols), rows))
+    if len({row.level for row in probes}) > 1:
+        print("\nThe level of each that the validation tiles like best")
+        rows = []
+        for key, group in grouped(chosen(probes), "dataset", "label", "metric", "features", "encoder").items():
+            cells = {row.protocol: f"{with_interval(row.score)} {row.level}" for row in group}
+            rows.append(("/".join(key[:2]), *key[2:], *(cells.get(protocol, "") for protocol in protocols)))
+        print(table(("data set/label", "metric", "sensors", "encoder", *protocols), rows))
 
 
 def _show_few_labels(probes: Sequence[ProbeRow]) -> None:
     print("\n" + FEW_LABELS.format(draws=probes[0].draws))
     fractions = sorted({row.fraction for row in probes})
     rows = []
-    for key, encoders in grouped(probes, "dataset", "label", "metric", "features", "protocol").items():
-        for (encoder,), chosen in grouped(encoders, "encoder").items():
-            cells = {row.fraction: f"{with_interval(row.score)} of {row.train}" for row in chosen}
+    for key, encoders in grouped(probes, "dataset", "label", "metric", "shown", "protocol").items():
+        for (encoder,), group in grouped(encoders, "encoder").items():
+            cells = {row.fraction: f"{with_interval(row.score)} of {row.train}" for row in group}
             rows.append(("/".join(key[:2]), *key[2:], encoder, *(cells.get(fraction, "") for fraction in fractions)))
     shares = (f"{100 * fraction:g} %, of tiles" for fraction in fractions)
-    print(table(("data set/label", "metric", "sensors", "probe", "encoder", *shares), rows))
+    print(table(("data set/label", "metric", "features", "probe", "encoder", *shares), rows))
 
 
 def _show_ranks(ranks: Sequence[RankRow]) -> None:
     print("\nEffective rank of the features of the scored tiles (RankMe); near 1 is a collapse")
     encoders = list(dict.fromkeys(row.encoder for row in ranks))
     rows = []
-    for key, chosen in grouped(ranks, "dataset", "features").items():
-        cells = {row.encoder: f"{row.rank:.1f} of {row.width}" for row in chosen}
+    for key, group in grouped(ranks, "dataset", "features").items():
+        cells = {row.encoder: f"{row.rank:.1f} of {row.width}" for row in group}
         rows.append((*key, *(cells.get(encoder, "") for encoder in encoders)))
     print(table(("data set", "features", *encoders), rows))
 

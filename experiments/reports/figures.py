@@ -79,7 +79,7 @@ def probes(title: str, results: Sequence[ProbeRow]) -> Figure:
         results: of one label.
     """
     protocols, rows, encoders = (
-        list(dict.fromkeys(getattr(result, key) for result in results)) for key in ("protocol", "features", "encoder")
+        list(dict.fromkeys(getattr(result, key) for result in results)) for key in ("protocol", "shown", "encoder")
     )
     height = 0.95 + len(rows) * (0.12 + 0.14 * len(encoders))
     figure, axes = layout(height, 1, len(protocols), sharex=True, sharey=True)
@@ -87,7 +87,7 @@ def probes(title: str, results: Sequence[ProbeRow]) -> Figure:
     for ax, protocol in zip(axes[0], protocols, strict=True):
         for encoder, offset, (colour, marker) in zip(encoders, offsets, SERIES, strict=False):
             chosen = [r for r in results if (r.protocol, r.encoder) == (protocol, encoder)]
-            y, scores = [rows.index(r.features) + offset for r in chosen], [r.score for r in chosen]
+            y, scores = [rows.index(r.shown) + offset for r in chosen], [r.score for r in chosen]
             ax.hlines(y, [s.low for s in scores], [s.high for s in scores], color=colour, linewidth=1.3, alpha=0.6)
             ax.plot([s.value for s in scores], y, marker, color=colour, label=encoder)
         ax.set(title=protocol, xlabel=results[0].metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from ringmoe_jax.evaluate import reconstruction, routing, style
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record
-from ringmoe_jax.run.evaluation import PLAIN, TRAINED, ComparisonRow, Evaluation, LocationRow, ProbeRow, RankRow
+from ringmoe_jax.run.evaluation import (
+    PLAIN,
+    TRAINED,
+    ComparisonRow,
+    Evaluation,
+    LocationRow,
+    ProbeRow,
+    RankRow,
+    chosen,
+)
 from ringmoe_jax.training import metrics
 
 KINDS = (
@@ -128,11 +138,11 @@ def _reconstructed(rows: Sequence[ComparisonRow]) -> str:
 
 
 def _probed(rows: Sequence[ProbeRow]) -> str:
-    """The best probe of the pre-trained encoder against the best of any baseline, of one label."""
+    """The probe of the pre-trained encoder that validation tiles like best against the best of any baseline's."""
     told = FUSED if any(row.features == PLAIN for row in rows) else ""  # where a tile lies: no merit of features
-    ranked = sorted(rows, key=lambda row: -row.score.value)
-    ours = next(row for row in ranked if row.encoder == TRAINED and row.features != told)
-    base = next(row for row in ranked if row.encoder != TRAINED)
+    own = [row for row in rows if row.encoder == TRAINED and row.features != told]
+    ours = max(own, key=lambda row: row.validation if math.isfinite(row.validation) else -1.0)
+    base = max((row for row in rows if row.encoder != TRAINED), key=lambda row: row.score.value)
     open_ = ", but their intervals overlap"
     if ours.score.low > base.score.high:
         said = f"beats {base.encoder}"
@@ -146,8 +156,8 @@ def _probed(rows: Sequence[ProbeRow]) -> str:
         said = f"is level with {base.encoder}"
     return (
         f"{ours.dataset}, {ours.label}: the pre-trained encoder {said}: {ours.metric} {page.score(ours.score)} against "
-        f"{page.score(base.score)} (the best probe of each: {ours.features}, {ours.protocol}; {base.features}, "
-        f"{base.protocol})."
+        f"{page.score(base.score)} ({ours.shown}, {ours.protocol}, which the tiles that choose like best; "
+        f"{base.shown}, {base.protocol}, the best of the baselines)."
     )
 
 
@@ -191,7 +201,7 @@ def _routed(name: str, group: GroupSummary) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeTable:
-    """Probes of one label: rows are sensors and encoders, columns are protocols."""
+    """Probes of one label: rows are features and encoders, columns are protocols."""
 
     results: Sequence[ProbeRow]
 
@@ -207,18 +217,24 @@ class ProbeTable:
 
     @property
     def rows(self) -> dict[tuple[str, str], dict[str, Score]]:
-        """{(sensors, encoder): {protocol: score}}."""
-        groups = grouped(self.results, "features", "encoder").items()
-        return {key: {row.protocol: row.score for row in chosen} for key, chosen in groups}
+        """{(features, encoder): {protocol: score}}."""
+        groups = grouped(self.results, "shown", "encoder").items()
+        return {key: {row.protocol: row.score for row in group} for key, group in groups}
+
+    @property
+    def chosen(self) -> list[ProbeRow]:
+        """Of several levels of the pre-trained encoder those that validation tiles like best."""
+        own = [row for row in self.results if row.encoder == TRAINED]
+        return chosen(own) if len({row.level for row in own}) > 1 else []
 
     @property
     def best(self) -> dict[str, float]:
         """{protocol: the best score}."""
         groups = grouped(self.results, "protocol").items()
-        return {protocol: max(row.score.value for row in chosen) for (protocol,), chosen in groups}
+        return {protocol: max(row.score.value for row in group) for (protocol,), group in groups}
 
 
 def _rank_table(ranks: Sequence[RankRow]) -> dict[str, Any]:
     """Rows are kinds of features, columns encoders."""
-    rows = {key: {row.encoder: row for row in chosen} for key, chosen in grouped(ranks, "dataset", "features").items()}
+    rows = {key: {row.encoder: row for row in group} for key, group in grouped(ranks, "dataset", "features").items()}
     return {"encoders": list(dict.fromkeys(row.encoder for row in ranks)), "rows": rows}

@@ -141,7 +141,7 @@ def scores_of(evaluation: Evaluation, objectives: Mapping[str, Mapping]) -> dict
     scores = {}
     for row in evaluation.probes:
         if row.encoder == TRAINED:
-            name = f"{row.dataset}/{row.label}, {row.features}, {row.protocol}, {row.metric}"
+            name = f"{row.dataset}/{row.label}, {row.shown}, {row.protocol}, {row.metric}"
             scores[name] = row.score.value
     for row in evaluation.likelihood:
         name = f"-ln p of {row.sensor}, nats a pixel"

@@ -26,14 +26,15 @@ from experiments.run.tiles import Tiles
 from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED
-from ringmoe_jax.evaluate import baselines, features, locations, quicklook, reconstruction, routing
+from ringmoe_jax.evaluate import baselines, locations, quicklook, reconstruction, routing
+from ringmoe_jax.evaluate.features import POOLED, collect
 from ringmoe_jax.models import Params
 from ringmoe_jax.run import FEATURES, Run, read_record, results
 from ringmoe_jax.run.evaluation import EVALUATION, Evaluation, Lattice, LocationRow, PlaceSummary
 
 PLACES = 6  # tiles whose locations and frames are looked at
 FRAMES = 24  # in a matrix of similarities, but at least those of one tile
-MAX_TILES = 10_000  # of a split that are read
+MAX_TILES = 30_000  # of a split that are read
 
 
 def evaluate(
@@ -46,6 +47,8 @@ def evaluate(
     split: str = "",
     without: Sequence[str] = (),
     seed: int = 0,
+    features: str = POOLED,
+    neighbours: Sequence[int] = probe.NEIGHBOURS,
     out: str | None = None,
     max_tiles: int = MAX_TILES,
     brief: bool = False,
@@ -61,6 +64,8 @@ def evaluate(
         split: the one to score; default "test" where a data set has one, else "validation".
         without: sensors that the model is not shown in that split: their pixels are taken for not observed.
         seed: of random baselines, inner splits, draws and the bootstrap.
+        features: "pooled", or "stages" to probe every stage and all of them side by side as well.
+        neighbours: of knn probes, one each.
         out: default `<checkpoint>/report`, or a folder in it for other data and splits than the default ones.
         max_tiles: the first so many tiles of a split are read.
         brief: only the model, without baselines beside its probes and without pictures.
@@ -68,7 +73,9 @@ def evaluate(
     Raises:
         UserError: no checkpoint, no such protocol, split or sensor, or data that the model cannot read.
     """
-    rules = Protocol(protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed)
+    rules = Protocol(
+        protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed, features, tuple(neighbours)
+    )
     started = time.perf_counter()
     run = Run.open(checkpoint, kinds=FEATURES)
     run_data.check_hidden(without, run.sensors)
@@ -154,8 +161,8 @@ class _Part:
         tiles = Tiles(run, dataset, rules, max_tiles)
         self.data = tiles.describe()
         means = reconstruction.training_means(run.model, tiles.objectives, run.params, tiles(TRAIN))
-        encoders = probe.encoders(run, random, partial(inspect, means=means), rules.seed)
-        collected = {name: features.collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
+        encoders = probe.encoders(run, random, partial(inspect, means=means), rules)
+        collected = {name: collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
         self.probes = probe.probe(dataset, collected, rules)
         self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)

@@ -20,12 +20,16 @@ from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.run import Run
 from ringmoe_jax.run.evaluation import FEW_LABELS, PLAIN, TRAINED, ProbeRow, RankRow
 
-PROTOCOLS = {"knn": probes.KNN, "linear": probes.LINEAR, "all": probes.KNN + probes.LINEAR}
+PROTOCOLS = ("knn", "linear", "all")
+STAGES = "stages"
+FEATURES = (features.POOLED, STAGES)
+NEIGHBOURS = (5, 20)
 DRAWS = 5  # of shares of the labels
 TEXT = (
-    "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one. "
-    "Features are z-scored on the tiles that are fitted. "
-    "knn5, knn20: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. "
+    "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one; "
+    "where stages are asked for, also the mean over valid cells of every stage, and all stages side by side. "
+    "Features are z-scored, channel by channel, on the tiles that are fitted. "
+    "knn5 and the like: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. "
     "Where a data set has a test split it is scored, with C chosen on the validation tiles and refitted on training "
     "and validation tiles; else the validation tiles are scored, with C chosen on a fifth of the training tiles and "
     "refitted on all. Intervals: 95 % bootstrap over spatial blocks of the tiles that are scored, "
@@ -38,15 +42,17 @@ class Protocol:
     """How features are probed.
 
     Attributes:
-        name: a key of `PROTOCOLS`.
+        name: "knn", "linear", or "all" for both.
         fractions: shares of the labels that are used, each above 0, at most 1.
         draws: how many draws of each share below 1.
         split: the one to score; "" for "test" where the data set has one, else "validation".
         without: sensors that are hidden in the split that is scored.
         seed: of inner splits, draws and intervals.
+        features: "pooled", or "stages" for every stage and their concatenation as well.
+        neighbours: of knn, one probe each.
 
     Raises:
-        ConfigError: no such protocol, a number out of its range, or the training split is to be scored.
+        ConfigError: no such protocol or features, a number out of its range, or the training split is to be scored.
     """
 
     name: str = "all"
@@ -55,16 +61,27 @@ class Protocol:
     split: str = ""
     without: tuple[str, ...] = ()
     seed: int = 0
+    features: str = features.POOLED
+    neighbours: tuple[int, ...] = NEIGHBOURS
 
     def __post_init__(self):
-        if self.name not in PROTOCOLS:
-            raise ConfigError(f'--protocol "{self.name}" does not exist: {nearest(self.name, PROTOCOLS)}')
+        for option, value, known in (("protocol", self.name, PROTOCOLS), ("features", self.features, FEATURES)):
+            if value not in known:
+                raise ConfigError(f'--{option} "{value}" does not exist: {nearest(value, known)}')
+        if not self.neighbours or min(self.neighbours) < 1 or len(set(self.neighbours)) < len(self.neighbours):
+            raise ConfigError(f"--neighbours {' '.join(map(str, self.neighbours))}: wanted numbers from 1, each once")
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ConfigError(f"--fractions {' '.join(map(str, self.fractions))}: wanted shares above 0, at most 1")
         if self.draws < 1:
             raise ConfigError(f"--draws {self.draws}: wanted 1 or more")
         if self.split == TRAIN:
             raise ConfigError(f"--split {TRAIN}: probes are fitted on it, give one that is not")
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Names for `probes.probe`."""
+        knn = tuple(f"knn{k}" for k in self.neighbours) if self.name != "linear" else ()
+        return knn + (probes.LINEAR if self.name != "knn" else ())
 
     @property
     def text(self) -> str:
@@ -103,37 +120,38 @@ class Protocol:
         return f"probes are fitted on {TRAIN}, with C chosen on {choice}, and scored on {scored}{hidden}"
 
 
-def encoders(run: Run, random: Params | None, inspect: Callable, seed: int) -> dict[str, features.Encoder]:
+def encoders(run: Run, random: Params | None, inspect: Callable, protocol: Protocol) -> dict[str, features.Encoder]:
     """The model and, unless `random` is None, what it must beat; one compiled function with the masked passes.
 
     Args:
         run: the checkpoint.
         random: fresh parameters of its model.
         inspect: maps parameters and a batch to what `reconstruction.inspector` gives.
-        seed: of the random convolutions.
+        protocol: which features; its seed is that of the random convolutions.
     """
     parts, data = run.parts, run.config.data
     cells = data.image_size // data.mask_unit if data.mask_unit else 1
 
-    def pooled(params, batch):
-        means = inspect(params, reconstruction.unmasked(batch, cells))["pooled"]
+    def means_of(params, batch):
+        seen = inspect(params, reconstruction.unmasked(batch, cells))
+        means = seen["pooled"] | (seen["stages"] if protocol.features == STAGES else {})
         if FUSED in means and BANK in params:
             means = means | {PLAIN: means[FUSED][:, : params[BANK]["prototypes"].shape[-1]]}
         return means
 
-    model = {TRAINED: lambda batch: pooled(run.params, batch)}
+    model = {TRAINED: lambda batch: means_of(run.params, batch)}
     if random is None:
         return model
     statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
     return model | {
-        "random weights": lambda batch: pooled(random, batch),
-        "random convolutions": baselines.random_convolutions(statistics, seed=seed),
+        "random weights": lambda batch: means_of(random, batch),
+        "random convolutions": baselines.random_convolutions(statistics, seed=protocol.seed),
         "image statistics": baselines.image_statistics(parts.sensors),
     }
 
 
 def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[ProbeRow]:
-    """Probes every label, encoder and set of sensors of a data set, and what a fusion makes of them.
+    """Probes every label, encoder, set of sensors and level of a data set, and what a fusion makes of them.
 
     Args:
         dataset: opened.
@@ -149,14 +167,15 @@ def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Pr
     for label, info in labels.items():
         for chosen in sets:
             where = {"dataset": name, "label": label, "features": " + ".join(chosen)}
-            for encoder in (e for e, values in parts[TRAIN].values.items() if set(chosen) <= set(values)):
-                splits = [_split(part, encoder, chosen, label) for part in parts.values()]
+            having = [e for e, values in parts[TRAIN].values.items() if set(chosen) <= set(values)]
+            for encoder, level in ((e, level) for e in having for level in parts[TRAIN].levels(e, chosen)):
+                splits = [_split(part, encoder, chosen, level, label) for part in parts.values()]
                 try:
                     fitted = _probes(splits, info.names, protocol)
                 except DataError as error:
                     print(f"note        {name}/{label}: {error}")
                     break
-                results += [ProbeRow(**vars(row), **where, encoder=encoder) for row in fitted]
+                results += [ProbeRow(**vars(row), **where, encoder=encoder, level=level) for row in fitted]
     return results
 
 
@@ -167,7 +186,7 @@ def ranks(dataset: Dataset, part: features.Features, protocol: Protocol) -> list
         RankRow(dataset=name, features=kind, encoder=encoder, width=x.shape[1], rank=rankme(x))
         for encoder, kinds in part.values.items()
         for kind, x in kinds.items()
-        if kind not in protocol.without
+        if kind.partition(", ")[0] not in protocol.without
     ]
 
 
@@ -181,7 +200,7 @@ def _probes(splits: Sequence[probes.Split], names: Sequence[str], protocol: Prot
             train,
             scored,
             names,
-            PROTOCOLS[protocol.name],
+            protocol.probes,
             validation=validation[0] if validation else None,
             fraction=fraction,
             draws=protocol.draws,
@@ -190,9 +209,9 @@ def _probes(splits: Sequence[probes.Split], names: Sequence[str], protocol: Prot
     ]
 
 
-def _split(part: features.Features, encoder: str, sensors: Sequence[str], label: str) -> probes.Split:
+def _split(part: features.Features, encoder: str, sensors: Sequence[str], level: str, label: str) -> probes.Split:
     if sensors in ((FUSED,), (PLAIN,)):
         observed = np.any(list(part.observed.values()), axis=0)
     else:
         observed = np.all([part.observed[sensor] for sensor in sensors], axis=0)
-    return probes.Split(part.joined(encoder, sensors), part.labels[label], part.groups).where(observed)
+    return probes.Split(part.joined(encoder, sensors, level), part.labels[label], part.groups).where(observed)

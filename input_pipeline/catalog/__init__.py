@@ -7,8 +7,12 @@ of your own is an `Entry` in a file of yours, `prepare --dataset my_data:ENTRY`;
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import os
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +59,7 @@ def prepare(
     tile: int | None = None,
     stride: int | None = None,
     max_frames: int | None = None,
+    splits: str = "",
     shards: int = 8,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
@@ -66,12 +71,14 @@ def prepare(
 
     Args:
         name: of the entry, or `module:ENTRY`.
-        source: folder of the unpacked files, as the entry's layout says.
+        source: folder of the unpacked files, as the entry's layout says, or a zip archive of it, which is unpacked
+            beside `out` while it is read.
         out: the data set's folder.
         sensors: some of the layout's, the first one sets the grid; all by default.
         tile: side of a tile in pixels of the first sensor; the entry's by default.
         stride: pixels from tile to tile; the entry's by default, or `tile` where that is given.
         max_frames: longest series or window of a video, for entries with `series`.
+        splits: a key of the entry's `divisions`; its own splits by default.
         shards: files a split.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
@@ -87,27 +94,61 @@ def prepare(
     entry, report = get(name), Report() if report is None else report
     if max_frames is not None and (not entry.series or max_frames < 1):
         raise DataError(f'max_frames = {max_frames}: wanted 1 or more, and "{name}" to hold series of dates')
+    if splits:
+        entry = _divided(entry, splits)
     common = dict(shards=shards, overwrite=overwrite, progress=progress)
-    if isinstance(entry.layout, CustomReader):
-        return _own(entry, source, out, dict(sensors=sensors, tile=tile, stride=stride, max_frames=max_frames), common)
+    options = dict(sensors=sensors, tile=tile, stride=stride, max_frames=max_frames)
+    with _unpacked(Path(source), Path(out)) as folder:
+        if isinstance(entry.layout, CustomReader):
+            return _own(entry, folder, out, options, common)
+        request = _request(entry, folder, **options)
+        request = dataclasses.replace(request, report=report, lists=(Path(source).parent,) * (folder != Path(source)))
+        opened = entry.layout.open(request)
+        metadata = _metadata(entry, request, opened)
+        samples = {split: _samples(scenes(), metadata, request) for split, scenes in opened.scenes.items()}
+        if "train" in samples:
+            samples["train"] = report.watch(samples["train"], metadata.labels)
+        return write_dataset(out, samples, metadata, **common)
+
+
+@contextlib.contextmanager
+def _unpacked(source: Path, out: Path) -> Iterator[Path]:
+    """The folder of a data set; that of a zip archive lies beside `out` and is deleted afterwards."""
+    if source.suffix.lower() != ".zip" or source.is_dir():
+        yield source
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.unpacked-", dir=out.parent) as folder:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{source} cannot be unpacked ({error}): wanted the data set's zip archive") from error
+        yield Path(folder)
+
+
+def _divided(entry: Entry, splits: str) -> Entry:
+    """The entry with another of its published splits."""
+    if splits not in entry.divisions:
+        known = nearest(splits, entry.divisions) if entry.divisions else "it has one way alone"
+        raise DataError(f'splits "{splits}" are not published for {entry.name}: {known}')
+    return dataclasses.replace(entry, layout=dataclasses.replace(entry.layout, splits=entry.divisions[splits]))
+
+
+def _request(entry: Entry, source: Path, *, sensors, tile, stride, max_frames) -> Request:
+    """What the layout is asked for; arguments as those of `prepare`."""
     for wanted in sensors or ():
         if wanted not in entry.layout.sensors:
-            raise DataError(f'sensor "{wanted}" is not in {name}: {nearest(wanted, entry.layout.sensors)}')
+            raise DataError(f'sensor "{wanted}" is not in {entry.name}: {nearest(wanted, entry.layout.sensors)}')
     if tile is None:
         tile, stride = entry.tile, entry.stride if stride is None else stride
     stride = tile if stride is None else stride
     if tile < 1 or stride < 1:
         raise DataError(f"tile = {tile}, stride = {stride}: wanted pixels > 0")
     chosen = tuple(n for n in entry.layout.sensors if not sensors or n in sensors)
-    request = Request(Path(source), chosen, entry.classes, tile, stride, max_frames, report)
-    if not request.source.is_dir():
-        raise DataError(f"{source} is not a folder: wanted the unpacked files of {name}")
-    opened = entry.layout.open(request)
-    metadata = _metadata(entry, request, opened)
-    samples = {split: _samples(scenes(), metadata, request) for split, scenes in opened.scenes.items()}
-    if "train" in samples:
-        samples["train"] = report.watch(samples["train"], metadata.labels)
-    return write_dataset(out, samples, metadata, **common)
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder: wanted the zip archive or the unpacked files of {entry.name}")
+    return Request(source, chosen, entry.classes, tile, stride, max_frames)
 
 
 def _metadata(entry: Entry, request: Request, opened: Opened) -> Metadata:

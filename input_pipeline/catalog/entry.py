@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from input_pipeline.layouts import Layout
+from input_pipeline.layouts.splits import Lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Entry:
         source: address.
         citation: how to cite it.
         note: traps.
+        divisions: other published splits that `--splits` names, in place of the layout's own.
         evidence: where names of files, bands, classes and splits are known from. Nothing here was tried on a whole
             data set unless it says so.
     """
@@ -58,3 +61,4 @@ class Entry:
     note: str = ""
     stride: int | None = None
     series: bool = False
+    divisions: Mapping[str, Lists] = dataclasses.field(default_factory=dict)

@@ -69,10 +69,17 @@ _ONE_IN_TEN = Fractions(0.1, 0.1, within="class")
 _TORCHGEO = "file names, bands, classes and splits as torchgeo reads them"
 
 
+def _files(name: str) -> dict[str, str]:
+    """Names of the lists that torchgeo distributes."""
+    return {s: f"{name}-{part}.txt" for s, part in (("train", "train"), ("validation", "val"), ("test", "test"))}
+
+
 def _lists(name: str, ending: str) -> Lists:
     """Lists of Neumann et al. 2019, as torchgeo distributes them, where they lie beside the images."""
-    files = {s: f"{name}-{part}.txt" for s, part in (("train", "train"), ("validation", "val"), ("test", "test"))}
-    return Lists(files, f"{{id}}.{ending}", "Neumann et al. 2019 (arXiv 1911.06721)", _ONE_IN_TEN)
+    return Lists(_files(name), f"{{id}}.{ending}", "Neumann et al. 2019 (arXiv 1911.06721)", _ONE_IN_TEN)
+
+
+_SPATIAL = Lists(_files("eurosat-spatial"), "{id}.jpg", "apart in space, as torchgeo distributes it")
 
 
 _CLASSIFICATION = (
@@ -86,8 +93,9 @@ _CLASSIFICATION = (
         licence="MIT",
         source="https://github.com/phelber/EuroSAT",
         citation="Helber et al. 2019, EuroSAT",
-        evidence=_TORCHGEO,
-        note="the source is the folder that holds the class folders (2750 or EuroSAT_RGB)",
+        evidence=f"{_TORCHGEO}; tried on all 27,000 tiles with the spatial split",
+        note="the source is the archive's zip or its folder, with the lists in it or beside it",
+        divisions={"spatial": _SPATIAL},
     ),
     Entry(
         name="eurosat",
@@ -100,7 +108,8 @@ _CLASSIFICATION = (
         source="https://github.com/phelber/EuroSAT",
         citation="Helber et al. 2019, EuroSAT",
         evidence=f"{_TORCHGEO}; bands checked against three real tiles",
-        note="the files have B8A last, after B12; the source is the folder that holds the class folders",
+        note="the files have B8A last, after B12; the lists lie in the source or beside its zip, and say .jpg",
+        divisions={"spatial": _SPATIAL},
     ),
     Entry(
         name="resisc45",
@@ -190,7 +199,12 @@ def _ordered(name: str, values: np.ndarray, bands: tuple[str, ...]) -> Image:
 
 def _tfds(original: Entry, name: str, layout: Tfds, **changes) -> Entry:
     """The same data set as TFDS prepares it."""
-    values = dict(note="", evidence="features as TFDS 4.9.10 has them", title=f"{original.title}; as TFDS prepares it")
+    values = dict(
+        note="",
+        divisions={},
+        evidence="features as TFDS 4.9.10 has them",
+        title=f"{original.title}; as TFDS prepares it",
+    )
     return dataclasses.replace(original, name=name, layout=layout, **(values | changes))
 
 

@@ -302,6 +302,30 @@ _CHANGE = (
         note="the resampled images (imgs_1_rect, imgs_2_rect), all bands at 10 m",
     ),
 )
+_FLOODS = (
+    Entry(
+        name="ombria",
+        title="OMBRIA: floods in pairs of Sentinel-1 and Sentinel-2 pictures before and after, worldwide, 2017 to 2020",
+        task="change detection",
+        layout=Files(
+            (
+                Raster("s2_8bit", ("{split}/S2_before/{id}.png", "{split}/S2_after/{id}.png"), 10.0, void=0),
+                Raster("s1_8bit", ("{split}/S1_before/{id}.png", "{split}/S1_after/{id}.png"), 10.0, void=255),
+            ),
+            Folders({"train": "train", "test": "test"}, validation=0.15),
+            Mask("{split}/mask/{id}.png", Values((0, 255)), "flood", change=True, observed=True),
+        ),
+        classes=("dry", "flooded"),
+        tile=256,
+        licence="not stated by the authors",
+        source="https://github.com/geodrak/OMBRIA",
+        citation="Drakonakis et al. 2022, OmbriaNet: Supervised Flood Mapping via Convolutional Neural Networks Using "
+        "Multitemporal Sentinel-1 and Sentinel-2 Data Fusion",
+        evidence="tried on 240 training and 70 test places with files of one name a place; citation from memory",
+        note="8-bit pictures, neither dB nor reflectance; pixels that are black in Sentinel-2 or white in Sentinel-1, "
+        "at the border of a pass, count as not observed and unlabelled; bright clouds overflow",
+    ),
+)
 
 
-TABLE = (*_SEGMENTATION, *_CHANGE)
+TABLE = (*_SEGMENTATION, *_CHANGE, *_FLOODS)

@@ -31,6 +31,7 @@ class Request:
         stride: pixels from tile to tile.
         max_frames: longest series; the layout's own by default.
         report: counts what is left out.
+        lists: further folders where lists of splits may lie, such as the one of an archive.
     """
 
     source: Path
@@ -40,6 +41,7 @@ class Request:
     stride: int
     max_frames: int | None = None
     report: Report = dataclasses.field(default_factory=Report)
+    lists: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from input_pipeline.layouts import Opened, Request, templates
 from input_pipeline.layouts.rasters import Mask, Raster
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
 from input_pipeline.layouts.tiles import Scene
-from input_pipeline.schema import CLASSES, MAP, LabelInfo
+from input_pipeline.schema import CLASSES, MAP, UNLABELLED, LabelInfo
 from ringmoe_jax.errors import DataError, nearest
 
 LABEL = "label"  # of classification data sets
@@ -20,8 +21,9 @@ LABEL = "label"  # of classification data sets
 class Files:
     """Images of one or several sensors, one file a date or a band.
 
-    The class of an image is the field `class` of the paths, where they have one. A mask lies on the grid of the first
-    sensor. A scene is named by the fields of its first path.
+    The class of an image is the field `class` of the paths, where they have one. Paths that begin with it may lie
+    deeper: the folder that holds the class folders is looked for. A mask lies on the grid of the first sensor. A scene
+    is named by the fields of its first path.
 
     Attributes:
         rasters: images by sensor; the first one sets the grid.
@@ -50,7 +52,10 @@ class Files:
             DataError: files, lists or classes are not as described.
         """
         template = self.mask.path if self.mask else self.rasters[0].template
-        places, rule = self.splits.divide(request.source, template)
+        if template.startswith("{class}/"):
+            root = _root(request.source, request.classes)
+            request = dataclasses.replace(request, source=root, lists=(request.source, *request.lists))
+        places, rule = self.splits.divide(request, template)
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
         return Opened(
             {split: functools.partial(self._scenes, request, found, rasters) for split, found in places.items()},
@@ -74,12 +79,34 @@ class Files:
             read = {raster.sensor: raster.read(request.source, fields) for raster in rasters}
             labels = {}
             if self.mask:
-                labels[self.mask.label] = self.mask.read(request.source, fields, len(request.classes))
+                classes = self.mask.read(request.source, fields, len(request.classes))
+                if self.mask.observed:
+                    for image, _ in read.values():
+                        classes[~image.valid.all(axis=0)] = UNLABELLED
+                labels[self.mask.label] = classes
             elif "class" in fields:
                 labels[LABEL] = index(fields["class"], request.classes, "/".join(fields.values()))
             images = {name: image for name, (image, _) in read.items()}
             place = next(iter(read.values()))[1]
             yield Scene("/".join(fields[name] for name in naming), images, labels, place)
+
+
+def _root(source: Path, classes: Sequence[str]) -> Path:
+    """The folder nearest to `source` that holds folders named as classes; `source` where there is none.
+
+    Raises:
+        DataError: several lie equally near.
+    """
+    level = [source]
+    while level:
+        if holding := [folder for folder in level if any((folder / name).is_dir() for name in classes)]:
+            if len(holding) > 1:
+                some = " and ".join(folder.relative_to(source).as_posix() for folder in holding[:2])
+                raise DataError(f"{source} holds folders of classes in {some}: give one of them as the source")
+            return holding[0]
+        inner = (path for folder in level for path in sorted(folder.iterdir()) if path.is_dir())
+        level = [path for path in inner if not path.name.startswith((".", "__"))]  # __MACOSX holds no images
+    return source
 
 
 def index(name: str, classes: Sequence[str], where: str) -> int:

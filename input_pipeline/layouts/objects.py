@@ -51,7 +51,7 @@ class Boxes(_OfOneSensor):
 
     def open(self, request: Request) -> Opened:
         """Finds the files and reads all boxes, see `Opened`; every image has to have its file of boxes."""
-        places, rule = self.splits.divide(request.source, self.raster.template)
+        places, rule = self.splits.divide(request, self.raster.template)
         rows = {}
         for split, found in places.items():
             paths = [request.source / templates.fill(self.annotations, fields) for fields in found]
@@ -105,7 +105,7 @@ class Tracks(_OfOneSensor):
 
     def open(self, request: Request) -> Opened:
         """Finds the frames and reads all tracks, see `Opened`."""
-        places, rule = self.splits.divide(request.source, self.annotations)
+        places, rule = self.splits.divide(request, self.annotations)
         window = request.max_frames or self.window
         videos = {split: [self._video(request, fields, window) for fields in found] for split, found in places.items()}
         parts = {split: [part for video in found for part in video] for split, found in videos.items()}

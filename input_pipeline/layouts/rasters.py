@@ -35,6 +35,8 @@ class Raster:
             left out.
         gain: stored value = gain x value of the file.
         dates: function (source, fields) -> days since 1970-01-01, one a path; unknown by default.
+        void: value of a file's pixels that were not observed, where every band has it; other files say so themselves,
+            or the sensor does.
     """
 
     sensor: str
@@ -43,6 +45,7 @@ class Raster:
     bands: tuple[str, ...] = ()
     gain: float = 1.0
     dates: Callable[[Path, Fields], Sequence[int]] | None = None
+    void: int | None = None
 
     @property
     def template(self) -> str:
@@ -72,7 +75,10 @@ class Raster:
         sensor = sensor_table.get(self.sensor)
         path = source / templates.fill(template, {**fields, "band": "{band}"})
         if "{band}" not in template:
-            return ordered(*load(path), sensor, self.bands or sensor.band_names, self.gain, str(path))
+            values, no_data, place = load(path)
+            bands = self.bands or sensor.band_names
+            stored, valid, place = ordered(values, no_data, place, sensor, bands, self.gain, str(path))
+            return stored, valid if self.void is None else valid & (values != self.void).any(-1), place
         files = {name: load(path.with_name(path.name.replace("{band}", name))) for name in sensor.band_names}
         bands = {name: values[..., 0] for name, (values, *_) in files.items()}
         if len({band.shape for band in bands.values()}) > 1:
@@ -155,12 +161,14 @@ class Mask:
         code: what their values mean.
         label: name of the label.
         change: see `LabelInfo`.
+        observed: pixels that a sensor missed on some date are void, whatever the file says of them.
     """
 
     path: str
     code: Values | Colours | Layers
     label: str = "map"
     change: bool = False
+    observed: bool = False
 
     def read(self, source: Path, fields: Fields, classes: int) -> np.ndarray:
         """[H, W] int16 of a place, 0..`classes` - 1, -1 void.

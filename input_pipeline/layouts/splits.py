@@ -1,6 +1,6 @@
 """Who is in which split: folders, lists, names in the table, or a rule.
 
-Each kind has `rule`, how it divides, for a person to read, and `divide(source, template)`, which returns the
+Each kind has `rule`, how it divides, for a person to read, and `divide(request, template)`, which returns the
 fields of every place by split, and the rule that was followed.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from input_pipeline.layouts import templates
+from input_pipeline.layouts import Request, templates
 from ringmoe_jax.errors import DataError, nearest
 
 Places = dict[str, list[dict[str, str]]]  # fields of the places by split
@@ -39,10 +39,10 @@ class Fractions:
         shares = " / ".join(f"{share:.0%}" for share in (train, self.validation, self.test) if share)
         return f"{shares} of {f'each {self.within}' if self.within else 'all'} by CRC-32: our choice"
 
-    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+    def divide(self, request: Request, template: str) -> tuple[Places, str]:
         """See the module's text."""
         groups: dict[str, list] = {}
-        for fields in _found(source, template):
+        for fields in _found(request.source, template):
             groups.setdefault(fields.get(self.within, ""), []).append(fields)
         places: Places = {"train": [], "validation": []} | ({"test": []} if self.test else {})
         for group in groups.values():
@@ -62,21 +62,29 @@ class Folders:
 
     Attributes:
         names: what the paths say, by split; several where a split comes in parts.
+        validation: share of "train" that is split off where nobody published validation places, by the order of
+            CRC-32 as `Fractions` has it.
     """
 
     names: Mapping[str, str | tuple[str, ...]]
+    validation: float = 0.0
 
     @property
     def rule(self) -> str:
         """How it divides."""
-        return f"as published, folders {', '.join(name for split in self.names for name in self._parts(split))}"
+        more = f"; {self.validation:.0%} of train for validation by CRC-32: our choice" if self.validation else ""
+        return f"as published, folders {', '.join(name for split in self.names for name in self._parts(split))}{more}"
 
-    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+    def divide(self, request: Request, template: str) -> tuple[Places, str]:
         """See the module's text."""
         places = {
-            split: [fields for name in self._parts(split) for fields in _found(source, template, split=name)]
+            split: [fields for name in self._parts(split) for fields in _found(request.source, template, split=name)]
             for split in self.names
         }
+        if self.validation:
+            train = sorted(places["train"], key=lambda fields: mixing("/".join(fields.values())))
+            count = round(self.validation * len(train))
+            places |= {"train": train[count:], "validation": train[:count]}
         return places, self.rule
 
     def _parts(self, split: str) -> tuple[str, ...]:
@@ -87,6 +95,9 @@ class Folders:
 @dataclasses.dataclass(frozen=True)
 class Lists:
     """Text or CSV files that list the places, one a line.
+
+    They lie in the data set's folder, beside its archive, or in one of `Request.lists`. Files that no list names are
+    left out and noted in `Request.report`; a listed one that is not there is an error.
 
     Attributes:
         files: path by split; one path for all means sections that begin with a line "train:".
@@ -106,12 +117,15 @@ class Lists:
         without = f"; without the lists, {self.otherwise.rule}" if self.otherwise else ""
         return f"{self.whose}, lists {', '.join(dict.fromkeys(self.files.values()))}{without}"
 
-    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+    def divide(self, request: Request, template: str) -> tuple[Places, str]:
         """See the module's text."""
-        if self.otherwise and not any((source / path).exists() for path in self.files.values()):
-            return self.otherwise.divide(source, template)
-        listed = {split: self._listed(source / path, split) for split, path in self.files.items()}
-        return _chosen(source, template, listed), f"{self.whose}, lists {', '.join(self.files.values())}"
+        folders = (request.source, *request.lists)
+        holding = [folder for folder in folders if any((folder / path).exists() for path in self.files.values())]
+        if self.otherwise and not holding:
+            return self.otherwise.divide(request, template)
+        folder = (holding or folders)[0]
+        listed = {split: self._listed(folder / path, split) for split, path in self.files.items()}
+        return _chosen(request, template, listed), f"{self.whose}, lists {', '.join(self.files.values())}"
 
     def _listed(self, path: Path, split: str) -> list[dict[str, str]]:
         try:
@@ -144,10 +158,10 @@ class Named:
         """How it divides."""
         return self.whose
 
-    def divide(self, source: Path, template: str) -> tuple[Places, str]:
+    def divide(self, request: Request, template: str) -> tuple[Places, str]:
         """See the module's text."""
         listed = {split: [{"id": name} for name in names] for split, names in self.ids.items()}
-        return _chosen(source, template, listed), self.rule
+        return _chosen(request, template, listed), self.rule
 
 
 def mixing(name: str) -> tuple[int, str]:
@@ -158,12 +172,15 @@ def mixing(name: str) -> tuple[int, str]:
 def _found(source: Path, template: str, **known: str) -> list[dict[str, str]]:
     found = templates.find(source, template, **known)
     if not found:
-        raise DataError(f"{source} holds no file {template.format_map(_Shown(known))}: is it the unpacked data set?")
+        raise DataError(
+            f"{source} holds no file {template.format_map(_Shown(known))}: is it the data set's archive or folder?"
+        )
     return found
 
 
-def _chosen(source: Path, template: str, listed: Places) -> Places:
+def _chosen(request: Request, template: str, listed: Places) -> Places:
     """The places that lists mean: what they do not say of the paths is looked up among the files."""
+    source = request.source
     first = next(iter(listed.values()))
     said = set(first[0]) if first else set()
     shared = tuple(name for name in templates.names(template) if name in said)
@@ -172,15 +189,20 @@ def _chosen(source: Path, template: str, listed: Places) -> Places:
     if set(templates.names(template)) <= said:
         return listed
     files = {tuple(f[name] for name in shared): f for f in _found(source, template)}
-    places: Places = {}
-    for split, rows in listed.items():
-        keys = [tuple(row[name] for name in shared) for row in rows]
-        for key in keys:
-            if key not in files:
-                name, some = "/".join(key), ["/".join(k) for k in files][:100]
-                raise DataError(f'{source} has no file of "{name}", listed for {split}: {nearest(name, some)}')
-        places[split] = [files[key] | row for key, row in zip(keys, rows, strict=True)]
-    return places
+    keys = {split: [tuple(row[name] for name in shared) for row in rows] for split, rows in listed.items()}
+    for split, wanted in keys.items():
+        if absent := ["/".join(key) for key in wanted if key not in files]:
+            count = f"{len(absent)} of the {len(wanted)} files listed for {split}"
+            close = nearest(absent[0], ["/".join(key) for key in files][:100])
+            raise DataError(f"{source} lacks {count}: {_some(absent)} ({close})")
+    if spare := sorted("/".join(key) for key in set(files).difference(*keys.values())):
+        request.report.notes.append(f"{len(spare)} of {len(files)} files are in no list: left out ({_some(spare)})")
+    return {s: [files[k] | row for k, row in zip(keys[s], rows, strict=True)] for s, rows in listed.items()}
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    """The first of some names."""
+    return ", ".join(names[:count]) + ", ..." * (len(names) > count)
 
 
 def _section(lines: Iterable[str], name: str, path: Path) -> list[str]:

@@ -59,17 +59,24 @@ def random_convolutions(
         seed: of the kernels.
     """
 
+    def of_image(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        """[H, W, C] and [size * size * C, D / 2] to [D]. One image at a time stays in a CPU's cache."""
+        height, width = (side - size + 1 for side in image.shape[:2])
+        corners = [(row, column) for row in range(size) for column in range(size)]
+        patches = [image[row : row + height, column : column + width] for row, column in corners]
+        response = jnp.concatenate(patches, axis=-1).reshape(-1, len(kernel)) @ kernel
+        above = jax.nn.relu(response - 1).mean(axis=0)
+        return jnp.concatenate([above, above + 1 - response.mean(axis=0)])  # relu(-x) = relu(x) - x
+
     @jax.jit
     def encode(batch: Mapping) -> dict[str, jax.Array]:
         features = {}
         for name, entry in batch["sensors"].items():
             x = standardise(entry["pixels"], entry["valid"], statistics[name])
             kernel = jax.random.normal(jax.random.key(seed), (size, size, x.shape[-1], count // 2))
-            response = jax.lax.conv_general_dilated(
-                x.reshape(-1, *x.shape[2:]), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            both = jnp.concatenate([jax.nn.relu(response - 1), jax.nn.relu(1 - response)], axis=-1)
-            features[name] = both.reshape(*x.shape[:2], -1, count // 2 * 2).mean(axis=(1, 2))
+            flat = kernel.reshape(-1, count // 2)
+            of_frames = jax.lax.map(lambda image, flat=flat: of_image(image, flat), x.reshape(-1, *x.shape[2:]))
+            features[name] = of_frames.reshape(*x.shape[:2], -1).mean(axis=1)
         return features
 
     return encode

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.contracts import valid_cells
 from ringmoe_jax.evaluate.bootstrap import blocks
 
-# Maps {"sensors": ...} of a batch to {sensor: [B, D]}.
+# Maps {"sensors": ...} of a batch to {sensor: [B, D]}, and {"<sensor>, stage <i>": [B, D_i]} where it gives stages.
 Encoder = Callable[[Mapping], Mapping[str, np.ndarray]]
+POOLED, JOINED = "pooled", "all stages"  # levels of features beside the single stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Features:
     """N tiles of a split.
 
     Attributes:
-        values: {encoder: {sensor: [N, D] float32}}.
+        values: {encoder: {sensor: [N, D] float32}}; stages under the names that `at` gives.
         observed: {sensor: [N] bool}, whether the tile has a valid pixel of the sensor.
         labels: {label: [N, ...]}, as the data set stores them.
         groups: [N] int64, spatial block of each tile; see `bootstrap.blocks`.
@@ -30,9 +33,48 @@ class Features:
     labels: dict[str, np.ndarray]
     groups: np.ndarray
 
-    def joined(self, encoder: str, sensors: Sequence[str]) -> np.ndarray:
-        """Features of several sensors side by side, [N, sum of D]."""
-        return np.concatenate([self.values[encoder][sensor] for sensor in sensors], axis=1)
+    def levels(self, encoder: str, sensors: Sequence[str]) -> list[str]:
+        """What `joined` gives of an encoder: "pooled", every stage that all these sensors have, and all of them."""
+        values, stages = self.values[encoder], []
+        while all(at(sensor, stage(len(stages))) in values for sensor in sensors):
+            stages.append(stage(len(stages)))
+        return [POOLED, *stages, *[JOINED] * (len(stages) > 1)]
+
+    def joined(self, encoder: str, sensors: Sequence[str], level: str = POOLED) -> np.ndarray:
+        """Features of several sensors, and of all stages for that level, side by side, [N, sum of D].
+
+        Probes z-score every channel on the tiles that they fit, so that no stage outweighs another by its scale.
+        """
+        parts = [name for name in self.levels(encoder, sensors) if name not in (POOLED, JOINED)]
+        parts = parts if level == JOINED else [level]
+        return np.concatenate([self.values[encoder][at(sensor, part)] for part in parts for sensor in sensors], axis=1)
+
+
+def stage(index: int) -> str:
+    """Name of a stage; that of index 0 is "stage 1", the finest."""
+    return f"stage {index + 1}"
+
+
+def at(kind: str, level: str) -> str:
+    """Name of features of a sensor, or of a fusion, at a level: "rgb" where they are pooled, else "rgb, stage 2"."""
+    return kind if level == POOLED else f"{kind}, {level}"
+
+
+def stage_means(outputs: Mapping, batch: Mapping) -> dict[str, jax.Array]:
+    """Mean over the valid cells of every stage and sensor, {"<sensor>, stage <i>": [B, D_i] float32}.
+
+    Args:
+        outputs: of the model.
+        batch: that it was shown; a cell is valid where any of its pixels is. A tile without valid cells is 0.
+    """
+    means = {}
+    for name, maps in outputs["stages"].items():
+        valid = batch["sensors"][name]["valid"]
+        for i, cells in enumerate(maps):
+            shown = valid_cells(valid, cells.shape[2:4])[..., None]
+            total = jnp.sum(jnp.where(shown, cells.astype(jnp.float32), 0), axis=(1, 2, 3))
+            means[at(name, stage(i))] = total / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1)
+    return means
 
 
 def collect(batches: Iterable[Mapping], encoders: Mapping[str, Encoder], limit: int | None = None) -> Features:

@@ -3,24 +3,25 @@
 Protocol of torchgeo-bench (snapshot 0660813): L2 neighbours among the training tiles alone; L-BFGS logistic regression
 whose C is chosen on validation tiles by fits on training tiles, then refitted on both. Where the validation tiles are
 those that are scored, C comes from an inner split of the training tiles instead: a tile that is scored is never used
-for fitting. Our choice: features are z-scored on the tiles that are fitted; spatial blocks are never split, neither by
-the inner split nor by the bootstrap; and a share of the labels is a share of the validation tiles' as well.
+for fitting, nor for a choice between features, which rests on the same tiles as that of C (`Probe.validation`). Our
+choice: features are z-scored on the tiles that are fitted; spatial blocks are never split, neither by the inner split
+nor by the bootstrap; and a share of the labels is a share of the validation tiles' as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate import bootstrap
+from ringmoe_jax.evaluate.logistic import LogisticPath
 from ringmoe_jax.evaluate.metrics import ClassificationMetric, Metric, MultiLabelMetric, Score
 
 KNN, LINEAR = ("knn5", "knn20"), ("linear",)
@@ -60,7 +61,7 @@ class Probe:
     """Result of one protocol on one label.
 
     Attributes:
-        protocol: "knn5", "knn20" or "linear".
+        protocol: "linear", or "knn5" of 5 neighbours, "knn20" and so on.
         fraction: share of the labels that was used.
         draws: how many such shares were drawn, each fitted and scored.
         scores: by metric, the main one first, of `ClassificationMetric` or `MultiLabelMetric`: the mean over draws,
@@ -74,6 +75,8 @@ class Probe:
         blocks: blocks among the test tiles, what the interval rests on.
         near: those of them that hold or border on fitted tiles of some draw; there a probe may recognise the place.
         penalty: chosen C of the linear probe, the median over draws; else None.
+        validation: main metric on the tiles that choose C, of a probe that was fitted without them, mean over draws:
+            what to choose features by. NaN where these tiles say nothing.
     """
 
     protocol: str
@@ -86,6 +89,7 @@ class Probe:
     blocks: int
     near: int
     penalty: float | None = None
+    validation: float = math.nan
 
 
 @threadpool_limits.wrap(limits=1)  # tiles are few and products small: threads only wait for each other
@@ -107,7 +111,7 @@ def probe(
         train: tiles to fit.
         test: tiles to score; nothing of them is used for fitting or choosing.
         names: class names.
-        protocols: of `KNN` and `LINEAR`.
+        protocols: "linear" and "knn<k>" of k neighbours.
         validation: tiles on which the linear probe chooses C, and is then refitted as well; None leaves a fifth of
             the training tiles out to choose it.
         fraction: share of the tiles of `train`, and of `validation`, whose labels are used; above 0, at most 1.
@@ -116,23 +120,33 @@ def probe(
         resamples: of the bootstrap.
 
     Raises:
-        ConfigError: `fraction` or `draws` is out of its range.
+        ConfigError: `fraction` or `draws` is out of its range, or there is no such protocol.
         DataError: fewer than two classes can be told apart in the tiles that are left.
     """
     if not 0 < fraction <= 1 or draws < 1:
         raise ConfigError(f"fraction = {fraction}, draws = {draws}: wanted a share above 0, at most 1, and draws > 0")
+    check(protocols)
     train, validation, test, left_out = _usable(train, validation, test, names)
     seeds = range(seed, seed + (draws if fraction < 1 else 1))
     shares = [(train.share(fraction, s), validation and validation.share(fraction, s)) for s in seeds]
+    drawn = [_fits(protocols, *share, test.features, len(names), seed) for share in shares]
     results = []
     for protocol in protocols:
-        fits = [_fit(protocol, *share, test.features, len(names), seed) for share in shares]
+        fits = [fits[protocol] for fits in drawn]
         scores = _pooled([_metric(fit.scores, test.labels) for fit in fits], test.groups, seed, resamples)
         near = bootstrap.touching(test.groups, np.concatenate([fit.tiles.groups for fit in fits]))
         tiles = len(fits[0].tiles.labels), len(test.labels), len(np.unique(test.groups)), near
         penalty = None if fits[0].penalty is None else float(np.median([fit.penalty for fit in fits]))
-        results.append(Probe(protocol, fraction, len(fits), scores, left_out, *tiles, penalty))
+        quality = float(np.mean([fit.validation for fit in fits]))
+        results.append(Probe(protocol, fraction, len(fits), scores, left_out, *tiles, penalty, quality))
     return results
+
+
+def check(protocols: Sequence[str]) -> None:
+    """Raises a `ConfigError` unless these are protocols of `probe`."""
+    for name in protocols:
+        if name not in LINEAR and not re.fullmatch(r"knn[1-9]\d*", name):
+            raise ConfigError(f'there is no probe "{name}": wanted linear, or knn5, knn20 and the like')
 
 
 def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -155,58 +169,56 @@ def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([rng.permutation(g)[: max(1, round(fraction * len(g)))] for g in groups]))
 
 
-def neighbours(train: Split, features: np.ndarray, k: int, classes: int) -> np.ndarray:
+def neighbours(train: Split, features: np.ndarray, counts: Sequence[int], classes: int) -> list[np.ndarray]:
     """Shares of the k nearest training tiles (L2) that hold each class; ties go to the nearer tiles.
 
+    Args:
+        train: tiles to look among.
+        features: [N, D] of others.
+        counts: every k that is wanted; one search serves all.
+        classes: C, number of classes.
+
     Returns:
-        [N, C] float64 in 0..1.
+        [N, C] float64 in 0..1 for every k.
     """
-    k = min(k, len(train.features))
-    nearest = NearestNeighbors(n_neighbors=k).fit(train.features).kneighbors(features, return_distance=False)
-    vote = 1 - 1e-6 * np.arange(k)
-    return np.einsum("nkc,k->nc", _one_hot(train.labels, classes)[nearest], vote / vote.sum())
+    counts = [min(k, len(train.features)) for k in counts]
+    found = NearestNeighbors(n_neighbors=max(counts)).fit(train.features).kneighbors(features, return_distance=False)
+    holds = _one_hot(train.labels, classes)
+    votes = [1 - 1e-6 * np.arange(k) for k in counts]
+    return [np.einsum("nkc,k->nc", holds[found[:, : len(vote)]], vote / vote.sum()) for vote in votes]
 
 
-def logistic(train: Split, features: np.ndarray, penalty: float, classes: int) -> np.ndarray:
-    """Class probabilities [N, C] of L2-regularised logistic regression: multinomial, or one a class."""
-
-    def fit(labels):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties on separable tiles; C is chosen anyway
-            return LogisticRegression(C=penalty, max_iter=300).fit(train.features, labels)
-
-    if train.labels.ndim == 1:
-        model = fit(train.labels)
-        scores = np.zeros((len(features), classes))
-        scores[:, model.classes_] = model.predict_proba(features)
-        return scores
-    scores = np.empty((len(features), train.labels.shape[1]))
-    for i, labels in enumerate(train.labels.T):
-        varies = labels.min() < labels.max()
-        scores[:, i] = fit(labels).predict_proba(features)[:, 1] if varies else labels[0]
-    return scores
+def logistic(train: Split, features: np.ndarray, penalties: Sequence[float], classes: int) -> list[np.ndarray]:
+    """Class probabilities [N, C] of other features [N, D] for every C, see `LogisticPath`; ascending C are fastest."""
+    path = LogisticPath(train.features, train.labels, classes)
+    return [path.fit(penalty).probabilities(features) for penalty in penalties]
 
 
-def choose_penalty(train: Split, classes: int, seed: int, validation: Split | None = None) -> float:
-    """C with the best main metric; the strongest penalty among equals, but 1 where all are equal.
+def choose_penalty(inner: Split, outer: Split, classes: int) -> tuple[float, float]:
+    """C with the best main metric, and that; the strongest penalty among equals, but 1 where all are equal.
 
     Args:
-        train: tiles to fit.
-        classes: C, number of classes.
-        seed: of the inner split.
-        validation: tiles to score; None holds a fifth of the training blocks out.
+        inner: tiles to fit.
+        outer: tiles to score.
+        classes: number of classes.
     """
-    inner, outer = (train, validation) if validation else _held_out(train, seed)
-    if not len(outer.labels) or not len(inner.labels) or (inner.labels.ndim == 1 and np.ptp(inner.labels) == 0):
-        return 1.0
-    inner, features = _standardised(inner, outer.features)
-    one = np.ones((1, len(outer.labels)))
-    quality = []
-    for penalty in PENALTIES:
-        metric = _metric(logistic(inner, features, penalty, classes), outer.labels)
-        quality.append(next(iter(metric.values(one).values()))[0])
-    quality = np.nan_to_num(quality, nan=-1.0)
-    return PENALTIES[int(np.argmax(quality))] if np.ptp(quality) else 1.0
+    if not _can_choose(inner, outer):
+        return 1.0, math.nan
+    tiles, features = _standardised(inner, outer.features)
+    quality = [_quality(scores, outer.labels) for scores in logistic(tiles, features, PENALTIES, classes)]
+    best = int(np.argmax(np.nan_to_num(quality, nan=-1.0)))
+    return (PENALTIES[best] if np.ptp(np.nan_to_num(quality, nan=-1.0)) else 1.0), quality[best]
+
+
+def _can_choose(inner: Split, outer: Split) -> bool:
+    """Whether tiles can be fitted and others scored."""
+    return bool(len(outer.labels) and len(inner.labels) and (inner.labels.ndim == 2 or np.ptp(inner.labels)))
+
+
+def _quality(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Main metric of scores [N, C]."""
+    values = _metric(scores, labels).values(np.ones((1, len(labels))))
+    return float(next(iter(values.values()))[0])
 
 
 def _held_out(train: Split, seed: int) -> tuple[Split, Split]:
@@ -240,20 +252,34 @@ def _usable(train: Split, validation: Split | None, test: Split, names: Sequence
 
 @dataclasses.dataclass(frozen=True)
 class _Fit:
-    """Test scores [N, C] of a protocol, the tiles that were fitted, C where there is one."""
+    """Test scores [N, C] of a protocol, the tiles that were fitted, the main metric where features are chosen, C."""
 
     scores: np.ndarray
     tiles: Split
+    validation: float
     penalty: float | None = None
 
 
-def _fit(protocol: str, train: Split, validation: Split | None, test: np.ndarray, classes: int, seed: int) -> _Fit:
-    if protocol in KNN:
+def _fits(
+    protocols: Sequence[str], train: Split, validation: Split | None, test: np.ndarray, classes: int, seed: int
+) -> dict[str, _Fit]:
+    """Every protocol of one draw of the labels."""
+    inner, outer = (train, validation) if validation else _held_out(train, seed)
+    fits = {}
+    if counts := {name: int(name.removeprefix("knn")) for name in protocols if name not in LINEAR}:
         tiles, features = _standardised(train, test)
-        return _Fit(neighbours(tiles, features, int(protocol.removeprefix("knn")), classes), tiles)
-    penalty = choose_penalty(train, classes, seed, validation)
-    tiles, features = _standardised(train.joined(validation) if validation else train, test)
-    return _Fit(logistic(tiles, features, penalty, classes), tiles, penalty)
+        scores = neighbours(tiles, features, list(counts.values()), classes)
+        quality = [math.nan] * len(counts)
+        if _can_choose(inner, outer):
+            near, others = _standardised(inner, outer.features)
+            quality = [_quality(x, outer.labels) for x in neighbours(near, others, list(counts.values()), classes)]
+        fits |= {name: _Fit(*fit) for name, *fit in zip(counts, scores, [tiles] * len(counts), quality, strict=True)}
+    for name in (name for name in protocols if name in LINEAR):
+        penalty, quality = choose_penalty(inner, outer, classes)
+        tiles, features = _standardised(train.joined(validation) if validation else train, test)
+        (scores,) = logistic(tiles, features, [penalty], classes)
+        fits[name] = _Fit(scores, tiles, quality, penalty)
+    return fits
 
 
 def _pooled(metrics: Sequence[Metric], groups: np.ndarray, seed: int, resamples: int) -> dict[str, Score]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, likelihood
+from ringmoe_jax.evaluate.features import stage_means
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.objectives import Likelihood, Objective, Reconstruction
@@ -59,6 +61,8 @@ def training_means(
 
     Objectives about sensors that the batches lack are left out.
     """
+    if not objectives:
+        return {}
 
     @jax.jit
     def sums(params: Params, batch: Mapping) -> dict:
@@ -82,10 +86,10 @@ def inspector(
     """Builds the jitted pass `(params, batch, means) -> seen`: one compiled function for everything that is reported.
 
     With masks that hide nothing (`unmasked`) it gives the frozen features, with the pipeline's masks the rest.
-    `seen` holds "pooled" {sensor: [B, D] float32}; "sums" {label: {predictor or "weight": [B] float32}}, the summed
-    penalty and the hidden valid pixels of every tile, with "nats" [B, noises] for a comparable `Likelihood`, see
-    `likelihood`; "predictions" and "targets" {label: [B, T, H', W', channels]}, as `Reconstruction.picture` gives
-    them; and "routing".
+    `seen` holds "pooled" {sensor: [B, D] float32}; "stages", see `features.stage_means`; "sums" {label: {predictor or
+    "weight": [B] float32}}, the summed penalty and the hidden valid pixels of every tile, with "nats" [B, noises] for
+    a comparable `Likelihood`, see `likelihood`; "predictions" and "targets" {label: [B, T, H', W', channels]}, as
+    `Reconstruction.picture` gives them; and "routing".
     """
 
     @jax.jit
@@ -93,6 +97,7 @@ def inspector(
         outputs = model.apply(params, batch)
         seen = {
             "pooled": outputs["pooled"],
+            "stages": stage_means(outputs, batch),
             "sums": {},
             "predictions": {},
             "targets": {},
@@ -102,22 +107,32 @@ def inspector(
             if objective.sensor not in outputs["heads"]:
                 continue
             target, finite = objective.usable(outputs, batch)
-            prediction, hidden = objective.prediction(outputs), outputs["pixel_mask"][objective.sensor]
+            hidden = outputs["pixel_mask"][objective.sensor]
             mask = finite & objective.grid(hidden)
             visible = finite & objective.grid(batch["sensors"][objective.sensor]["valid"] & ~hidden)
-            constants = {k: objective.constant(v) for k, v in _trivial(target, visible, means[label]).items()}
-            penalties = {
-                name: objective.penalty(jnp.broadcast_to(guess, prediction.shape), target).mean(axis=-1)
-                for name, guess in ({MODEL: prediction} | constants).items()
-            }
-            sums = {name: jnp.sum(jnp.where(mask, value, 0), axis=(1, 2, 3)) for name, value in penalties.items()}
-            seen["sums"][label] = sums | {"weight": jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)}
+            measured = partial(_sums, objective, outputs, target, mask, visible, means[label])
+            shapes = jax.eval_shape(measured)
+            nothing = lambda shapes=shapes: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+            seen["sums"][label] = jax.lax.cond(jnp.any(mask), measured, nothing)  # medians take long: not for features
             seen["predictions"][label], seen["targets"][label] = objective.picture(outputs, batch)
-            if isinstance(objective, Likelihood) and objective.comparable:
-                seen["sums"][label]["nats"] = likelihood.sums(objective, outputs, prediction, target, mask)
         return seen
 
     return inspect
+
+
+def _sums(objective: Reconstruction, outputs: Mapping, target, mask, visible, mean) -> dict[str, jax.Array]:
+    """{predictor, "weight" or "nats": [B] or [B, noises]} of one objective, see `inspector`."""
+    prediction = objective.prediction(outputs)
+    constants = {k: objective.constant(v) for k, v in _trivial(target, visible, mean).items()}
+    penalties = {
+        name: objective.penalty(jnp.broadcast_to(guess, prediction.shape), target).mean(axis=-1)
+        for name, guess in ({MODEL: prediction} | constants).items()
+    }
+    sums = {name: jnp.sum(jnp.where(mask, value, 0), axis=(1, 2, 3)) for name, value in penalties.items()}
+    sums["weight"] = jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)
+    if isinstance(objective, Likelihood) and objective.comparable:
+        sums["nats"] = likelihood.sums(objective, outputs, prediction, target, mask)
+    return sums
 
 
 def unmasked(batch: Mapping, cells: int) -> dict:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from ringmoe_jax.evaluate.features import POOLED, at
 from ringmoe_jax.evaluate.likelihood import HeldOut
 from ringmoe_jax.evaluate.locations import Agreement
 from ringmoe_jax.evaluate.metrics import Score
@@ -105,12 +107,19 @@ class ProbeRow(Probe):
         label: that was predicted.
         features: sensors whose mean tokens were joined, or the kind of fused feature.
         encoder: whose features they are.
+        level: "pooled", what the model gives for the whole tile; "stage 1", the finest, and so on; or "all stages".
     """
 
     dataset: str
     label: str
     features: str
     encoder: str
+    level: str = POOLED
+
+    @property
+    def shown(self) -> str:
+        """Features and level in words: "rgb", or "rgb, stage 2"."""
+        return at(self.features, self.level)
 
     @property
     def metric(self) -> str:
@@ -121,6 +130,19 @@ class ProbeRow(Probe):
     def score(self) -> Score:
         """Of the main metric; more is better."""
         return self.scores[self.metric]
+
+
+def chosen(probes: Iterable[ProbeRow]) -> list[ProbeRow]:
+    """The level that validation tiles like best: a probe for each data set, label, features, encoder and protocol.
+
+    The first of equals, and where the validation tiles say nothing. Scores play no part.
+    """
+    best: dict[tuple[str, ...], ProbeRow] = {}
+    for row in probes:
+        key = row.dataset, row.label, row.features, row.encoder, row.protocol
+        if key not in best or row.validation > best[key].validation:
+            best[key] = row
+    return list(best.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class Task(abc.ABC):
 
     def truth(self, batch: Mapping) -> Any:
         """The truth of a batch on the host, arrays [B, ...]."""
-        return np.asarray(batch["labels"][self.target])
+        return np.asarray(jax.device_get(batch["labels"][self.target]))
 
     def check_truth(self, truth: Any, target: Target) -> None:
         """Raises a `DataError` where the truth of a batch cannot be right, for example a class that does not exist."""

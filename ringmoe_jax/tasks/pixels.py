@@ -163,8 +163,8 @@ class Height(Task):
 
     def truth(self, batch: Mapping) -> tuple[np.ndarray, np.ndarray]:
         """Heights [B, H, W] and where they are known, bool."""
-        entry = batch["sensors"][self.target]
-        return np.asarray(entry["pixels"][:, -1, ..., 0]), np.asarray(entry["valid"][:, -1])
+        pixels, valid = jax.device_get([batch["sensors"][self.target][key] for key in ("pixels", "valid")])
+        return pixels[:, -1, ..., 0], valid[:, -1]
 
     def check_truth(self, truth: Any, target: Target) -> None:
         """Any height may be."""

@@ -173,11 +173,14 @@ def train(
 
 
 def place(batch: Mapping, mesh) -> Mapping:
-    """Puts a batch of this process on its devices."""
+    """Puts a batch of this process on its devices; arrays that lie on the only one stay where they are.
+
+    With a mesh, arrays of a device pass through the host, which works for any number of hosts.
+    """
     if mesh is None:
         return jax.device_put(batch)
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, jax.device_get(x)), batch)
 
 
 def count_images(batch: Mapping) -> int:

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -29,6 +30,30 @@ def test_collect_drops_filled_up_tiles_and_stops_at_the_limit():
     assert len(set(found.groups.tolist())) == 5
     assert len(features.collect(parts, encoders, limit=4).groups) == 4
     assert found.joined("identity", ("dem", "dem")).shape == (5, 2)
+
+
+def test_stage_means_are_over_valid_cells():
+    maps = np.arange(2 * 1 * 2 * 2 * 3, dtype=np.float32).reshape(2, 1, 2, 2, 3)
+    valid = np.zeros((2, 1, 4, 4), bool)
+    valid[0, 0, 0, 0] = valid[0, 0, 3, 1] = True  # a pixel each of the cells (0, 0) and (1, 0)
+    batch = {"sensors": {"dem": entry(np.zeros((2, 1, 4, 4, 1)), valid)}}
+    means = features.stage_means({"stages": {"dem": (maps, maps[:, :, :1, :1] + 1)}}, batch)
+    assert means["dem, stage 1"].tolist() == [[3, 4, 5], [0, 0, 0]]  # of (0, 1, 2) and (6, 7, 8); nothing was seen
+    assert means["dem, stage 2"].tolist() == [[1, 2, 3], [0, 0, 0]]
+
+
+def test_levels_of_several_sensors_lie_side_by_side():
+    def values(number, width):
+        return np.full((2, width), number, np.float32)
+
+    own = {"a": values(0, 2), "a, stage 1": values(1, 1), "a, stage 2": values(2, 2)}
+    own |= {"b": values(5, 1), "b, stage 1": values(6, 1), "b, stage 2": values(7, 1), "b, stage 3": values(8, 1)}
+    found = features.Features({"own": own, "flat": {"a": values(0, 2)}}, {}, {}, np.arange(2))
+    assert found.levels("flat", ["a"]) == ["pooled"]
+    assert found.levels("own", ["b"]) == ["pooled", "stage 1", "stage 2", "stage 3", "all stages"]
+    assert found.levels("own", ["a", "b"]) == ["pooled", "stage 1", "stage 2", "all stages"]
+    joined = {level: found.joined("own", ["a", "b"], level)[0].tolist() for level in found.levels("own", ["a", "b"])}
+    assert joined == {"pooled": [0, 0, 5], "stage 1": [1, 6], "stage 2": [2, 2, 7], "all stages": [1, 6, 2, 2, 7]}
 
 
 def test_image_statistics_by_hand_leave_out_what_was_not_observed():
@@ -63,6 +88,18 @@ def test_random_convolutions_pool_over_the_image_and_repeat_with_the_seed():
     first, again, third = (np.asarray(make(s)({"sensors": {"s1_grd": entry(other)}})["s1_grd"]) for s in (0, 0, 1))
     assert (first == again).all()
     assert not np.allclose(first, third)
+
+
+def test_random_convolutions_are_means_of_two_rectified_responses():
+    """By the definition, with the kernels that the seed draws, over images of two dates."""
+    pixels = np.random.default_rng(0).normal(size=(2, 2, 6, 5, 1)).astype(np.float32)
+    statistics = {"dem": sensors.Statistics((0.5,), (2.0,), "test")}
+    found = baselines.random_convolutions(statistics, count=8, seed=3)({"sensors": {"dem": entry(pixels)}})["dem"]
+    kernel = np.asarray(jax.random.normal(jax.random.key(3), (3, 3, 1, 4)))
+    windows = np.lib.stride_tricks.sliding_window_view((pixels - 0.5) / 2, (3, 3), axis=(2, 3))  # [B, T, h, w, C, 3, 3]
+    response = np.einsum("bthwcij,ijcd->bthwd", windows, kernel)
+    both = np.concatenate([np.maximum(response - 1, 0), np.maximum(1 - response, 0)], axis=-1)
+    np.testing.assert_allclose(found, both.mean(axis=(1, 2, 3)), atol=1e-5)
 
 
 def test_decibels():

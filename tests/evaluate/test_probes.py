@@ -39,14 +39,15 @@ def test_neighbours_agree_with_scikit_learn_where_there_are_no_ties():
     generator = np.random.default_rng(0)
     train = split(generator.normal(size=(50, 3)), generator.integers(2, size=50))
     features = generator.normal(size=(40, 3))
-    ours = probes.neighbours(train, features, 5, 2).argmax(axis=1)
-    reference = KNeighborsClassifier(5).fit(train.features, train.labels).predict(features)
-    assert (ours == reference).all()
+    for k, ours in zip((5, 3), probes.neighbours(train, features, [5, 3], 2), strict=True):
+        reference = KNeighborsClassifier(k).fit(train.features, train.labels).predict(features)
+        assert (ours.argmax(axis=1) == reference).all()
 
 
 def test_ties_between_neighbours_go_to_the_nearer_tile():
     train = split([[0.0], [3.0]], [1, 0])
-    assert probes.neighbours(train, np.array([[1.0], [2.0]]), 20, 2).argmax(axis=1).tolist() == [1, 0]
+    (scores,) = probes.neighbours(train, np.array([[1.0], [2.0]]), [20], 2)
+    assert scores.argmax(axis=1).tolist() == [1, 0]
 
 
 def test_several_labels_a_tile_and_what_is_left_out():
@@ -96,14 +97,19 @@ def test_scale_of_a_feature_does_not_matter_and_a_constant_one_does_no_harm():
     )
 
 
+def chosen(train, validation=None):
+    """The C that the linear probe chooses."""
+    return probes.probe(train, train, "ab", ("linear",), validation=validation, resamples=2)[0].penalty
+
+
 def test_penalty_is_strong_for_noise_and_weak_for_signal():
     generator = np.random.default_rng(0)
     signal = generator.normal(size=(400, 30))
     direction = generator.normal(size=30)
     clean = split(signal, (signal @ direction > 0).astype(int))
-    assert probes.choose_penalty(clean, 2, seed=0) >= 1
+    assert chosen(clean) >= 1
     noisy = split(signal, (signal @ direction + 12 * generator.normal(size=400) > 0).astype(int))
-    assert probes.choose_penalty(noisy, 2, seed=0) < 1
+    assert chosen(noisy) < 1
 
 
 def test_penalty_never_splits_a_block():
@@ -115,7 +121,7 @@ def test_penalty_never_splits_a_block():
     original = probes.logistic
     try:
         probes.logistic = lambda inner, x, c, n: (seen.append((inner, x)), original(inner, x, c, n))[1]
-        probes.choose_penalty(tripled, 2, seed=0)
+        chosen(tripled)
     finally:
         probes.logistic = original
     inner, outer = seen[0]
@@ -129,9 +135,27 @@ def test_penalty_is_the_one_that_validation_tiles_like_best():
     noisy = split(features, (features[:, 0] + 3 * generator.normal(size=200) > 0).astype(int))
     fresh = generator.normal(size=(400, 100))
     honest = split(fresh, (fresh[:, 0] > 0).astype(int))
-    assert probes.choose_penalty(noisy, 2, 0, validation=noisy) >= 1  # learning by heart pays
-    assert probes.choose_penalty(noisy, 2, 0, validation=honest) <= 0.1
-    assert probes.choose_penalty(noisy, 2, 0, validation=split(np.zeros((4, 100)), [0, 0, 0, 0])) == 1  # cannot tell
+    assert chosen(noisy, noisy) >= 1  # learning by heart pays
+    assert chosen(noisy, honest) <= 0.1
+    assert chosen(noisy, split(np.zeros((4, 100)), [0, 0, 0, 0])) == 1  # cannot tell
+
+
+def test_what_features_are_chosen_by_is_the_metric_on_validation_tiles_of_a_fit_without_them():
+    """A split that is scored plays no part, and neither does the refitting: every tenth label is wrong there."""
+    train, validation, test = clouds(0), clouds(1, tiles=50), clouds(2)
+    validation.labels[:] = np.where(np.arange(50) % 10 == 0, (validation.labels + 1) % 3, validation.labels)
+    test.labels[:] = (test.labels + 1) % 3
+    for result in probes.probe(train, test, "abc", ("knn5", "knn7", "linear"), validation=validation, resamples=5):
+        assert result.validation == pytest.approx(0.9)
+        assert result.scores["accuracy"].value == 0
+    for result in probes.probe(train, test, "abc", resamples=5):  # no validation tiles: a fifth of the training tiles
+        assert result.validation == 1
+
+
+@pytest.mark.parametrize("name", ["knn", "knn0", "nearest", "knn5x"])
+def test_a_probe_that_there_is_not(name):
+    with pytest.raises(ConfigError, match=f'no probe "{name}": wanted linear, or knn5'):
+        probes.probe(clouds(0), clouds(1), "abc", (name,))
 
 
 @pytest.fixture
@@ -174,10 +198,12 @@ def test_neighbours_are_training_tiles_and_the_linear_probe_is_refitted_on_valid
     results = probes.probe(train, clouds(2), "abc", validation=validation, resamples=5)
     assert [r.train for r in results] == [60, 60, 90]
     assert [(name, len(labels)) for name, _, labels, *_ in fitted] == [
-        *[("neighbours", 60)] * 2,
-        *[("logistic", 60)] * len(probes.PENALTIES),
+        *[("neighbours", 60)] * 2,  # for test and for validation tiles, whatever k
+        ("logistic", 60),
         ("logistic", 90),
     ]
+    assert fitted[2][3] == probes.PENALTIES
+    assert fitted[3][3] == [results[2].penalty]
     assert fitted[-1][2] == [*train.labels, *validation.labels]
     np.testing.assert_allclose(np.mean(fitted[-1][1], axis=0), 0, atol=1e-9)  # z-scored on what is fitted
 

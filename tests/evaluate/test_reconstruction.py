@@ -27,6 +27,7 @@ def model(guess):
             "heads": {"s1_grd": {"pixels": jnp.full_like(image, guess)}},
             "pixel_mask": {"s1_grd": entry["valid"] & mask},
             "pooled": {"s1_grd": image.mean(axis=(1, 2, 3))},
+            "stages": {},
             "sensors": {"s1_grd": sensors.get("s1_grd")},
             "statistics": {"s1_grd": STATISTICS},
             "routing": {},

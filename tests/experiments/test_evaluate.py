@@ -11,6 +11,7 @@ import pytest
 
 from experiments import evaluate as evaluate_script
 from experiments import report as report_script
+from experiments.reports import evaluation as report
 from experiments.reports import pretraining
 from experiments.run import score, tables
 from experiments.run.evaluate import evaluate
@@ -22,7 +23,7 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import PretrainConfig, Run, results
-from ringmoe_jax.run.evaluation import EVALUATION, ComparisonRow, Evaluation, ProbeRow, RankRow
+from ringmoe_jax.run.evaluation import EVALUATION, ComparisonRow, Evaluation, ProbeRow, RankRow, chosen
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
@@ -201,6 +202,8 @@ def test_a_test_split_is_scored_with_few_labels_and_without_a_sensor(workdir, tm
         (["--without", "dem", "s1_grd"], "--without dem s1_grd leaves no sensor"),
         (["--fractions", "0"], "--fractions 0.0: wanted shares above 0"),
         (["--draws", "0"], "--draws 0: wanted 1 or more"),
+        (["--features", "stage"], '--features "stage" does not exist: did you mean "stages"'),
+        (["--neighbours", "5", "0"], "--neighbours 5 0: wanted numbers from 1"),
     ],
 )
 def test_a_bad_option_is_one_line(workdir, options, message, capsys):
@@ -236,7 +239,8 @@ def test_a_fine_tuned_run_is_scored_by_its_task(fine_tuned, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--protocol", "knn"], ["--fractions", "0.1"], ["--max_tiles", "5"], ["--draws", "2"]]
+    "options",
+    [["--protocol", "knn"], ["--fractions", "0.1"], ["--max_tiles", "5"], ["--draws", "2"], ["--features", "stages"]],
 )
 def test_options_of_probes_make_no_sense_for_a_task(fine_tuned, options, capsys):
     folder, calls = fine_tuned
@@ -291,7 +295,56 @@ def test_findings_say_who_wins(ours, theirs, words):
     (sentence,) = pretraining.findings(bare(probes=(*rows, row("random weights", between(*theirs)))))
     assert words in sentence
     assert sentence.startswith("set, crops: ")
-    assert sentence.endswith("(the best probe of each: s2_12, linear; s2_12, linear).")
+    assert sentence.endswith(
+        "(s2_12, linear, which the tiles that choose like best; s2_12, linear, the best of the baselines)."
+    )
+
+
+def leveled(level, validation, score, protocol="knn5", encoder="pre-trained"):
+    where = dict(dataset="set", label="crops", features="rgb", encoder=encoder, level=level)
+    scores = {"accuracy": between(score - 0.1, score + 0.1)}
+    return ProbeRow(protocol, 1.0, 1, scores, (), 20, 5, 5, 0, **where, validation=validation)
+
+
+def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
+    rows = (
+        *(leveled("pooled", 0.5, 0.9), leveled("stage 1", 0.8, 0.3), leveled("all stages", 0.8, 0.7)),
+        *(leveled("pooled", 0.9, 0.4, "linear"), leveled("stage 1", np.nan, 0.95, "linear")),
+        leveled("pooled", np.nan, 0.2, "knn5", "random weights"),
+    )
+    best = [(row.encoder, row.protocol, row.level) for row in chosen(rows)]
+    assert best == [
+        *(("pre-trained", "knn5", "stage 1"), ("pre-trained", "linear", "pooled")),
+        ("random weights", "knn5", "pooled"),
+    ]
+    (sentence,) = pretraining.findings(bare(probes=rows))
+    assert "ahead of random weights, but their intervals overlap: accuracy 0.400" in sentence  # the linear probe's
+    assert "(rgb, linear, which the tiles that choose like best; rgb, knn5, the best of the baselines)" in sentence
+    table = pretraining.ProbeTable(rows)
+    assert [row.shown for row in table.chosen] == ["rgb, stage 1", "rgb"]
+    assert table.rows["rgb, stage 1", "pre-trained"].keys() == {"knn5", "linear"}
+    report.show(bare(probes=rows))
+    printed = capsys.readouterr().out
+    assert re.search(r"rgb +pre-trained +0.300 \(0.200 to 0.400\) stage 1 +0.400 \(0.300 to 0.500\) pooled", printed)
+
+
+def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
+    stages = evaluate(str(workdir), features="stages", neighbours=(3,), protocol="knn", out=str(tmp_path))
+    levels = ["pooled", "stage 1", "stage 2", "all stages"]
+    for encoder, wanted in {
+        "pre-trained": levels,
+        "random weights": levels,
+        "random convolutions": ["pooled"],
+        "image statistics": ["pooled"],
+    }.items():
+        for features in ("s1_grd", "dem", "s1_grd + dem"):
+            rows = [r for r in stages.probes if (r.encoder, r.features, r.label) == (encoder, features, "class")]
+            assert [r.level for r in rows] == wanted
+            assert {r.protocol for r in rows} == {"knn3"}
+    widths = {(row.features, row.encoder): row.width for row in stages.ranks}
+    assert widths["s1_grd, stage 1", "pre-trained"] == 8
+    assert widths["s1_grd, stage 2", "random weights"] == 16
+    assert results.load(Evaluation, tmp_path / EVALUATION).probes[1].level == "stage 1"
 
 
 def test_findings_name_undecided_routers_dead_experts_and_full_ones():

@@ -348,6 +348,18 @@ def pairs(root, name):
     return Expected({"train": 2, "validation": 1, "test": 1}, "change", value, frames={"rgb": 2})
 
 
+@tree("ombria")
+def ombria(root, _):
+    for split, count in (("train", 20), ("test", 2)):
+        for i in range(count):
+            for sensor, folder in (("s2_8bit", "S2"), ("s1_8bit", "S1")):
+                for date in ("before", "after"):
+                    image(root / split / f"{folder}_{date}" / f"{i:04}.png", sensor)
+            write(root / split / "mask" / f"{i:04}.png", codes((0, 255)))
+    frames = {"s2_8bit": 2, "s1_8bit": 2}
+    return Expected({"train": 17, "validation": 3, "test": 2}, "flood", classes_by_row(2, void=False), frames=frames)
+
+
 @tree("oscd")
 def oscd(root, _):
     start = "Onera Satellite Change Detection dataset - "

@@ -8,9 +8,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline import augment, masking
+from input_pipeline import augment, masking, rules
 from ringmoe_jax.data_config import PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.sensors import Statistics
 
 WHOLE = np.array([0, 0, 1, 1], np.float32)
 RATIO = (3 / 4, 4 / 3)
@@ -127,8 +128,10 @@ def test_ground_says_where_turned_pixels_come_from(mirrored, quarters):
 def disturbed(pixels, resampling, seed=0, valid=None, **changes):
     valid = np.ones(pixels.shape[:3], bool) if valid is None else valid
     pixels = tf.constant(np.where(valid[..., None], pixels, 0), tf.float32)
-    chosen = PhotometricConfig(**changes)
-    return [a.numpy() for a in augment.disturb(pixels, tf.constant(valid), tf.constant([seed, 5]), chosen, resampling)]
+    channels = np.arange(1, pixels.shape[-1] + 1)
+    statistics = Statistics(tuple(0.1 * channels), tuple(0.5 * channels), "made up")
+    arguments = pixels, tf.constant(valid), tf.constant([seed, 5]), PhotometricConfig(**changes), resampling, statistics
+    return [a.numpy() for a in augment.disturb(*arguments)]
 
 
 def test_gain_multiplies_power():
@@ -146,6 +149,38 @@ def test_gain_is_log_normal():
     logs = np.log(np.stack([disturbed(ones, "linear", seed, gain=0.3)[0] for seed in range(200)]))
     assert logs.std() == pytest.approx(0.3, rel=0.1)
     assert abs(logs.mean()) < 0.04
+
+
+def test_offset_adds_in_standard_deviations_of_the_band():
+    """Band i deviates by i / 2, so its shifts do by 0.3 i / 2; they hold for all dates and pixels of it."""
+    pixels = np.random.default_rng(0).uniform(0, 1, (2, 3, 3, 4)).astype(np.float32)
+    valid = np.ones((2, 3, 3), bool)
+    valid[1, 0, 0] = False
+    draws = np.stack([disturbed(pixels, "linear", seed, valid, offset=0.3)[0] - pixels for seed in range(300)])
+    assert (draws[:, ~valid] == -pixels[~valid]).all()  # 0 they stay
+    shifts = draws[:, valid]
+    np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1], shifts.shape), atol=1e-6)
+    np.testing.assert_allclose(shifts[:, 0].std(0), 0.3 * 0.5 * np.arange(1, 5), rtol=0.15)
+    assert (abs(shifts[:, 0].mean(0)) < 0.15 * shifts[:, 0].std(0) * 1.7).all()  # 4 deviations of a mean of 300
+
+
+@pytest.mark.parametrize(("resampling", "bands"), [("linear", 4), ("decibel", 4), ("complex", 2)])
+def test_dropped_bands_hold_their_mean_and_one_is_kept(resampling, bands):
+    pixels = np.random.default_rng(0).normal(5, 1, (2, 3, 3, 4)).astype(np.float32)
+    valid = np.ones((2, 3, 3), bool)
+    valid[0, 1, 1] = False
+    counts = []
+    for seed in range(200):
+        out = disturbed(pixels, resampling, seed, valid, drop_band=0.5)[0]
+        assert not out[~valid].any()
+        dropped = (out[valid] != pixels[valid]).any(0)
+        np.testing.assert_allclose(out[valid][:, dropped], np.tile(0.1 * np.arange(1, 5)[dropped], (17, 1)), rtol=1e-6)
+        counts.append(dropped.reshape(bands, -1).all(1).sum())
+        assert counts[-1] == dropped.reshape(bands, -1).any(1).sum()  # re and im go together
+    chances = {4: [1, 4, 6, 5, 0], 2: [4, 12, 0, 0, 0]}[bands]  # of 16: all are never dropped
+    np.testing.assert_allclose(np.bincount(counts, minlength=5) / 200, np.array(chances) / 16, atol=0.12)
+    every = disturbed(pixels, resampling, drop_band=1)[0]
+    assert (every == pixels).all((0, 1, 2)).sum() == 4 // bands
 
 
 def test_gain_keeps_phase():
@@ -221,13 +256,13 @@ def test_class_maps_take_the_class_at_the_centre():
 
 def test_complex_box():
     shapes = {"s2": (1, 48, 48), "slc": (1, 96, 96), "other": (1, 80, 80)}
-    rules = {"s2": "linear", "slc": "complex", "other": "complex"}
-    assert augment.complex_box({"s2": shapes["s2"]}, rules, 64, "x") is None
-    assert augment.complex_box({n: shapes[n] for n in ("s2", "slc")}, rules, 48, "x") == (0.5, 0.5)
+    kinds = {"s2": "linear", "slc": "complex", "other": "complex"}
+    assert rules.complex_box({"s2": shapes["s2"]}, kinds, 64, "x") is None
+    assert rules.complex_box({n: shapes[n] for n in ("s2", "slc")}, kinds, 48, "x") == (0.5, 0.5)
     with pytest.raises(DataError, match=r'"slc" are 96 x 96 px, smaller than image_size = 97.*at most 96'):
-        augment.complex_box({"slc": shapes["slc"]}, rules, 97, "x")
+        rules.complex_box({"slc": shapes["slc"]}, kinds, 97, "x")
     with pytest.raises(ConfigError, match="slc, other"):
-        augment.complex_box(shapes, rules, 48, "x")
+        rules.complex_box(shapes, kinds, 48, "x")
 
 
 @given(side=st.integers(1, 9), ratio=st.floats(0, 1), seed=st.integers(0, 100))
@@ -243,4 +278,4 @@ def test_ringmoe_hides_22_of_36_cells_evenly():
     assert (masks.sum((1, 2)) == 22).all()
     # binomial(300, 22 / 36): mean 183.3, standard deviation 8.4; 36 cells within 4.5 of them
     np.testing.assert_allclose(masks.sum(0), 183.3, atol=38)
-    assert masking.hidden_cells(1, 5, 0.6) == 3
+    assert rules.hidden_cells(1, 5, 0.6) == 3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,67 @@ def test_bolivia_is_a_split_and_lists_may_be_absent(tmp_path):
     assert "by CRC-32: our choice" in meta.description
 
 
+def zipped(root, archive, folder=""):
+    """A zip of a folder's images, and what a Mac puts into one."""
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(root.glob("*/*")):
+            file.write(path, Path(folder) / path.relative_to(root))
+            file.writestr(f"__MACOSX/{path.parent.name}/._{path.name}", b"no image")
+    return archive
+
+
+@pytest.mark.parametrize("folder", ["", "2750", "data/EuroSAT_RGB"])
+def test_eurosat_from_its_zip_by_the_spatial_split(folder, tmp_path, capsys):
+    root = tmp_path / "in"
+    root.mkdir()
+    TREES["eurosat_rgb"](root)
+    for path, level in ((root / "River/River_3.jpg", 0), (root / "SeaLake/SeaLake_1.jpg", 200)):  # others are 60 to 140
+        write(path, np.full((3, 64, 64), level, np.uint8))
+    archive = zipped(root, tmp_path / "EuroSAT.zip", folder)
+    arguments = ["--source", str(archive), "--dataset", "eurosat_rgb", "--split", "spatial"]
+    arguments += ["--out", str(tmp_path / "out")]
+    assert command.main(arguments) == 1
+    assert "eurosat-spatial-train.txt cannot be read" in capsys.readouterr().err
+    parts = {"train": ("River_3", "SeaLake_1"), "val": ("River_1",), "test": ("SeaLake_2", "River_0", "River_9")}
+    for part, names in parts.items():
+        lines = "".join(f"{name}.jpg\n" for name in names)
+        (tmp_path / f"eurosat-spatial-{part}.txt").write_text(lines)  # beside the archive
+    assert command.main(arguments) == 0
+    assert "note: 14 of 20 files are in no list: left out (River_2, River_4, River_5, ...)" in capsys.readouterr().out
+    found = {split: stored(tmp_path / "out", split) for split in ("train", "validation", "test")}
+    assert sorted(found["train"]) == ["River/River_3/0/0", "SeaLake/SeaLake_1/0/0"]
+    assert sorted(found["test"]) == ["River/River_0/0/0", "River/River_9/0/0", "SeaLake/SeaLake_2/0/0"]
+    assert sorted(found["validation"]) == ["River/River_1/0/0"]
+    labels = {name: example["labels"]["label"] for name, example in found["test"].items()}
+    assert labels == {"River/River_0/0/0": 8, "River/River_9/0/0": 8, "SeaLake/SeaLake_2/0/0": 9}
+    info = open_dataset(tmp_path / "out", ["rgb"]).metadata.sensors["rgb"]
+    np.testing.assert_allclose(info.mean, [100 / 255] * 3, atol=1e-6)  # of the split "train" alone
+    np.testing.assert_allclose(info.std, [100 / 255] * 3, atol=1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("in", "out", "EuroSAT.zip"),
+        *(f"eurosat-spatial-{part}.txt" for part in parts),
+    }
+
+
+def test_sources_that_are_not_one_data_set(tmp_path):
+    def refused(source, **options):
+        with pytest.raises(DataError) as caught:
+            catalog.prepare("eurosat_rgb", source, tmp_path / "out", **options)
+        return str(caught.value)
+
+    TREES["eurosat_rgb"](tmp_path / "in/one")
+    TREES["eurosat_rgb"](tmp_path / "in/two")
+    assert "holds folders of classes in one and two: give one of them" in refused(tmp_path / "in")
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    assert "broken.zip cannot be unpacked (File is not a zip file)" in refused(tmp_path / "broken.zip")
+    assert 'splits "spacial" are not published for eurosat_rgb: did you mean "spatial"' in refused(
+        tmp_path / "in/one", splits="spacial"
+    )
+    with pytest.raises(DataError, match="not published for aid: it has one way alone"):
+        catalog.prepare("aid", tmp_path / "in/one", tmp_path / "out", splits="spatial")
+    assert not (tmp_path / "out").exists()
+
+
 def test_odd_sizes_of_chips_stay_one_sample(tmp_path):
     root = tmp_path / "in"
     root.mkdir()
@@ -247,6 +309,39 @@ def test_real_chips_by_folder(tmp_path, monkeypatch):
     assert open_dataset(tmp_path / "out", ["rgb"]).size("train") == 300
     assert report.seen["label"].tolist() == [150, 150]
     assert report.lines(meta.labels) == []
+
+
+def test_pixels_of_floods_that_a_sensor_missed_are_not_labelled(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    TREES["ombria"](root)
+    dark = np.full((3, 16, 16), 70, np.uint8)
+    dark[:, 0, 0], dark[0, 1, 1] = 0, 0  # black is not observed; dark in one band is
+    white = np.full((1, 16, 16), 70, np.uint8)
+    white[:, 2, 2] = 255
+    write(root / "test/S2_before/0001.png", dark)
+    write(root / "test/S1_after/0001.png", white)
+    catalog.prepare("ombria", root, tmp_path / "out", tile=16)
+    example = stored(tmp_path / "out", "test")["test/0001/0/0"]
+    missed = {name: np.argwhere(~entry["valid"]).tolist() for name, entry in example["sensors"].items()}
+    assert missed == {"s2_8bit": [[0, 0, 0]], "s1_8bit": [[1, 2, 2]]}
+    assert np.argwhere(example["labels"]["flood"] == UNLABELLED).tolist() == [[0, 0], [2, 2]]
+
+
+def test_real_floods(tmp_path):
+    source = real("multimodal/ombria")
+    meta = catalog.prepare("ombria", source, tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out", ["s2_8bit", "s1_8bit"])
+    assert [dataset.size(split) for split in ("train", "validation", "test")] == [204, 36, 70]
+    assert {name: info.shape for name, info in meta.sensors.items()} == dict.fromkeys(meta.sensors, (2, 256, 256))
+    darker = unlabelled = 0
+    for example in stored(tmp_path / "out", "test").values():
+        flooded = example["labels"]["flood"] == 1
+        before, after = example["sensors"]["s1_8bit"]["pixels"][..., 0].astype(float)
+        darker += after[flooded].mean() - before[flooded].mean() < after[~flooded].mean() - before[~flooded].mean()
+        unlabelled += (example["labels"]["flood"] == UNLABELLED).mean() / 70
+    assert darker > 60  # water is dark to a radar
+    assert 0 < unlabelled < 0.03
 
 
 def test_real_tree_crowns(tmp_path, monkeypatch):

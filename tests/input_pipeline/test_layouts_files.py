@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from input_pipeline.layouts import templates
+from input_pipeline.layouts import Request, templates
 from input_pipeline.layouts.rasters import Colours, Layers, Mask, Raster, Values
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
 from input_pipeline.schema import UNLABELLED
@@ -61,30 +61,47 @@ def test_paths_with_brackets_are_no_patterns(tmp_path):
 # Splits ---------------------------------------------------------------------------------------------------------------
 
 
+def asked(source, **options):
+    return Request(source, (), (), 1, 1, **options)
+
+
 def ids(places):
     return {split: sorted(fields["id"] for fields in found) for split, found in places.items()}
 
 
 def test_fractions_divide_every_class_and_never_change(tmp_path):
     touch(tmp_path, *(f"{kind}/{i}.png" for kind in "ab" for i in range(10)))
-    places, rule = Fractions(0.2, 0.1, within="class").divide(tmp_path, "{class}/{id}.png")
+    places, rule = Fractions(0.2, 0.1, within="class").divide(asked(tmp_path), "{class}/{id}.png")
     assert rule == "70% / 20% / 10% of each class by CRC-32: our choice"
     for kind in "ab":
         counts = {split: sum(f["class"] == kind for f in found) for split, found in places.items()}
         assert counts == {"train": 7, "validation": 2, "test": 1}
-    assert places == Fractions(0.2, 0.1, within="class").divide(tmp_path, "{class}/{id}.png")[0]
+    assert places == Fractions(0.2, 0.1, within="class").divide(asked(tmp_path), "{class}/{id}.png")[0]
     names = [f["class"] + f["id"] for found in places.values() for f in found]
     assert len(set(names)) == 20
-    assert set(Fractions(0.1).divide(tmp_path, "{class}/{id}.png")[0]) == {"train", "validation"}
+    assert set(Fractions(0.1).divide(asked(tmp_path), "{class}/{id}.png")[0]) == {"train", "validation"}
 
 
 def test_folders_may_come_in_parts(tmp_path):
     touch(tmp_path, "train/one/1.png", "train/two/2.png", "val/3.png")
     splits = Folders({"train": ("train/one", "train/two"), "validation": "val"})
-    places, rule = splits.divide(tmp_path, "{split}/{id}.png")
+    places, rule = splits.divide(asked(tmp_path), "{split}/{id}.png")
     assert ids(places) == {"train": ["1", "2"], "validation": ["3"]}
     assert "train/one, train/two, val" in rule
-    assert "holds no file test/{id}.png" in message(Folders({"test": "test"}).divide, tmp_path, "{split}/{id}.png")
+    assert "holds no file test/{id}.png" in message(
+        Folders({"test": "test"}).divide, asked(tmp_path), "{split}/{id}.png"
+    )
+
+
+def test_a_share_of_the_training_folder_may_be_for_validation(tmp_path):
+    touch(tmp_path, *(f"{split}/{i}.png" for split in ("train", "test") for i in range(20)))
+    splits = Folders({"train": "train", "test": "test"}, validation=0.15)
+    places, rule = splits.divide(asked(tmp_path), "{split}/{id}.png")
+    assert {split: len(found) for split, found in places.items()} == {"train": 17, "test": 20, "validation": 3}
+    assert {fields["split"] for fields in places["validation"] + places["train"]} == {"train"}
+    assert len({fields["id"] for fields in places["validation"] + places["train"]}) == 20
+    assert splits.divide(asked(tmp_path), "{split}/{id}.png")[0] == places
+    assert rule == "as published, folders train, test; 15% of train for validation by CRC-32: our choice"
 
 
 def test_lists_say_who_and_files_say_where(tmp_path):
@@ -92,32 +109,44 @@ def test_lists_say_who_and_files_say_where(tmp_path):
     (tmp_path / "train.txt").write_text("1.jpg\n\n3.jpg\n")
     (tmp_path / "val.txt").write_text("2.jpg\n")
     lists = Lists({"train": "train.txt", "validation": "val.txt"}, "{id}.jpg", "theirs", Fractions(0.5))
-    places, rule = lists.divide(tmp_path, "{class}/{id}.tif")
+    places, rule = lists.divide(asked(tmp_path), "{class}/{id}.tif")
     assert places["train"] == [{"class": "a", "id": "1"}, {"class": "b", "id": "3"}]
     assert places["validation"] == [{"class": "b", "id": "2"}]
     assert rule == "theirs, lists train.txt, val.txt"
-    (tmp_path / "val.txt").write_text("4.jpg\n")
-    assert 'has no file of "4", listed for validation' in message(lists.divide, tmp_path, "{class}/{id}.tif")
+    (tmp_path / "val.txt").write_text("4.jpg\n2.jpg\n5.jpg\n")
+    lacking = "lacks 2 of the 3 files listed for validation: 4, 5 "
+    assert lacking in message(lists.divide, asked(tmp_path), "{class}/{id}.tif")
     (tmp_path / "val.txt").write_text("2\n")
-    assert "line '2': wanted {id}.jpg" in message(lists.divide, tmp_path, "{class}/{id}.tif")
+    assert "line '2': wanted {id}.jpg" in message(lists.divide, asked(tmp_path), "{class}/{id}.tif")
     (tmp_path / "val.txt").unlink()
-    assert "wanted the list of the split validation" in message(lists.divide, tmp_path, "{class}/{id}.tif")
+    assert "wanted the list of the split validation" in message(lists.divide, asked(tmp_path), "{class}/{id}.tif")
     (tmp_path / "train.txt").unlink()
-    assert lists.divide(tmp_path, "{class}/{id}.tif")[1] == "50% / 50% of all by CRC-32: our choice"
+    assert lists.divide(asked(tmp_path), "{class}/{id}.tif")[1] == "50% / 50% of all by CRC-32: our choice"
+
+
+def test_files_in_no_list_are_noted_and_lists_may_lie_elsewhere(tmp_path):
+    touch(tmp_path / "in", *(f"a/{i}.tif" for i in range(6)))
+    (tmp_path / "train.txt").write_text("1.jpg\n")
+    lists = Lists({"train": "train.txt"}, "{id}.jpg", "theirs")
+    request = asked(tmp_path / "in", lists=(tmp_path,))
+    assert ids(lists.divide(request, "{class}/{id}.tif")[0]) == {"train": ["1"]}
+    assert request.report.notes == ["5 of 6 files are in no list: left out (0, 2, 3, ...)"]
+    touch(tmp_path / "in", "train.txt")  # an empty list, but nearer
+    assert "the lists say nothing" in message(lists.divide, request, "{class}/{id}.tif")
 
 
 def test_sections_columns_and_names(tmp_path):
     (tmp_path / "division.txt").write_text("train:\na.tif\nb.tif\n\ntest:\nc.tif\n")
     sections = Lists(dict.fromkeys(("train", "test"), "division.txt"), "{id}.tif")
-    assert ids(sections.divide(tmp_path, "{id}.png")[0]) == {"train": ["a", "b"], "test": ["c"]}
+    assert ids(sections.divide(asked(tmp_path), "{id}.png")[0]) == {"train": ["a", "b"], "test": ["c"]}
     wrong = Lists(dict.fromkeys(("training", "test"), "division.txt"), "{id}.tif")
-    assert 'no section "training:": did you mean "train"' in message(wrong.divide, tmp_path, "{id}.png")
+    assert 'no section "training:": did you mean "train"' in message(wrong.divide, asked(tmp_path), "{id}.png")
     (tmp_path / "rows.csv").write_text("a_S1.tif,a_Label.tif\n")
     rows = Lists({"train": "rows.csv"}, "{id}_{layer}.tif,{id}_Label.tif")
-    assert ids(rows.divide(tmp_path, "{id}.png")[0]) == {"train": ["a"]}
+    assert ids(rows.divide(asked(tmp_path), "{id}.png")[0]) == {"train": ["a"]}
     named = Named({"train": ("x", "y"), "test": ("z",)}, "theirs")
-    assert ids(named.divide(tmp_path, "{id}.png")[0]) == {"train": ["x", "y"], "test": ["z"]}
-    assert "the lists say id, the files are {name}.png" in message(named.divide, tmp_path, "{name}.png")
+    assert ids(named.divide(asked(tmp_path), "{id}.png")[0]) == {"train": ["x", "y"], "test": ["z"]}
+    assert "the lists say id, the files are {name}.png" in message(named.divide, asked(tmp_path), "{name}.png")
 
 
 # Images ---------------------------------------------------------------------------------------------------------------

@@ -44,8 +44,11 @@ VALUES = {
         ),
         ({"views": {"grid": "s1_grd"}}, r"""data.views.grid = 's1_grd': .*"a" reads rgb, s2_10"""),
         ({"views": {"date_jitter": -1}}, r"data.views.date_jitter = -1"),
+        ({"reader": "gpu"}, 'data.reader = \'gpu\': wanted "tf" or "device"'),
         ({"views": {"photometric": {"rgb": {"gain": -0.1}}}}, r"data.views.photometric.rgb.gain = -0.1"),
         ({"views": {"photometric": {"rgb": {"blur": 1.1}}}}, r"data.views.photometric.rgb.blur = 1.1: .*probability"),
+        ({"views": {"photometric": {"rgb": {"offset": -1}}}}, r"data.views.photometric.rgb.offset = -1"),
+        ({"views": {"photometric": {"rgb": {"drop_band": 2}}}}, r"photometric.rgb.drop_band = 2.0: .*probability"),
         ({"views": {"photometric": {"rgb": {"solarise": -1}}}}, r"data.views.photometric.rgb.solarise = -1"),
         ({"views": {"photometric": {"rgb": {"blurr": 1}}}}, r'blurr does not exist: did you mean "blur"'),
         ({"views": 3}, r"data.views = 3: wanted the keys of ViewsConfig"),
@@ -90,6 +93,8 @@ def test_data_that_does_not_fit(pair, changes, error, message):
         ("slc_dual", {"blur": 0.5}, "data.views.photometric.slc_dual.blur = 0.5: complex samples are never averaged"),
         ("slc_dual", {"solarise": 0.5}, 'slc_dual.solarise = 0.5: values are in "complex amplitude'),
         ("s1_grd", {"solarise": 0.5}, r's1_grd.solarise = 0.5: values are in "dB \(sigma0\)", -60 to 40'),
+        ("s1_grd", {"offset": 0.5}, r's1_grd.offset = 0.5: values are in "dB .*, to which nothing adds.*: set gain'),
+        ("slc_dual", {"offset": 0.5}, 'slc_dual.offset = 0.5: values are in "complex amplitude.*wanted 0$'),
         ("rbg", {"gain": 0.5}, 'data.views.photometric names "rbg", which is no sensor: did you mean "rgb"'),
     ],
 )
@@ -99,6 +104,14 @@ def test_disturbances_that_a_sensor_does_not_allow(pair, sensor, disturbance, me
         train_batches(config(pair, chosen))
 
 
+@pytest.mark.parametrize(("sensor", "bands"), [("s1_grd", ("VV",)), ("slc_dual", ("VH_re", "VH_im"))])
+def test_the_only_band_cannot_be_dropped(pair, sensor, bands):
+    chosen = ViewsConfig(photometric={sensor: PhotometricConfig(drop_band=0.5)})
+    train_batches(config(pair, chosen))
+    with pytest.raises(ConfigError, match=f"{sensor}.drop_band = 0.5: one band is always kept, and it has one"):
+        train_batches(config(pair, chosen, bands={sensor: bands}))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -106,6 +119,7 @@ def test_disturbances_that_a_sensor_does_not_allow(pair, sensor, disturbance, me
         ({"sizes": {"rgb": 6}, "mask_unit": 4}, ConfigError, "sizes.rgb = 6: .*a multiple of mask_unit = 4"),
         ({"sizes": {"rbg": 8}}, ConfigError, 'sizes names "rbg"'),
         ({"frames": {"rgb": 0}}, DataError, "frames.rgb = 0: wanted 1 to 1"),
+        ({"reader": "tff"}, ConfigError, 'reader "tff" does not exist: did you mean "tf"'),
         ({"grid": "s2_10"}, ConfigError, 'reads no sensor "s2_10", which is the grid'),
         ({"sizes": {"rgb": 9}, "grid": "rgb"}, DataError, '"rgb" are 8 x 8 px, smaller than the 9 px'),
     ],
