@@ -76,7 +76,9 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
     """
     rules.check_names("data.sizes", config.sizes)
     rules.check_names("data.frames", config.frames)
-    rules.check_names("data.views.photometric", config.views.photometric if config.views else ())
+    if config.views:
+        rules.check_names("data.views.sizes", config.views.sizes)
+        rules.check_names("data.views.photometric", config.views.photometric)
     datasets = {n: open_dataset(s.directory, s.sensors, config.bands) for n, s in config.streams.items()}
     owners: dict[str, str] = {}
     for name, stream in config.streams.items():

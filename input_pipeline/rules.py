@@ -71,7 +71,7 @@ class ViewRules:
             DataError: a tile is smaller than its window, or has fewer dates than are asked for.
         """
         scale, ratio = config.streams[stream].crop_scale, config.streams[stream].crop_ratio
-        sizes = {name: config.size(name) for name in dataset.sensors}
+        sizes = {name: config.view_size(name) for name in dataset.sensors}
         check_frames(dataset, config.frames)
         grid = config.views.grid if config.views else ""
         snapped = snapping_sensor(dataset, sizes, grid, f"data.streams.{stream}")

@@ -73,6 +73,8 @@ class ViewsConfig:
         grid: sensor of every stream whose stored pixels views are snapped to: a view is a window of its size x size
             whole pixels, and the other sensors show exactly that ground. "" draws boxes by the stream's `crop_scale`.
             A complex sensor keeps its native samples either way.
+        sizes: rows and columns of both views by sensor, in pixels; those of `DataConfig.size`, which evaluation shows,
+            where absent.
         overlap: smallest share of the first view's area that the second shows.
         local: number of local crops, small looks at one sensor.
         local_sensor: the sensor that local crops show.
@@ -82,6 +84,7 @@ class ViewsConfig:
     """
 
     grid: str = ""
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     overlap: float = 0.25
     local: int = 0
     local_sensor: str = ""
@@ -181,20 +184,27 @@ class DataConfig:
         """Rows and columns of a sensor's images, in pixels."""
         return self.sizes.get(sensor, self.image_size)
 
+    def view_size(self, sensor: str) -> int:
+        """Rows and columns of a sensor's images in training, in pixels."""
+        return self.views.sizes.get(sensor, self.size(sensor)) if self.views else self.size(sensor)
+
     def _check_views(self, views: ViewsConfig) -> None:
         for name, stream in self.streams.items():
             wanted = f'"" or a sensor that every stream reads, and "{name}" reads {", ".join(stream.sensors)}'
             _want(not views.grid or views.grid in stream.sensors, "views.grid", views.grid, wanted)
+        for name, size in views.sizes.items():
+            wanted = f"a positive multiple of mask_unit = {self.mask_unit}" if self.mask_unit else "pixels > 0"
+            _want(size > 0 and size % max(1, self.mask_unit) == 0, f"views.sizes.{name}", size, wanted)
         if not views.local:
             return
         known = [sensor for stream in self.streams.values() for sensor in stream.sensors]
         wanted = f"a sensor that is read: {nearest(views.local_sensor, known)}"
         _want(views.local_sensor in known, "views.local_sensor", views.local_sensor, wanted)
-        size = self.size(views.local_sensor)
+        size = self.view_size(views.local_sensor)
         wanted = f'at most the {size} px of "{views.local_sensor}"'
         _want(views.local_size <= size, "views.local_size", views.local_size, wanted)
         if views.grid:
-            side, wanted = self.size(views.grid), f'a whole number of pixels of "{views.grid}"'
+            side, wanted = self.view_size(views.grid), f'a whole number of pixels of "{views.grid}"'
             wanted += f': a multiple of {size // math.gcd(size, side)}, for {size} px are {side} of "{views.grid}"'
             _want(views.local_size * side % size == 0, "views.local_size", views.local_size, wanted)
 

@@ -124,7 +124,7 @@ def batch_shapes(config: PretrainConfig, rows: Mapping[str, int]) -> dict:
     """Shapes of a batch. Series have as many dates as `data.frames` says, one where it does not."""
     data, views = config.data, config.data.views
     images = {
-        name: ahead.Images(number, data.frames.get(name, 1), data.size(name), data.mask_unit, views is not None)
+        name: ahead.Images(number, data.frames.get(name, 1), data.view_size(name), data.mask_unit, views is not None)
         for name, number in rows.items()
     }
     further = {}
