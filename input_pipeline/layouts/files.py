@@ -9,7 +9,7 @@ from pathlib import Path
 
 from input_pipeline.layouts import Opened, Request, templates
 from input_pipeline.layouts.rasters import Mask, Raster
-from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
+from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named, mixing
 from input_pipeline.layouts.tiles import Scene
 from input_pipeline.schema import CLASSES, MAP, UNLABELLED, LabelInfo
 from ringmoe_jax.errors import DataError, nearest
@@ -56,6 +56,9 @@ class Files:
             root = _root(request.source, request.classes)
             request = dataclasses.replace(request, source=root, lists=(request.source, *request.lists))
         places, rule = self.splits.divide(request, template)
+        if "class" in templates.names(template):  # the first tiles of a split, and those of a batch, are of all classes
+            order = lambda fields: mixing("/".join(fields.values()))  # noqa: E731
+            places = {split: sorted(found, key=order) for split, found in places.items()}
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
         return Opened(
             {split: functools.partial(self._scenes, request, found, rasters) for split, found in places.items()},

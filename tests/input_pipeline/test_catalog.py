@@ -1,6 +1,7 @@
 """Every published data set of the table is read from a tiny tree in its layout; real files; the command."""
 
 import dataclasses
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_eurosat_from_its_zip_by_the_spatial_split(folder, tmp_path, capsys):
         *("in", "out", "EuroSAT.zip"),
         *(f"eurosat-spatial-{part}.txt" for part in parts),
     }
+
+
+def test_classes_that_lie_in_order_are_mixed(tmp_path):
+    import tensorflow_datasets as tfds
+
+    root = tmp_path / "in"
+    root.mkdir()
+    TREES["aid"](root)
+    catalog.prepare("aid", root, tmp_path / "out", tile=16, shards=1)
+    examples = tfds.builder_from_directory(str(tmp_path / "out")).as_dataset(split="test").as_numpy_iterator()
+    labels = [int(example["labels"]["label"]) for example in examples]
+    assert sorted(labels) == [28] * 5 + [29] * 5
+    assert sum(a != b for a, b in itertools.pairwise(labels)) > 1
 
 
 def test_sources_that_are_not_one_data_set(tmp_path):
