@@ -1,4 +1,4 @@
-"""Projection heads of self-distillation and contrast."""
+"""Projection heads of self-distillation, contrast and joint embedding."""
 
 from __future__ import annotations
 
@@ -55,6 +55,32 @@ class Projection(nnx.Module):
         return unit(x) @ unit(self.directions[...], axis=0)
 
 
+class Projector(nnx.Module):
+    """Three linear layers with batch norm and ReLU between them (VICReg).
+
+    Kernels start with variance 1 / inputs. Batch norm is over all rows that have weight, of all devices; features are
+    standardised before the first layer as well, for they may start nearly alike (our choice).
+
+    Call: features [N, D] and their weights [N] -> [N, K] float32.
+    """
+
+    def __init__(self, width: int, hidden: int, outputs: int, rngs: nnx.Rngs):
+        self.first = nnx.Linear(width, hidden, use_bias=False, rngs=rngs)
+        self.middle = nnx.Linear(hidden, hidden, use_bias=False, rngs=rngs)
+        self.last = nnx.Linear(hidden, outputs, use_bias=False, rngs=rngs)
+        for name in ("first", "middle"):
+            setattr(self, f"{name}_scale", nnx.Param(jnp.ones(hidden)))
+            setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(hidden)))
+
+    def __call__(self, rows: tuple[jax.Array, jax.Array], *, key=None, train: bool = False) -> jax.Array:
+        features, weight = rows
+        x = standardise_rows(features.astype(jnp.float32), weight)
+        for name in ("first", "middle"):
+            x = standardise_rows(getattr(self, name)(x), weight)
+            x = jax.nn.relu(x * getattr(self, f"{name}_scale")[...] + getattr(self, f"{name}_bias")[...])
+        return self.last(x)
+
+
 def standardise_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Zero mean and unit variance of every column over the rows, of all devices, that have weight; [N, D] and [N]."""
     share = (weight / jnp.maximum(weight.sum(), 1))[:, None]
@@ -65,3 +91,8 @@ def standardise_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
 def build(width: int, hidden: int, bottleneck: int, outputs: int, norm: str = "batch") -> Model:
     """`Projection` as two pure functions, `init(key)` and `apply(params, (features, weights))`."""
     return from_module(functools.partial(Projection, width, hidden, bottleneck, outputs, norm))
+
+
+def build_projector(width: int, hidden: int, outputs: int) -> Model:
+    """`Projector` as two pure functions, `init(key)` and `apply(params, (features, weights))`."""
+    return from_module(functools.partial(Projector, width, hidden, outputs))

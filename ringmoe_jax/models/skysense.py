@@ -149,11 +149,11 @@ class SkySenseConfig(ModelConfig):
             grid,
             self.window,
             self.head_width,
-            True,
-            self.norm_every,
-            self.drop_path,
-            self.remat,
-            self.adapter,
+            cosine=True,
+            norm_every=self.norm_every,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            adapter=self.adapter,
         )
 
     @property

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ringmoe_jax.contracts import FUSED, OF_EVERY_MODEL, SECOND, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import Model, Params, from_module
-from ringmoe_jax.models.projection import standardise_rows
+from ringmoe_jax.models import projection
+from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
 
 EMBEDDING = "embedding"  # level of `Objective.projections`
@@ -54,32 +53,6 @@ class JointEmbeddingConfig(PretextConfig):
         return joint_embedding(model, spec, self)
 
 
-class Projector(nnx.Module):
-    """Three linear layers with batch norm and ReLU between them (VICReg).
-
-    Kernels start with variance 1 / inputs. Batch norm is over all rows that have weight, of all devices; features are
-    standardised before the first layer as well, for they may start nearly alike (our choice).
-
-    Call: features [N, D] and their weights [N] -> [N, K] float32.
-    """
-
-    def __init__(self, width: int, hidden: int, outputs: int, rngs: nnx.Rngs):
-        self.first = nnx.Linear(width, hidden, use_bias=False, rngs=rngs)
-        self.middle = nnx.Linear(hidden, hidden, use_bias=False, rngs=rngs)
-        self.last = nnx.Linear(hidden, outputs, use_bias=False, rngs=rngs)
-        for name in ("first", "middle"):
-            setattr(self, f"{name}_scale", nnx.Param(jnp.ones(hidden)))
-            setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(hidden)))
-
-    def __call__(self, rows: tuple[jax.Array, jax.Array], *, key=None, train: bool = False) -> jax.Array:
-        features, weight = rows
-        x = standardise_rows(features.astype(jnp.float32), weight)
-        for name in ("first", "middle"):
-            x = standardise_rows(getattr(self, name)(x), weight)
-            x = jax.nn.relu(x * getattr(self, f"{name}_scale")[...] + getattr(self, f"{name}_bias")[...])
-        return self.last(x)
-
-
 def joint_embedding(model: Model, spec: PretextSpec, config: JointEmbeddingConfig) -> Pretext:
     """All views through the network.
 
@@ -106,8 +79,7 @@ def joint_embedding(model: Model, spec: PretextSpec, config: JointEmbeddingConfi
         )
     sizes = {stream: _width(model, stream, config.all_stages) for stream in spec.projections}
     projectors = {
-        stream: from_module(functools.partial(Projector, width, config.hidden, config.outputs))
-        for stream, width in sizes.items()
+        stream: projection.build_projector(width, config.hidden, config.outputs) for stream, width in sizes.items()
     }
 
     def init(params: Params, key: jax.Array) -> tuple[Params, Any]:

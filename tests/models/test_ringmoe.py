@@ -216,7 +216,7 @@ def test_bad_configs(change, message):
             lambda b: b["sensors"].update(
                 rgb={"pixels": jnp.zeros((2, 1, 32, 32, 3)), "valid": jnp.ones((2, 1, 32, 32), bool)}
             ),
-            "images are 32 x 32 pixels, the model takes 16 x 16",
+            "images are 32 x 32 pixels, the model takes 8 x 8 or 16 x 16",
         ),
     ],
 )
@@ -247,3 +247,65 @@ def test_power_input_widens_the_stems_of_complex_sensors_alone():
     plain, powered = (models.build({**TINY, "power_input": on}).shapes()["stems"] for on in (False, True))
     kernel = {k: [stems[k]["project"]["kernel"].shape for stems in (plain, powered)] for k in SENSORS}
     assert kernel == {"rgb": [(48, 8)] * 2, "s1_grd": [(32, 8)] * 2, "slc_dual": [(64, 8), (96, 8)]}
+
+
+def test_the_convolutional_stem_is_convolutions():
+    """Against `jax.lax.conv_general_dilated`, with hidden pixels blank."""
+    from flax import nnx
+
+    from ringmoe_jax.models.layers import ConvolutionalStem
+
+    stem = ConvolutionalStem(3, 4, 16, nnx.Rngs(0), dtype=jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 16, 8, 3)), jnp.float32)
+    y = x.reshape(2, 16, 8, 3)
+    for convolution, norm in zip(stem.convolutions, stem.norms, strict=True):
+        kernel = convolution.kernel[...].reshape(3, 3, y.shape[-1], -1)
+        order = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(y, kernel, (2, 2), ((1, 0), (1, 0)), dimension_numbers=order)
+        y = jax.nn.gelu(norm(y))
+    assert_allclose(stem(x)[:, 0], stem.norm(stem.project(y)), rtol=1e-4, atol=1e-5)
+
+
+SMALL = {**TINY, "sensors": ("rgb",), "stem": "convolutional", "moe": dict(specialised=0, collaborative=0)}
+
+
+@pytest.mark.parametrize("order", [dict(pre_norm=True), dict(norm_gain=0.5), dict(cosine_attention=True)])
+def test_smaller_images_are_the_same_network(order):
+    """Windows shrink with the grid; parameters and widths stay, and what does not tile is refused."""
+    model = models.build({**SMALL, "window": 4, **order})
+    params = stir(model.init(jax.random.key(0)))
+    apply = jax.jit(model.apply)
+    for size in (8, 16):
+        shown = batch(names=("rgb",))["sensors"]["rgb"]
+        entry = {name: value[:, :, :size, :size] for name, value in shown.items()}
+        out = apply(params, {"sensors": {"rgb": entry}})
+        assert out["tokens"]["rgb"].shape == (2, 1, size // 8, size // 8, 16)
+    assert models.read({**SMALL, "window": 4}).sizes == (8, 16)
+    assert models.read({**SMALL, "window": 3, "image_size": 24}).sizes == (8, 24)
+    entry = {name: value[:, :, :12, :12] for name, value in shown.items()}
+    with pytest.raises(DataError, match="12 x 12 pixels, the model takes 8 x 8 or 16 x 16"):
+        model.apply(params, {"sensors": {"rgb": entry}})
+
+
+def test_hidden_pixels_reach_no_token_through_the_stem():
+    model = models.build({**SMALL, "pre_norm": True})
+    params, data = stir(model.init(jax.random.key(0))), batch(names=("rgb",))
+    mask = jnp.zeros((2, 4, 4), bool).at[:, 1].set(True)
+    entry = data["sensors"]["rgb"] | {"mask": mask}
+    noisy = entry | {"pixels": entry["pixels"].at[:, :, 4:8].add(5.0)}
+    apply = jax.jit(model.apply)
+    tokens = [apply(params, {"sensors": {"rgb": e}})["tokens"]["rgb"] for e in (entry, noisy)]
+    assert_array_equal(*tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(stem="conv"), 'model.stem = "conv" does not exist'),
+        (dict(stem="convolutional", patch=3, image_size=24), "wants a power of 2"),
+        (dict(pre_norm=True, norm_gain=0.1), "norms behind branches"),
+    ],
+)
+def test_bad_geometry_of_the_new_parts(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        models.read({**TINY, **fields})

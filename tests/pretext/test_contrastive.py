@@ -455,7 +455,7 @@ def test_two_views_are_needed():
         (
             {"name": "masked"},
             ALL,
-            'objectives compare rgb, s2_10, fused of two views.*set pretext.name = "contrastive"',
+            'compare align, image, object, pixel features of rgb, s2_10, fused.*set pretext.name = "contrastive"',
         ),
         ({"name": "masked_parts"}, ALL, 'set pretext.name = "contrastive"'),
         ({"targets": "center"}, ALL, 'pretext.targets = "center": wanted "sinkhorn" or "centre"'),
