@@ -10,7 +10,7 @@ SKYSENSE_RUN ?= runs/demo-skysense
 DATA ?= data/sample
 UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
-WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 

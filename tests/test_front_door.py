@@ -225,7 +225,7 @@ def test_location_reaches_the_prototypes():
         (lambda x: x[:0], r"with at least one pixel"),
         (lambda x: x.astype(str), r"wanted real numbers in relative radiance"),
         (lambda x: (255 * x).astype(np.uint8), r"wanted relative radiance.*0 to 1: .*give 0.00392157 \* pixels"),
-        (lambda x: x[:, :12], r"images are 12 x 16 pixels, the model takes 16 x 16"),
+        (lambda x: x[:, :12], r"images are 12 x 16 pixels, the model takes 8 x 8 or 16 x 16"),
     ],
 )
 def test_wrong_pixels(network, change, message):

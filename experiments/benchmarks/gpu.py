@@ -227,7 +227,7 @@ def exported(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {f"{name}/{key}": batch[name][key] for name in sensors for key in ("pixels", "valid")}
     one = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in inputs.items()}
     with jax.default_matmul_precision("highest"):
-        params = jax.jit(model.init)(jax.random.key(0))
+        params = model.init(jax.random.key(0))
         used = deploy.trim(apply, params, one)
         program = deploy.lower(*used)
         wanted = jax.jit(used.apply)(used.params, inputs)

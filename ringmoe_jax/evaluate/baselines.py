@@ -84,4 +84,4 @@ def random_convolutions(
 
 def random_params(model: Model, seed: int = 0) -> Params:
     """Fresh parameters of the same model: what the architecture gives without any training."""
-    return jax.jit(model.init)(jax.random.key(seed))
+    return model.init(jax.random.key(seed))

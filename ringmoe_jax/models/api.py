@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.parallel.host import run_once
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor, Statistics
 
@@ -163,15 +164,24 @@ def from_module(
         blocks_above: see `Model`.
         stages: see `Model`.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    own = tuple(nnx.to_pure_dict(abstract))
+    made: dict[str, Any] = {}
+
+    def create(key: jax.Array) -> Params:
+        graph, state = nnx.split(make(nnx.Rngs(key)))
+        made["graph"] = graph
+        made["state"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        return nnx.to_pure_dict(state)
+
+    # Making modules takes a second: traced once, here, for `apply`, `Model.shapes` and every initialisation.
+    inside, outside = jax.jit(create), jax.jit(create, compiler_options=run_once())
+    own = tuple(jax.eval_shape(inside, jax.eval_shape(jax.random.key, 0)))
 
     def init(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1])
+        return inside(key) if isinstance(key, jax.core.Tracer) else outside(key)
 
     def apply(params: Params, batch, *, key: jax.Array | None = None, train: bool = False) -> dict:
-        state = jax.tree.map(lambda leaf: leaf, abstract)
+        state = jax.tree.map(lambda leaf: leaf, made["state"])
         nnx.replace_by_pure_dict(state, {name: params[name] for name in own})
-        return nnx.merge(graph, state)(batch, key=key, train=train)
+        return nnx.merge(made["graph"], state)(batch, key=key, train=train)
 
     return Model(init, apply, dict(streams or {}), dict(blocks_above or {}), dict(stages or {}))

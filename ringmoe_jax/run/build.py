@@ -18,6 +18,7 @@ from ringmoe_jax.models.downstream import attach
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.pretext import Pretext
+from ringmoe_jax.pretext.averaged import averaged
 from ringmoe_jax.pretext.supervised import supervised
 from ringmoe_jax.run.config import FinetuneConfig, PretrainConfig, sensors_of
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -124,6 +125,9 @@ def pretraining(config: PretrainConfig, statistics: Mapping[str, Statistics], me
     model = models.build(config.model, sensors=sensors, statistics=statistics, heads=heads, mesh=mesh)
     spec = pretext.PretextSpec(config.train.steps, objectives.collect_projections(terms))
     passes = pretext.build(config.pretext, model, spec)
+    if config.optimizer.average and config.pruning.every:
+        raise ConfigError("optimizer.average and pruning.every: experts that go have no average, set one of them to 0")
+    passes = averaged(passes, config.optimizer.average)
     if config.pruning.every:
         passes = online.counted(passes, config.model, config.pruning)
     return Parts(sensors, statistics, model, terms, passes, mesh)
@@ -185,7 +189,7 @@ def finetuning(config: FinetuneConfig, encoder: Encoder, spec: TaskSpec, statist
         {name: known.get(name, sensor.statistics) for name, sensor in encoder.sensors.items()},
         attached,
         objectives.build(config.objectives or task.objectives(target, config.head)),
-        supervised(attached, config.adaptation),
+        averaged(supervised(attached, config.adaptation), config.optimizer.average),
         mesh,
         task,
         target,

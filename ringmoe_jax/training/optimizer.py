@@ -34,6 +34,8 @@ class OptimizerConfig:
             learned scales and prototypes.
         clip_norm: largest global norm of the gradients; 0 does not clip.
         momentum_dtype: "float32" or "bfloat16" for AdamW's first moment.
+        average: momentum of a moving average of the parameters, which all that opens the run then takes
+            (`pretext.averaged`); 0 takes the last ones.
         layer_decay: for fine-tuning: the learning rate of a block over that of the one above it; the head has
             `learning_rate`, the encoder's last block layer_decay times it (BEiT; released RingMo: 0.65, SkySense:
             0.9). 1 is the same for all.
@@ -51,9 +53,12 @@ class OptimizerConfig:
     no_decay: str = r"(bias|scale|token|positions|dates|prototypes|visits|/b[io])$"
     clip_norm: float = 5.0
     momentum_dtype: str = "float32"
+    average: float = 0.0
     layer_decay: float = 1.0
 
     def __post_init__(self):
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"optimizer.average = {self.average}: wanted at least 0 and below 1")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optimizer.layer_decay = {self.layer_decay}: wanted above 0 and at most 1")
         if not 0 <= self.warmup_fraction < 1:

@@ -42,7 +42,13 @@ CASES = [
     ("reflectance_bounds", "s2_12", {}),
     ("brightness_temperature", "tirs", {}),
 ]
-ELSEWHERE = {"balance", "alignment", "self_distillation"} | {  # about tokens and routers, or about labels
+ELSEWHERE = {
+    "vicreg",
+    "sigreg",
+    "balance",
+    "alignment",
+    "self_distillation",
+} | {  # about tokens and routers, or about labels
     "cross_entropy",
     "binary_cross_entropy",
     "dice",
