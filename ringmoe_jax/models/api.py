@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.parallel.host import run_once
+from ringmoe_jax.parallel.compiling import run_once
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor, Statistics
 
@@ -173,11 +173,8 @@ def from_module(
         return nnx.to_pure_dict(state)
 
     # Making modules takes a second: traced once, here, for `apply`, `Model.shapes` and every initialisation.
-    inside, outside = jax.jit(create), jax.jit(create, compiler_options=run_once())
-    own = tuple(jax.eval_shape(inside, jax.eval_shape(jax.random.key, 0)))
-
-    def init(key: jax.Array) -> Params:
-        return inside(key) if isinstance(key, jax.core.Tracer) else outside(key)
+    init = run_once(create)
+    own = tuple(jax.eval_shape(init, jax.eval_shape(jax.random.key, 0)))
 
     def apply(params: Params, batch, *, key: jax.Array | None = None, train: bool = False) -> dict:
         state = jax.tree.map(lambda leaf: leaf, made["state"])

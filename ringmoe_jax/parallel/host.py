@@ -1,11 +1,9 @@
-"""XLA on CPU: the memory that it asks for and gives back at every call, and what it compiles for nothing."""
+"""The host's memory: what XLA on CPU asks for and gives back at every call."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-
-import jax
 
 # Parameters of glibc's mallopt (man 3 mallopt).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -31,15 +29,3 @@ def keep_memory() -> bool:
     # No mmap for large blocks, no trimming, and one arena: others hold at most 64 MiB and then map again.
     done = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_ARENA_MAX, 1)]
     return all(done)
-
-
-def run_once() -> dict[str, int | bool]:
-    """Options of `jax.jit` for programs that run once, such as an initialisation: compile little. Not inside a `jit`.
-
-    On a CPU the random numbers of a small model took 16 s to compile, and 3 s so; values differ by roundings of
-    float32 (JAX 0.10.2). {} elsewhere.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}  # gone since
-    return {"xla_backend_optimization_level": 0, **emitters}

@@ -12,7 +12,7 @@ import optax
 
 from ringmoe_jax.models.api import Model
 from ringmoe_jax.parallel import sharding
-from ringmoe_jax.parallel.host import run_once
+from ringmoe_jax.parallel.compiling import run_once
 from ringmoe_jax.parallel.mesh import replicated
 from ringmoe_jax.pretext import Pretext
 
@@ -50,9 +50,8 @@ def create(
 
     init, key = functools.partial(_init, model, pretext, optimizer), jax.random.key(seed)
     if mesh is None:
-        return jax.jit(init, compiler_options=run_once())(key)
-    placed = state_shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=placed, compiler_options=run_once())(key)
+        return run_once(init)(key)
+    return run_once(init, out_shardings=state_shardings(jax.eval_shape(init, key), mesh))(key)
 
 
 def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:

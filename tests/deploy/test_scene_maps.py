@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import tracemalloc
 from pathlib import Path
@@ -321,6 +322,16 @@ def test_another_command_does_not_go_on(tmp_path):
 # ---- Memory ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def usual_garbage_collection():
+    """As in a program of its own; tests look for garbage less often."""
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("usual_garbage_collection")
 def test_memory_does_not_grow_with_the_height_of_a_scene(tmp_path):
     peaks = []
     for height in (600, 2400):
