@@ -19,14 +19,8 @@ from pathlib import Path
 
 from experiments.run import cli
 
-ONLY_PROBES = (
-    "protocol",
-    "fractions",
-    "draws",
-    "max_tiles",
-    "features",
-    "neighbours",
-)  # options that the score of a task does not have
+# Options that the score of a task does not have.
+ONLY_PROBES = ("protocol", "fractions", "draws", "max_tiles", "features", "neighbours")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

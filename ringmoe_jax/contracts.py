@@ -261,3 +261,15 @@ def valid_cells(valid, grid: tuple[int, int]):
     h, w = grid
     b, t, height, width = valid.shape
     return valid.reshape(b, t, h, height // h, w, width // w).any(axis=(3, 5))
+
+
+def mean_of_cells(features, seen, axis: tuple[int, ...] = (1, 2, 3)):
+    """Mean features over the cells that are seen, float32; 0 where none is.
+
+    Args:
+        features: [B, T, h, w, D].
+        seen: [B, T, h, w] bool, see `valid_cells`.
+        axis: of `seen`, what the mean is over: dates and cells give [B, D], (2, 3) gives [B, T, D].
+    """
+    total = jnp.sum(jnp.where(seen[..., None], features.astype(jnp.float32), 0), axis=axis)
+    return total / jnp.maximum(jnp.sum(seen, axis=axis), 1)[..., None]

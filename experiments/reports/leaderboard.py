@@ -11,12 +11,13 @@ from typing import Any
 from experiments.reports.evaluation import grouped
 from experiments.run import cli
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.evaluate import probes
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record, results
 from ringmoe_jax.run.evaluation import EVALUATION, TRAINED, Evaluation, ProbeRow, chosen
 from ringmoe_jax.training import metrics
 
 FACTS = ("date", "commit", "recipe", "views", "minutes", "device", "seed", "data", "feature", "chosen by")
-PROTOCOLS = ("knn5", "knn20", "linear")
+PROTOCOLS = (*probes.KNN, *probes.LINEAR)
 BASELINES = ("random weights", "random convolutions", "image statistics")
 COLUMNS = (*FACTS, *PROTOCOLS, *(f"{name} {protocol}" for name in BASELINES for protocol in PROTOCOLS))
 SEED = "train.seed"  # has a column of its own
@@ -69,10 +70,10 @@ def rows_of(workdir: Path, config: str) -> list[dict[str, Any]]:
     rows = []
     for evaluation in evaluated:
         splits = {data.name: data.split for data in evaluation.datasets}
-        for (dataset, label), probes in grouped(evaluation.probes, "dataset", "label").items():
+        for (dataset, label), group in grouped(evaluation.probes, "dataset", "label").items():
             where = {"date": evaluation.date[:10], "device": evaluation.devices}
             where["data"] = f"{dataset}/{label} {splits[dataset]}"
-            rows += [facts | where | scores for scores in _scores(probes)]
+            rows += [facts | where | scores for scores in _scores(group)]
     return rows
 
 

@@ -156,7 +156,7 @@ def _probed(rows: Sequence[ProbeRow]) -> str:
         said = f"is level with {base.encoder}"
     return (
         f"{ours.dataset}, {ours.label}: the pre-trained encoder {said}: {ours.metric} {page.score(ours.score)} against "
-        f"{page.score(base.score)} ({ours.shown}, {ours.protocol}, which the tiles that choose like best; "
+        f"{page.score(base.score)} ({ours.shown}, {ours.protocol}, chosen without the scored tiles; "
         f"{base.shown}, {base.protocol}, the best of the baselines)."
     )
 

@@ -101,7 +101,13 @@ def resample(pixels, valid, look: Window, resampling: str):
     Returns:
         [T, size, size, C] float32, and [T, size, size] bool or None.
     """
-    return _averaged(pixels, valid, look, resampling)
+    if resampling == sensor_table.COMPLEX:  # moved, not averaged
+        return look(pixels), None if valid is None else look(valid[..., None].astype(jnp.float32))[..., 0] > 0.5
+    pixels = _from_power(look(_to_power(pixels, valid, resampling)), resampling)
+    if valid is None:
+        return pixels, None
+    valid = look(valid[..., None].astype(jnp.float32))[..., 0] > rules.WHOLE
+    return jnp.where(valid[..., None], pixels, 0.0), valid
 
 
 def blur(pixels, valid, sigma, resampling: str):
@@ -120,17 +126,7 @@ def blur(pixels, valid, sigma, resampling: str):
     # A kernel of 0.01 px is a one and zeros to float32, and its exponents stay finite.
     weights = jnp.exp(-0.5 * jnp.square((place[:, None] - place) / jnp.maximum(sigma, 0.01)))
     weights /= weights.sum(1, keepdims=True)
-    return _averaged(pixels, valid, Window(weights, weights, jnp.array(False)), resampling)
-
-
-def _averaged(pixels, valid, look: Window, resampling: str):
-    if resampling == sensor_table.COMPLEX:  # moved, not averaged
-        return look(pixels), None if valid is None else look(valid[..., None].astype(jnp.float32))[..., 0] > 0.5
-    pixels = _from_power(look(_to_power(pixels, valid, resampling)), resampling)
-    if valid is None:
-        return pixels, None
-    valid = look(valid[..., None].astype(jnp.float32))[..., 0] > rules.WHOLE
-    return jnp.where(valid[..., None], pixels, 0.0), valid
+    return resample(pixels, valid, Window(weights, weights, jnp.array(False)), resampling)
 
 
 def _to_power(pixels, valid, resampling: str):

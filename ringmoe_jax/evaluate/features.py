@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.contracts import valid_cells
+from ringmoe_jax.contracts import mean_of_cells, valid_cells
 from ringmoe_jax.evaluate.bootstrap import blocks
 
 # Maps {"sensors": ...} of a batch to {sensor: [B, D]}, and {"<sensor>, stage <i>": [B, D_i]} where it gives stages.
@@ -71,9 +70,7 @@ def stage_means(outputs: Mapping, batch: Mapping) -> dict[str, jax.Array]:
     for name, maps in outputs["stages"].items():
         valid = batch["sensors"][name]["valid"]
         for i, cells in enumerate(maps):
-            shown = valid_cells(valid, cells.shape[2:4])[..., None]
-            total = jnp.sum(jnp.where(shown, cells.astype(jnp.float32), 0), axis=(1, 2, 3))
-            means[at(name, stage(i))] = total / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1)
+            means[at(name, stage(i))] = mean_of_cells(cells, valid_cells(valid, cells.shape[2:4]))
     return means
 
 

@@ -206,8 +206,9 @@ def choose_penalty(inner: Split, outer: Split, classes: int) -> tuple[float, flo
         return 1.0, math.nan
     tiles, features = _standardised(inner, outer.features)
     quality = [_quality(scores, outer.labels) for scores in logistic(tiles, features, PENALTIES, classes)]
-    best = int(np.argmax(np.nan_to_num(quality, nan=-1.0)))
-    return (PENALTIES[best] if np.ptp(np.nan_to_num(quality, nan=-1.0)) else 1.0), quality[best]
+    ranked = np.nan_to_num(quality, nan=-1.0)
+    best = int(np.argmax(ranked))
+    return (PENALTIES[best] if np.ptp(ranked) else 1.0), quality[best]
 
 
 def _can_choose(inner: Split, outer: Split) -> bool:

@@ -278,6 +278,9 @@ class RingMoE(nnx.Module):
         validate(batch, self.sensors)
         entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
         images = {name: self._standardise(name, entry) for name, entry in entries.items()}
+        if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
+            shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
+            raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
         embedded = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded)
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)

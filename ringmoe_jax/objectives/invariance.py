@@ -63,9 +63,10 @@ class VICReg(JointEmbedding):
     """Variance, invariance, covariance (Bardes et al. 2022, arXiv 2105.04906, Eq. 1 to 6).
 
     L = invariance * s + variance * v + covariance * c over embeddings z [B, V, K]:
-    s, mean squared distance to the mean of a place's full views (of two views a quarter of the paper's, which is
-    between the two; ours for any number of views, as in LeJEPA); v, mean over components of max(0, 1 - std) over
-    the places; c, sum of squared covariances of different components over K. v and c are means over the views.
+    s, mean squared distance to the mean of a place's full views (ours, for any number of views, as in LeJEPA; of two it
+    is a quarter of the mean squared difference between them that the released code takes); v, mean over components of
+    max(0, 1 - std) over the places; c, sum of squared covariances of different components over K. v and c are means
+    over the views.
 
     Metrics: the three parts without their weights, and "std", the mean standard deviation of a component.
 
@@ -110,9 +111,9 @@ class SIGReg(JointEmbedding):
     Metrics: "invariance" and "spread", the parts without their weights.
 
     Attributes:
-        spread: weight of the statistic, 0..1; 0.02 to 0.05 in the paper's code.
+        spread: weight of the statistic, 0..1; the authors' small runs take 0.02, the default is our choice.
         directions: number of random unit vectors.
-        knots: points t of the rule.
+        knots: points t of the rule, an odd number; the half from 0 on is computed, for the integrand is even.
     """
 
     spread: float = 0.05
@@ -123,8 +124,8 @@ class SIGReg(JointEmbedding):
         super().__post_init__()
         if not 0 <= self.spread <= 1:
             raise ConfigError(f"{type(self).__name__}: spread = {self.spread}, wanted 0 to 1")
-        if self.directions < 1 or self.knots < 2:
-            raise ConfigError(f"{type(self).__name__}: wanted 1 or more directions and 2 or more knots")
+        if self.directions < 1 or self.knots < 3 or self.knots % 2 == 0:
+            raise ConfigError(f"{type(self).__name__}: wanted directions from 1 and an odd number of knots from 3")
 
     def __call__(self, outputs: Mapping, batch: Mapping) -> Result:
         found = self.embeddings(outputs)
@@ -133,7 +134,7 @@ class SIGReg(JointEmbedding):
         z, weight, full = found
         a = jax.random.normal(outputs["draw"], (z.shape[-1], self.directions))
         a = a / jnp.linalg.norm(a, axis=0)
-        t = jnp.linspace(0.0, 5.0, (self.knots + 1) // 2)  # the integrand is even
+        t = jnp.linspace(0.0, 5.0, (self.knots + 1) // 2)
         normal = jnp.exp(-jnp.square(t) / 2)
         angle = jnp.einsum("bvk,ka->bva", z, a)[..., None] * t
         count = jnp.maximum(weight.sum(axis=0), 1)

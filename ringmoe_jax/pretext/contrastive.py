@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.contracts import FUSED, SECOND, valid_cells
+from ringmoe_jax.contracts import FUSED, SECOND, mean_of_cells, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
@@ -304,8 +304,9 @@ class _Passes:
     def _images(self, student: _Stream, teacher: _Stream):
         """Means over what each view shows, dates paired by rank."""
         dates = _common_dates(student, teacher)
-        (a, seen_a), (b, seen_b) = (_mean(view.tokens[:, :dates], view.seen[:, :dates]) for view in (student, teacher))
-        return _rows(a), _rows(b), (seen_a & seen_b).reshape(-1)
+        tokens, seen = ([getattr(view, part)[:, :dates] for view in (student, teacher)] for part in ("tokens", "seen"))
+        a, b = (mean_of_cells(x, cells, axis=(2, 3)) for x, cells in zip(tokens, seen, strict=True))
+        return _rows(a), _rows(b), (seen[0].any(axis=(2, 3)) & seen[1].any(axis=(2, 3))).reshape(-1)
 
     def _moved_bank(self, outputs: Mapping, fused: _Stream):
         bank = self.state[BANK]
@@ -327,10 +328,3 @@ def _common_dates(student: _Stream, teacher: _Stream) -> int:
 def _rows(x: jax.Array) -> jax.Array:
     """[..., n, D] -> [N, D]."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _mean(tokens: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, T, h, w, D] -> [B, T, D] over seen cells, and whether there is one, [B, T]."""
-    weight = seen.astype(jnp.float32)[..., None]
-    total = weight.sum(axis=(2, 3))
-    return jnp.sum(tokens.astype(jnp.float32) * weight, axis=(2, 3)) / jnp.maximum(total, 1), total[..., 0] > 0

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.contracts import FUSED, OF_EVERY_MODEL, SECOND, valid_cells
+from ringmoe_jax.contracts import FUSED, OF_EVERY_MODEL, SECOND, mean_of_cells, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
@@ -161,17 +161,10 @@ def _pooled(outputs: Mapping, entries: Mapping, all_stages: bool) -> dict[str, t
     for name, tokens in outputs["tokens"].items():
         maps = (*(outputs["stages"][name][:-1] if all_stages else ()), tokens)
         cells = [valid_cells(entries[name]["valid"], x.shape[2:4]) for x in maps]
-        means = [_mean(x, seen) for x, seen in zip(maps, cells, strict=True)]
+        means = [mean_of_cells(x, seen) for x, seen in zip(maps, cells, strict=True)]
         pooled[name] = jnp.concatenate(means, axis=-1), cells[-1].any(axis=(1, 2, 3)).astype(jnp.float32)
         shown.append(cells[-1].any(axis=1, keepdims=True))
     if FUSED in outputs:
         seen = functools.reduce(jnp.logical_or, shown)
-        pooled[FUSED] = _mean(outputs[FUSED][:, None], seen), seen.any(axis=(1, 2, 3)).astype(jnp.float32)
+        pooled[FUSED] = mean_of_cells(outputs[FUSED][:, None], seen), seen.any(axis=(1, 2, 3)).astype(jnp.float32)
     return pooled
-
-
-def _mean(tokens: jax.Array, seen: jax.Array) -> jax.Array:
-    """[B, T, h, w, D] -> [B, D] over the cells that are seen."""
-    weight = seen.astype(jnp.float32)[..., None]
-    total = jnp.sum(tokens.astype(jnp.float32) * weight, axis=(1, 2, 3))
-    return total / jnp.maximum(weight.sum(axis=(1, 2, 3)), 1)

@@ -184,8 +184,9 @@ def place(batch: Mapping, mesh) -> Mapping:
 
 
 def count_images(batch: Mapping) -> int:
-    """Images in a batch: samples times dates, over all sensors."""
-    return sum(int(np.prod(entry["pixels"].shape[:2])) for entry in batch["sensors"].values())
+    """Images in a batch: samples times dates, over all sensors and views."""
+    views = (batch["sensors"], *batch.get("views", {}).values())
+    return sum(int(np.prod(entry["pixels"].shape[:2])) for view in views for entry in view.values())
 
 
 class _Progress:

@@ -70,6 +70,8 @@ def test_random_batch_keeps_the_contract():
     batch = train.random_batch(config, 0)
     validate(batch, config.sensors)
     assert count_images(batch) == 16
+    small = {"rgb": {"pixels": np.zeros((4, 3, 2, 2, 3))}}
+    assert count_images(batch | {"views": {"second": batch["sensors"], "local0": small}}) == 16 + 16 + 12
     share = batch["sensors"]["rgb"]["mask"].mean(axis=(1, 2))
     assert_allclose(share, round(0.6 * 64) / 64)
 

@@ -296,7 +296,7 @@ def test_findings_say_who_wins(ours, theirs, words):
     assert words in sentence
     assert sentence.startswith("set, crops: ")
     assert sentence.endswith(
-        "(s2_12, linear, which the tiles that choose like best; s2_12, linear, the best of the baselines)."
+        "(s2_12, linear, chosen without the scored tiles; s2_12, linear, the best of the baselines)."
     )
 
 
@@ -319,7 +319,7 @@ def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
     ]
     (sentence,) = pretraining.findings(bare(probes=rows))
     assert "ahead of random weights, but their intervals overlap: accuracy 0.400" in sentence  # the linear probe's
-    assert "(rgb, linear, which the tiles that choose like best; rgb, knn5, the best of the baselines)" in sentence
+    assert "(rgb, linear, chosen without the scored tiles; rgb, knn5, the best of the baselines)" in sentence
     table = pretraining.ProbeTable(rows)
     assert [row.shown for row in table.chosen] == ["rgb, stage 1", "rgb"]
     assert table.rows["rgb, stage 1", "pre-trained"].keys() == {"knn5", "linear"}

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import ringmoe
+from ringmoe_jax.models.layers import ConvolutionalStem
 
 SENSORS = ("rgb", "s1_grd", "slc_dual")
 TINY = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2, 2), image_size=16, window=2, head_width=4)
@@ -251,10 +253,6 @@ def test_power_input_widens_the_stems_of_complex_sensors_alone():
 
 def test_the_convolutional_stem_is_convolutions():
     """Against `jax.lax.conv_general_dilated`, with hidden pixels blank."""
-    from flax import nnx
-
-    from ringmoe_jax.models.layers import ConvolutionalStem
-
     stem = ConvolutionalStem(3, 4, 16, nnx.Rngs(0), dtype=jnp.float32)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 16, 8, 3)), jnp.float32)
     y = x.reshape(2, 16, 8, 3)
@@ -309,3 +307,11 @@ def test_hidden_pixels_reach_no_token_through_the_stem():
 def test_bad_geometry_of_the_new_parts(fields, message):
     with pytest.raises(ConfigError, match=message):
         models.read({**TINY, **fields})
+
+
+def test_sensors_of_one_pass_have_one_size():
+    data = batch(names=("rgb", "s1_grd"))
+    data["sensors"]["rgb"] = {name: value[:, :, :8, :8] for name, value in data["sensors"]["rgb"].items()}
+    model = models.build({**TINY, "moe": DENSE})
+    with pytest.raises(DataError, match=r'images of 2 sizes .*"rgb" 8x8, "s1_grd" 16x16'):
+        jax.eval_shape(model.apply, model.shapes(), data)

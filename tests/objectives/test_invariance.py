@@ -96,7 +96,8 @@ def test_sensors_of_one_place_pull_at_each_other():
     [
         (dict(name="vicreg", streams=()), "streams is empty"),
         (dict(name="sigreg", streams=("rgb",), spread=2.0), "spread = 2.0, wanted 0 to 1"),
-        (dict(name="sigreg", streams=("rgb",), knots=1), "2 or more knots"),
+        (dict(name="sigreg", streams=("rgb",), knots=1), "odd number of knots from 3"),
+        (dict(name="sigreg", streams=("rgb",), knots=8), "odd number of knots from 3"),
     ],
 )
 def test_bad_fields(fields, message):
