@@ -1,0 +1,83 @@
+"""From a file of weights to a run, and back to a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ringmoe_jax import models
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.interop import files
+from ringmoe_jax.interop.source import SOURCES, Source
+from ringmoe_jax.run import IMPORTED, PretrainConfig, Run
+from ringmoe_jax.sensors import Statistics
+
+
+def convert(
+    source: Source,
+    path: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any],
+    statistics: Mapping[str, Statistics] | None = None,
+    licence: str = "",
+) -> Run:
+    """The run, in memory, that a file's weights make; `Run.save` with its `origin` and `IMPORTED` writes it.
+
+    Args:
+        source: of `SOURCES`, with its choices.
+        path: of the file.
+        changes: fields of the model that tensors do not tell, over those that the source says.
+        data: `config.data` of the run, what verbs read unless told otherwise.
+        statistics: normalisation of sensors of which the source says nothing; default: the sensor table's.
+        licence: of this file, where the source's is another or unknown.
+
+    Raises:
+        UserError: the file is not the source's, or does not fill the model to the last parameter.
+    """
+    path = Path(path)
+    tensors = files.read(path)
+    model = _merged(source.model(tensors, path), changes or {})
+    config = PretrainConfig.of({"model": model, "objectives": {}, "data": data, "pretext": {"name": "masked"}})
+    fallback = lambda name: (statistics or {}).get(name) or sensor_table.get(name).statistics  # noqa: E731
+    known = {name: source.statistics(sensor) or fallback(name) for name, sensor in config.sensors.items()}
+    shapes = models.build(model, sensors=config.sensors, statistics=known).shapes()
+    params = source.map(model).to_params(source.prepare(tensors, model), shapes)
+    origin = {
+        "source": source.title,
+        "map": next(name for name, cls in SOURCES.items() if cls is type(source)),
+        "file": path.name,
+        "sha256": _digest(path),
+        "licence": licence or source.licence,
+        "citation": source.citation,
+    }
+    values = {name: value.to_json() for name, value in known.items()}
+    record = {"config": config.complete(), "statistics": values, "step": 0, IMPORTED: origin}
+    return Run(record, params, models.count(params))
+
+
+def write_tensors(run: Run, path: str | Path) -> None:
+    """Writes the weights of an imported run, or of an encoder of the same model, under the source's names.
+
+    Raises:
+        ConfigError: it has no source whose names would be known.
+        DataError: a parameter has no name there.
+    """
+    if "map" not in run.origin:
+        raise ConfigError(f"{run.folder} was not imported: there are no names of others for its weights")
+    source = SOURCES.build({"name": run.origin["map"]}, "source")
+    files.write(path, source.map(run.network.model).to_tensors(run.params))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, the second one's values over the first one's."""
+    inner = lambda name, value: isinstance(value, Mapping) and isinstance(base.get(name), Mapping)  # noqa: E731
+    return dict(base) | {k: _merged(base[k], v) if inner(k, v) else v for k, v in changes.items()}
