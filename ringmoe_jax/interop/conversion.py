@@ -15,13 +15,16 @@ from ringmoe_jax.interop.source import SOURCES, Source
 from ringmoe_jax.run import IMPORTED, PretrainConfig, Run
 from ringmoe_jax.sensors import Statistics
 
+BATCH = 32  # images of a step, where a verb does not say
+
 
 def convert(
     source: Source,
     path: str | Path,
     *,
     changes: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any],
+    image_size: int = 64,
+    directory: str = "",
     statistics: Mapping[str, Statistics] | None = None,
     licence: str = "",
 ) -> Run:
@@ -31,7 +34,8 @@ def convert(
         source: of `SOURCES`, with its choices.
         path: of the file.
         changes: fields of the model that tensors do not tell, over those that the source says.
-        data: `config.data` of the run, what verbs read unless told otherwise.
+        image_size: side in pixels of the images that verbs show a model that takes any size.
+        directory: of the data set that verbs read unless told otherwise; "" is data/<source>.
         statistics: normalisation of sensors of which the source says nothing; default: the sensor table's.
         licence: of this file, where the source's is another or unknown.
 
@@ -41,14 +45,19 @@ def convert(
     path = Path(path)
     tensors = files.read(path)
     model = _merged(source.model(tensors, path), changes or {})
-    config = PretrainConfig.of({"model": model, "objectives": {}, "data": data, "pretext": {"name": "masked"}})
+    name = next(name for name, cls in SOURCES.items() if cls is type(source))
+    sizes = models.image_sizes(model)
+    stream = {"directory": directory or f"data/{name}", "sensors": model["sensors"]}
+    data = {"streams": {name: stream}, "batch_size": BATCH, "mask_unit": 0, "sizes": sizes}
+    data["image_size"] = next(iter(sizes.values()), image_size)
+    config = PretrainConfig.of({"model": model, "objectives": {}, "data": data})
     fallback = lambda name: (statistics or {}).get(name) or sensor_table.get(name).statistics  # noqa: E731
     known = {name: source.statistics(sensor) or fallback(name) for name, sensor in config.sensors.items()}
     shapes = models.build(model, sensors=config.sensors, statistics=known).shapes()
     params = source.map(model).to_params(source.prepare(tensors, model), shapes)
     origin = {
         "source": source.title,
-        "map": next(name for name, cls in SOURCES.items() if cls is type(source)),
+        "map": name,
         "file": path.name,
         "sha256": _digest(path),
         "licence": licence or source.licence,
@@ -59,17 +68,27 @@ def convert(
     return Run(record, params, models.count(params))
 
 
-def write_tensors(run: Run, path: str | Path) -> None:
-    """Writes the weights of an imported run, or of an encoder of the same model, under the source's names.
+def write_tensors(run: Run, path: str | Path, source: str = "") -> Source:
+    """Writes the weights of an encoder under the names of a source, float32 safetensors.
+
+    Args:
+        run: imported, or of a model that the source knows.
+        path: of the file.
+        source: of `SOURCES`; "" is the one that the run was imported from.
+
+    Returns:
+        The source.
 
     Raises:
-        ConfigError: it has no source whose names would be known.
+        ConfigError: no source is said, or it does not know the model.
         DataError: a parameter has no name there.
     """
-    if "map" not in run.origin:
-        raise ConfigError(f"{run.folder} was not imported: there are no names of others for its weights")
-    source = SOURCES.build({"name": run.origin["map"]}, "source")
-    files.write(path, source.map(run.network.model).to_tensors(run.params))
+    name = source or run.origin.get("map", "")
+    if not name:
+        raise ConfigError(f"{run.folder} was not imported: say whose names its weights are to get, --source timm")
+    chosen = SOURCES.build({"name": name}, "--source")
+    files.write(path, chosen.map(run.network.model).to_tensors(run.params))
+    return chosen
 
 
 def _digest(path: Path) -> str:

@@ -100,13 +100,13 @@ def rows(table: str, source: str = "", path: str = "*") -> list[Row]:
     """The lines of a table.
 
     Args:
-        table: a line each: name, path and form, apart by two blanks or more.
+        table: a line each: name, path and form.
         source: prefix of all names.
         path: of all parameters, with the table's paths where "*" is.
     """
     found = []
     for line in filter(None, map(str.strip, table.strip().splitlines())):
-        name, where, *form = re.split(r"\s{2,}", line)
+        name, where, *form = line.split(maxsplit=2)
         word, *sizes = (form[0] if form else "").split()[:2] or [""]
         if word not in PAIRS:
             found.append(Row(source + name, path.replace("*", where), Form(*form)))

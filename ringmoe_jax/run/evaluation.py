@@ -275,6 +275,7 @@ class Evaluation(Provenance):
         locations: of models with a fusion.
         routing: by router group.
         figures: file names of pictures by what they show.
+        origins: where imported weights come from, by encoder of a probe, see `Run.origin`.
     """
 
     checkpoint: str
@@ -294,6 +295,7 @@ class Evaluation(Provenance):
     locations: tuple[LocationRow, ...] = ()
     routing: dict[str, GroupSummary] = dataclasses.field(default_factory=dict)
     figures: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 # ---- Tasks --------------------------------------------------------------------------------------------
