@@ -70,6 +70,8 @@ class Galileo(Source):
         Raises:
             DataError: there is no such file, or the tensors are of another model.
         """
+        if "s_t_channel_embed" not in tensors:
+            raise DataError(f"{path} is no encoder of Galileo: its first tensors are {', '.join(list(tensors)[:3])}")
         beside = path.with_name("config.json")
         try:
             encoder = json.loads(beside.read_text())["model"]["encoder"]
@@ -77,11 +79,7 @@ class Galileo(Source):
             blocks |= dict(hidden_ratio=int(encoder["mlp_ratio"]), drop_path=float(encoder["drop_path"]))
             sizes = dict(base_patch=encoder["max_patch_size"], dates=encoder["max_sequence_length"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{beside} is not the config.json that Galileo publishes beside {path.name}: {error}"
-            ) from error
-        if "s_t_channel_embed" not in tensors:
-            raise DataError(f"{path} is no encoder of Galileo: its first tensors are {', '.join(list(tensors)[:3])}")
+            raise DataError(f"{beside} is not what Galileo publishes beside {path.name}: {error}") from error
         return {"name": "galileo", "sensors": self.sensors, **sizes, "blocks": blocks | dict(exact_gelu=True)}
 
     def prepare(self, tensors: Tensors, model: Mapping[str, Any]) -> Tensors:

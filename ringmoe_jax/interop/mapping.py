@@ -111,9 +111,10 @@ def rows(table: str, source: str = "", path: str = "*") -> list[Row]:
         if word not in PAIRS:
             found.append(Row(source + name, path.replace("*", where), Form(*form)))
             continue
+        where, bracket, index = where.partition("[")
         for suffix, ours, text in PAIRS[word]:
-            form_ = Form(text.format(*sizes))
-            found.append(Row(f"{source}{name}.{suffix}", path.replace("*", f"{where}/{ours}"), form_))
+            place = path.replace("*", f"{where}/{ours}{bracket}{index}")
+            found.append(Row(f"{source}{name}.{suffix}", place, Form(text.format(*sizes))))
     return found
 
 
