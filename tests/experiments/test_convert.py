@@ -31,7 +31,7 @@ def run(verb, *arguments):
 def folder(tmp_path_factory):
     """A data set, and a small ViT of timm as a file and as a run."""
     folder = tmp_path_factory.mktemp("convert")
-    tiny_data.write(folder / "data", "rgb", train=12, validation=6, size=SIZE)
+    tiny_data.write(folder / "data", "rgb", train=12, validation=6)  # 8 px tiles, shown at 32
     files.write(folder / "vit.safetensors", peers.weights(peers.golden("vit_small")[0]))
     options = ["--source", "timm", "--dataset", folder / "data", "--licence", LICENCE]
     assert run(convert, folder / "vit.safetensors", "--out", folder / "vit", *options) == 0
@@ -92,7 +92,7 @@ def test_finetune_remembers_the_licence(folder):
     values = dict(
         task=dict(name="classification", target="kind"),
         init_from=str(folder / "vit"),
-        data=dict(streams=dict(all=stream), image_size=SIZE, batch_size=4, mask_unit=0),
+        data=dict(streams=dict(all=stream), image_size=SIZE, batch_size=8, mask_unit=0),
         optimizer=dict(warmup_steps=0),
         train=dict(steps=1, log_every=1, evaluate_every=0),
     )
