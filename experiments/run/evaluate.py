@@ -20,6 +20,7 @@ from experiments.reports.evaluation import Pictures, Places
 from experiments.run import data as run_data
 from experiments.run import probe
 from experiments.run.data import TRAIN
+from experiments.run.experts import Experts
 from experiments.run.masked import Masked
 from experiments.run.probe import Protocol
 from experiments.run.tiles import Tiles
@@ -89,6 +90,7 @@ def evaluate(
         pictures = Pictures(
             [strips for part in parts for strips in part.masked.strips],
             {part.data.name: part.places for part in parts if part.places},
+            {(part.data.name, group): liked for part in parts for group, liked in part.experts.atlas.items()},
             {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
         )
         evaluation = report.draw(folder, evaluation, pictures)
@@ -117,6 +119,7 @@ def _joined(run: Run, rules: Protocol, parts: Sequence[_Part], seconds: float) -
         likelihood=tuple(row for part in parts for row in part.masked.likelihoods),
         locations=tuple(part.locations for part in parts if part.locations),
         routing=routing.summarise(routing.add(tokens)) if tokens else {},
+        specialisation=tuple(row for part in parts for row in part.experts.rows),
         seconds=seconds,
         **results.provenance(),
     )
@@ -150,6 +153,7 @@ class _Part:
         probes: of every share of the labels.
         ranks: of features.
         masked: masked losses, likelihoods, routing and tiles to show.
+        experts: what they tell apart.
         places: locations to show; None without any.
         locations: numbers of these; None for a model without a fusion.
     """
@@ -166,6 +170,7 @@ class _Part:
         self.probes = probe.probe(dataset, collected, rules)
         self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
+        self.experts = Experts(run, tiles, rules.seed)
         if random is not None:
             shown = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
             self.places, self.locations = _locations(tiles, shown) if shown else (None, None)

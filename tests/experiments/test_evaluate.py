@@ -23,7 +23,15 @@ from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import PretrainConfig, Run, results
-from ringmoe_jax.run.evaluation import EVALUATION, ComparisonRow, Evaluation, ProbeRow, RankRow, chosen
+from ringmoe_jax.run.evaluation import (
+    EVALUATION,
+    ComparisonRow,
+    Evaluation,
+    ProbeRow,
+    RankRow,
+    SpecialisationRow,
+    chosen,
+)
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
@@ -134,6 +142,17 @@ def test_routing_counts_every_token_once(evaluation):
     for group in evaluation.routing.values():
         assert group.tokens.tolist() == [VALIDATION * 20] * 2
         assert np.nansum(group.load, axis=-1) == pytest.approx(1)
+
+
+def test_what_experts_tell_apart_stands_beside_chance(evaluation, workdir):
+    kinds = {(row.group, row.kind) for row in evaluation.specialisation}
+    assert kinds == {("specialised", "class"), ("collaborative", "class"), ("collaborative", "modality")}
+    for row in evaluation.specialisation:
+        assert len(row.information) == len(row.shuffled) == len(row.use) == 2  # layers
+        assert min(row.information) >= 0
+        assert max(row.use) <= row.experts
+    assert len(evaluation.figures["atlas"]) == 2
+    assert "What experts tell apart" in (workdir / "report.html").read_text()
 
 
 def test_the_page_needs_nothing_else(workdir, evaluation):
@@ -361,6 +380,24 @@ def test_findings_name_undecided_routers_dead_experts_and_full_ones():
         "Shared routers prefer some experts: entropy 0.500 of at most 1.386 nats; 25.0 % of the choices find their "
         "expert full and are dropped; 2 experts in 1 layer are dead, they get no token."
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "chance", "words"),
+    [
+        (
+            "crops",
+            0.01,
+            "set: collaborative experts tell kinds of crops apart: 0.300 nats in layer 2, 0.010 by chance.",
+        ),
+        ("modality", 0.1, "set: collaborative experts hardly tell modalities apart: 0.300 nats in layer 2, 0.100 by"),
+    ],
+)
+def test_findings_say_what_experts_tell_apart(kind, chance, words):
+    rows = dict(dataset="set", group="collaborative", kind=kind, use=(4.0, 3.0), experts=4)
+    row = SpecialisationRow(**rows, information=(0.1, 0.3), shuffled=(0.0, chance))
+    (sentence,) = pretraining.findings(bare(specialisation=(row,)))
+    assert sentence.startswith(words)
 
 
 def test_findings_warn_of_features_that_lost_directions():
