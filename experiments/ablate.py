@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     values = cli.read_config(given.config, overrides)
     from experiments.run.ablate import ablate, markdown
 
-    cli.keep_compiled()
+    cli.start(stops=True)
     for name, study in ablate(values, given.out, studies=given.studies, seeds=given.seeds).items():
         print("\n" + markdown(name, study))
     print(f"tables and figures are in {given.out}")

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.compress.recipe import METHODS, Recipe
     from ringmoe_jax.errors import ConfigError
 
-    cli.keep_compiled()
+    cli.start(stops=True)
     checkpoint, out, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
     common = {name: options.pop(name) for name in ("modality", "dataset", "statistics") if name in options}
     if every:

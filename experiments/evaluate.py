@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.errors import ConfigError
     from ringmoe_jax.run import TASK, Run, kind_of, read_record, results
 
-    cli.keep_compiled()
+    cli.start()
     checkpoint = options["checkpoint"]
     asked = {name: options[name] for name in ("datasets", "split", "without") if name in options}
     folder = options.get("out") or results.folder_of(Path(checkpoint) / "report", **asked)

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.deploy.windows import window_model
     from ringmoe_jax.run import Run
 
-    cli.keep_compiled()
+    cli.start()
     model = window_model(Run.open(options.checkpoint), options.output)
     files = by_sensor(options.scenes, model.sensors)
     print(f"{options.out}: {model.output} of {', '.join(files)} by {options.checkpoint} at step {model.facts['step']}")

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         count = leaderboard.append(options.leaderboard, workdir, options.config)
         print(f"{options.leaderboard}: {count} rows more")
         return 0
-    cli.keep_compiled()
+    cli.start()
     print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
     for what, names in {
         "numbers": ("seeds.json", "report/*.json"),

@@ -8,7 +8,6 @@ with all that is needed to use them: config, sensor statistics, data position, v
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ringmoe_jax.config import first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.training.state import TrainState
 
@@ -29,13 +29,17 @@ class Checkpointer:
     Args:
         workdir: folder of the run.
         keep: newest checkpoints to keep; 0 keeps all.
+        read_only: changes nothing in the folder, whoever else is writing to it.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2):
+    def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
-        )
+        if read_only:  # whoever writes there now keeps what it has begun
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "pretext": ocp.StandardCheckpointHandler(),
@@ -53,7 +57,7 @@ class Checkpointer:
         """
         if not (Path(workdir) / "checkpoints").is_dir():
             raise DataError(f"no checkpoint in {workdir}: give the folder of a run, or train one there first")
-        return cls(workdir, keep=0)
+        return cls(workdir, read_only=True)
 
     @property
     def latest(self) -> int | None:
@@ -128,10 +132,6 @@ class Checkpointer:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
 
-    def preempted(self, step: int) -> bool:
-        """Whether the cluster asked every process to stop."""
-        return self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for background work and frees threads."""
         with _explained(self):
@@ -183,13 +183,8 @@ def check_same(saved: Mapping, current: Mapping, where: str) -> None:
     Raises:
         ConfigError: names the first value that differs, both values and the fix.
     """
-    saved, current = (json.loads(json.dumps(tree)) for tree in (saved, current))
-    for key in sorted(set(saved) | set(current)):
-        a, b = saved.get(key), current.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            check_same(a, b, f"{where}.{key}")
-        elif a != b:
-            raise ConfigError(
-                f"{where}.{key} is {b!r}, but the checkpoint was made with {a!r}: "
-                f"set it back to resume, or choose a new --workdir"
-            )
+    if difference := first_difference(saved, current, where):
+        path, a, b = difference
+        raise ConfigError(
+            f"{path} is {b!r}, but the checkpoint was made with {a!r}: set it back to resume, or choose a new --workdir"
+        )

@@ -1,0 +1,264 @@
+"""The processes of one job: how they find each other, agree, and notice that one of them is gone.
+
+A process by itself needs nothing of this: every function then answers at once. JAX is imported by `connect`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ringmoe_jax.config import first_difference
+from ringmoe_jax.errors import ConfigError, UserError
+
+PERIOD = 5.0  # seconds between two signs of life
+PATIENCE = 30.0  # seconds without one, after which a process counts as gone
+TOGETHER = 300  # seconds for all processes to arrive at the start
+_WAIT = 7 * 24 * 3600 * 1000  # milliseconds to wait for processes that are alive: who is gone ends the others before
+
+# Where a launcher says how many processes there are, and which one this is.
+_NUMBERS = (
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+_job: _Job | None = None
+
+
+def connect(*, stops: bool = False) -> None:
+    """Connects this process to the others of its job; nothing to do where there are none. Before JAX is used.
+
+    The environment says whether there are others: JAX_COORDINATOR_ADDRESS (host:port of process 0) with
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or the numbers of Open MPI or SLURM; without an address what JAX knows of
+    TPU slices, GKE, SLURM and Open MPI. From then on a process that is gone ends the others within a minute.
+
+    Args:
+        stops: whether SIGTERM is left to the training loop, which ends after the same step everywhere; else it ends
+            this process at once.
+
+    Raises:
+        ConfigError: the environment is incomplete, or the others did not come.
+    """
+    global _job
+    if _job or (arguments := _of_environment()) is None:
+        return
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", stops)
+    # The heartbeats of JAX itself end a process without a word of which one is missing: they come second.
+    limits = dict(initialization_timeout=TOGETHER, heartbeat_timeout_seconds=int(3 * PATIENCE))
+    try:
+        jax.distributed.initialize(**arguments, **limits)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"the processes of this job did not come together within {TOGETHER} s ({reason}): start all of them, with "
+            "one address of process 0 that each can reach"
+        ) from error
+    from jax._src import distributed
+
+    _job = _Job(distributed.global_state.client, jax.process_index(), jax.process_count())
+
+
+def number() -> int:
+    """Of this process, from 0: the process that writes files and prints."""
+    return _job.number if _job else 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """The values that all processes gave, JSON types, by number; all of them must call it, in the same order."""
+    return [json.loads(text) for text in _job.exchange(json.dumps(value))] if _job else [value]
+
+
+def from_first(ask: Callable[[], Any]) -> Any:
+    """What `ask` says on process 0, JSON types, on all of them: of what may change while processes look at it."""
+    return exchange(ask() if number() == 0 else None)[0]
+
+
+def agree(value: Any, what: str) -> None:
+    """Refuses to go on where a value differs between processes.
+
+    Args:
+        value: JSON types.
+        what: it is, the beginning of a dotted path.
+
+    Raises:
+        ConfigError: names the first difference, both values and hosts.
+    """
+    first, *others = exchange(value)
+    for number, other in enumerate(others, 1):
+        if difference := first_difference(first, other, what):
+            path, a, b = difference
+            raise ConfigError(
+                f"{path} is {a!r} on {_job.name(0)}, but {b!r} on {_job.name(number)}: start all processes with the "
+                "same command, files and packages"
+            )
+
+
+def leave() -> None:
+    """Ends the job when all processes have come here."""
+    global _job
+    if _job:
+        import jax
+
+        _job.barrier("leave")
+        _job, job = None, _job
+        job.ended.set()
+        jax.distributed.shutdown()
+
+
+def give_up(error: BaseException) -> None:
+    """Ends this process with exit status 1, and the others with a line that says why; nothing for a single process.
+
+    An error of JAX itself may be the consequence of a process that is gone, so the word is first with who watches.
+    """
+    if _job is None:
+        return
+    if _from_jax(error):
+        time.sleep(PATIENCE + 3 * PERIOD)
+    told = isinstance(error, UserError)
+    text = str(error) if told else f"{type(error).__name__}: {error}".split("\n")[0]
+    if not told:
+        traceback.print_exception(error)
+    _job.end(f"{_job.name(_job.number)} ended: {text}")
+
+
+class _Job:
+    """Processes that know each other, and a thread that tells the others that this one lives.
+
+    Process 0 watches all others, and they watch it: so many messages that a job of many hosts can afford them.
+    """
+
+    def __init__(self, client, number: int, count: int):
+        self.client, self.number, self.count = client, number, count
+        self.ended, self._ending = threading.Event(), threading.Lock()
+        self._calls = itertools.count()
+        self._hosts = self.exchange(socket.gethostname())
+        self._heard = {other: time.monotonic() for other in (range(1, count) if number == 0 else [0])}
+        self._seen: dict[int, str] = {}
+        for work in (self._talk, self._judge):
+            threading.Thread(target=work, daemon=True).start()
+
+    def name(self, number: int) -> str:
+        """A process in words."""
+        return f"process {number} of {self.count} (host {self._hosts[number]})"
+
+    def barrier(self, name: str, seconds: float = _WAIT / 1000) -> None:
+        """Waits for all others."""
+        self.client.wait_at_barrier(f"ringmoe/{name}", int(1000 * seconds))
+
+    def exchange(self, text: str) -> list[str]:
+        """The texts of all processes, by number."""
+        call = f"exchange/{next(self._calls)}"
+        self.client.key_value_set(f"ringmoe/{call}/{self.number}", text)
+        self.barrier(call)
+        return [text for _, text in self._read(call)]
+
+    def end(self, word: str) -> None:
+        """Says why, here and to the others, and ends this process."""
+        self._ending.acquire()  # and never again: the first word counts
+        sys.stdout.flush()
+        print(f"error: {word}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):  # somebody else spoke before
+            self.client.key_value_set("ringmoe/word/0", word)
+        with contextlib.suppress(Exception):  # process 0 holds the messages: it stays until the others have read them
+            self.barrier("end", 2 * PERIOD)
+        os._exit(1)
+
+    def _read(self, folder: str) -> list[tuple[int, str]]:
+        """Number of a process and its text, by number."""
+        found = self.client.key_value_dir_get(f"ringmoe/{folder}/")
+        return sorted((int(key.rpartition("/")[2]), text) for key, text in found)
+
+    def _talk(self) -> None:
+        """Says that this process lives, and listens who else does, and whether one gave up."""
+        for beat in itertools.count():
+            try:
+                self.client.key_value_set(f"ringmoe/lives/{self.number}", str(beat), allow_overwrite=True)
+                for number, text in self._read("lives"):
+                    if number in self._heard and self._seen.get(number) != text:
+                        self._seen[number], self._heard[number] = text, time.monotonic()
+                words = self._read("word")
+            except Exception:
+                words = []  # process 0 does not answer: `_judge` knows for how long
+            if words and not self.ended.is_set():
+                self.end(words[0][1])
+            if self.ended.wait(PERIOD):
+                return
+
+    def _judge(self) -> None:
+        """Ends this process where another one was not heard of for too long."""
+        while not self.ended.wait(1.0):
+            for other, heard in self._heard.items():
+                if time.monotonic() - heard > PATIENCE:
+                    self.end(
+                        f"{self.name(other)} is gone: nothing was heard of it for {PATIENCE:.0f} s. The same command, "
+                        "started again on all hosts, goes on from the last checkpoint"
+                    )
+
+
+def _of_environment() -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`; None for a process by itself."""
+    stated = next((pair for pair in _NUMBERS if all(name in os.environ for name in pair)), None)
+    count, which = (_integer(name) for name in stated) if stated else (1, 0)
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        if stated is None:
+            raise ConfigError(
+                "JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID: set all three in every "
+                "process, or none for a process by itself"
+            )
+        if not 0 <= which < count or ":" not in address:
+            raise ConfigError(
+                f"JAX_COORDINATOR_ADDRESS={address} with {stated[0]}={count} and {stated[1]}={which}: wanted host:port "
+                "and numbers from 0 below their count"
+            )
+        known = dict(coordinator_address=address, num_processes=count, process_id=which)
+        return {**known, "cluster_detection_method": "deactivate"} if count > 1 else None
+    if _cluster_size() > 1:
+        return {}
+    if count > 1:
+        raise ConfigError(
+            f"{stated[0]}={count}, but nothing says where process 0 is: set JAX_COORDINATOR_ADDRESS to its host:port "
+            "in every process"
+        )
+    return None
+
+
+def _cluster_size() -> int:
+    """Processes of the TPU slice, SLURM step or the like that JAX recognises; 1 where it recognises none."""
+    from jax._src.clusters import ClusterEnv
+
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    for cluster in ClusterEnv._cluster_types:
+        if cluster.opt_in_only_method or (cluster.name.endswith("tpu") and "tpu" not in platforms):
+            continue
+        if cluster.is_env_present():
+            return cluster.get_process_count()
+    return 1
+
+
+def _integer(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ConfigError(f"{name}={os.environ[name]}: wanted an integer") from None
+
+
+def _from_jax(error: BaseException | None) -> bool:
+    """Whether an error is one of JAX's runtime, or was caused by one."""
+    import jax
+
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
