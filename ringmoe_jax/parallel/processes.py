@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from ringmoe_jax.errors import ConfigError, UserError
 
 PERIOD = 5.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds without one, after which a process counts as gone
+HEARTBEAT = 100  # seconds, of JAX itself, which does not say which process is missing: it comes second
 TOGETHER = 300  # seconds for all processes to arrive at the start
 _WAIT = 7 * 24 * 3600 * 1000  # milliseconds to wait for processes that are alive: who is gone ends the others before
 
@@ -49,15 +51,24 @@ def connect(*, stops: bool = False) -> None:
         ConfigError: the environment is incomplete, or the others did not come.
     """
     global _job
-    if _job or (arguments := _of_environment()) is None:
+    if _job or (known := _of_environment()) is None:
         return
     import jax
 
     jax.config.update("jax_enable_preemption_service", stops)
-    # The heartbeats of JAX itself end a process without a word of which one is missing: they come second.
-    limits = dict(initialization_timeout=TOGETHER, heartbeat_timeout_seconds=int(3 * PATIENCE))
+    address, count, which, devices = known
+    board = _Board(address, count) if which == 0 else None
     try:
-        jax.distributed.initialize(**arguments, **limits)
+        jax.distributed.initialize(
+            address,
+            count,
+            which,
+            devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=TOGETHER,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            coordinator_bind_address="127.0.0.1:0",  # what JAX starts in process 0 is used by nobody, see `_Board`
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
@@ -66,7 +77,7 @@ def connect(*, stops: bool = False) -> None:
         ) from error
     from jax._src import distributed
 
-    _job = _Job(distributed.global_state.client, jax.process_index(), jax.process_count())
+    _job = _Job(distributed.global_state.client, which, count, board)
 
 
 def number() -> int:
@@ -114,22 +125,52 @@ def leave() -> None:
         _job, job = None, _job
         job.ended.set()
         jax.distributed.shutdown()
+        if job.board:
+            job.board.close()
 
 
 def give_up(error: BaseException) -> None:
     """Ends this process with exit status 1, and the others with a line that says why; nothing for a single process.
 
-    An error of JAX itself may be the consequence of a process that is gone, so the word is first with who watches.
+    What is not a plain `UserError` may be the consequence of a process that is gone: whoever watches speaks first.
     """
     if _job is None:
         return
-    if _from_jax(error):
-        time.sleep(PATIENCE + 3 * PERIOD)
     told = isinstance(error, UserError)
+    if not told or error.__cause__ is not None:
+        time.sleep(PATIENCE + 2 * PERIOD)
     text = str(error) if told else f"{type(error).__name__}: {error}".split("\n")[0]
     if not told:
         traceback.print_exception(error)
     _job.end(f"{_job.name(_job.number)} ended: {text}")
+
+
+class _Board:
+    """The service through which processes find each other, in a program of its own beside process 0.
+
+    Where process 0 holds it, as JAX has it, and is killed, the others are aborted on the spot, without a word of why.
+    """
+
+    def __init__(self, address: str, count: int):
+        options = [f"[::]:{address.rpartition(':')[2]}", str(count), str(HEARTBEAT), str(PATIENCE + 4 * PERIOD)]
+        self._program = subprocess.Popen([sys.executable, "-c", _BOARD, *options], stdin=subprocess.PIPE)
+
+    def close(self) -> None:
+        """Takes it away."""
+        self._program.communicate(b"done")
+
+
+_BOARD = """
+import signal, sys, time
+from jaxlib import _jax
+for number in (signal.SIGINT, signal.SIGTERM):  # sent to all programs of a job
+    signal.signal(number, signal.SIG_IGN)
+address, count, heartbeat, patience = sys.argv[1:]
+service = _jax.get_distributed_runtime_service(address, int(count), heartbeat_timeout=int(heartbeat))
+if sys.stdin.read() != "done":  # process 0 is gone: the others have to find out
+    time.sleep(float(patience))
+service.shutdown()
+"""
 
 
 class _Job:
@@ -138,8 +179,8 @@ class _Job:
     Process 0 watches all others, and they watch it: so many messages that a job of many hosts can afford them.
     """
 
-    def __init__(self, client, number: int, count: int):
-        self.client, self.number, self.count = client, number, count
+    def __init__(self, client, number: int, count: int, board: _Board | None):
+        self.client, self.number, self.count, self.board = client, number, count, board
         self.ended, self._ending = threading.Event(), threading.Lock()
         self._calls = itertools.count()
         self._hosts = self.exchange(socket.gethostname())
@@ -206,8 +247,8 @@ class _Job:
                     )
 
 
-def _of_environment() -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`; None for a process by itself."""
+def _of_environment() -> tuple[str, int, int, list[int] | None] | None:
+    """Address of process 0, number of processes, number of this one and its devices; None for a process by itself."""
     stated = next((pair for pair in _NUMBERS if all(name in os.environ for name in pair)), None)
     count, which = (_integer(name) for name in stated) if stated else (1, 0)
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
@@ -221,10 +262,9 @@ def _of_environment() -> dict[str, Any] | None:
                 f"JAX_COORDINATOR_ADDRESS={address} with {stated[0]}={count} and {stated[1]}={which}: wanted host:port "
                 "and numbers from 0 below their count"
             )
-        known = dict(coordinator_address=address, num_processes=count, process_id=which)
-        return {**known, "cluster_detection_method": "deactivate"} if count > 1 else None
-    if _cluster_size() > 1:
-        return {}
+        return (address, count, which, None) if count > 1 else None
+    if cluster := _cluster():
+        return cluster.auto_detect_unset_distributed_params(None, None, None, None, cluster.name, TOGETHER)
     if count > 1:
         raise ConfigError(
             f"{stated[0]}={count}, but nothing says where process 0 is: set JAX_COORDINATOR_ADDRESS to its host:port "
@@ -233,8 +273,8 @@ def _of_environment() -> dict[str, Any] | None:
     return None
 
 
-def _cluster_size() -> int:
-    """Processes of the TPU slice, SLURM step or the like that JAX recognises; 1 where it recognises none."""
+def _cluster():
+    """The TPU slice, SLURM step or the like of several processes that JAX recognises; None where it recognises none."""
     from jax._src.clusters import ClusterEnv
 
     platforms = os.environ.get("JAX_PLATFORMS", "tpu")
@@ -242,8 +282,8 @@ def _cluster_size() -> int:
         if cluster.opt_in_only_method or (cluster.name.endswith("tpu") and "tpu" not in platforms):
             continue
         if cluster.is_env_present():
-            return cluster.get_process_count()
-    return 1
+            return cluster if cluster.get_process_count() > 1 else None
+    return None
 
 
 def _integer(name: str) -> int:
@@ -251,14 +291,3 @@ def _integer(name: str) -> int:
         return int(os.environ[name])
     except ValueError:
         raise ConfigError(f"{name}={os.environ[name]}: wanted an integer") from None
-
-
-def _from_jax(error: BaseException | None) -> bool:
-    """Whether an error is one of JAX's runtime, or was caused by one."""
-    import jax
-
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

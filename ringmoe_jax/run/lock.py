@@ -32,8 +32,8 @@ def lock(folder: str | Path) -> Iterator[None]:
         seen = processes.exchange(path.read_text() if path.exists() else "")
         if lost := [number for number, text in enumerate(seen) if text != written]:
             raise ConfigError(
-                f"{folder} of process {lost[0]} is not the folder of process 0: give one on a file system that all hosts "
-                "share"
+                f"{folder} of process {lost[0]} is not the folder of process 0: give one on a file system that all "
+                "hosts share"
             )
         yield
 
