@@ -16,8 +16,8 @@ from ringmoe_jax.compress import online
 from ringmoe_jax.compress.online import OnlinePruning
 from ringmoe_jax.errors import ConfigError, TrainingError
 from ringmoe_jax.parallel import processes
+from ringmoe_jax.parallel.lock import lock
 from ringmoe_jax.run import COMPRESSED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
-from ringmoe_jax.run.lock import lock
 from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
