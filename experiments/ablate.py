@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run import cli
+from ringmoe_jax.parallel import processes
 
 
 @cli.entry_point
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     values = cli.read_config(given.config, overrides)
     from experiments.run.ablate import ablate, markdown
 
-    cli.start(stops=True)
+    cli.start(trains=True)
+    processes.alone("experiments.ablate")
     for name, study in ablate(values, given.out, studies=given.studies, seeds=given.seeds).items():
         print("\n" + markdown(name, study))
     print(f"tables and figures are in {given.out}")

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run import cli
+from ringmoe_jax.parallel import processes
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.compress.recipe import METHODS, Recipe
     from ringmoe_jax.errors import ConfigError
 
-    cli.start(stops=True)
+    cli.start(trains=True)
+    processes.alone("experiments.compress")
     checkpoint, out, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
     common = {name: options.pop(name) for name in ("modality", "dataset", "statistics") if name in options}
     if every:

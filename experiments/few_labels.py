@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from experiments.run import cli
+from ringmoe_jax.parallel import processes
 
 
 @cli.entry_point
@@ -23,6 +24,7 @@ def main() -> int:
     arguments, values = cli.read_run(parser)
     from experiments.run import few_labels
 
+    processes.alone("experiments.few_labels")
     print(few_labels.markdown(few_labels.study(values, arguments.out, arguments.fractions, arguments.seeds)))
     print(f"runs, table and figure are in {arguments.out}")
     return 0

@@ -77,7 +77,7 @@ def read_run(
     parser.add_argument("--compilation-cache", default=CACHE, help='keeps compiled programs; "" for none')
     given, overrides = parser.parse_known_args(arguments)
     values = read_config(given.config, overrides, given.sensors)
-    start(given.compilation_cache, stops=True)
+    start(given.compilation_cache, trains=True)
     return given, values
 
 
@@ -89,19 +89,23 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONFIG_HELP
 
 
-def start(cache: str = CACHE, *, stops: bool = False) -> None:
+def start(cache: str = CACHE, *, trains: bool = False) -> None:
     """Gets JAX ready: connects the processes of one job, of which only the first prints, and keeps compiled programs.
 
     Args:
         cache: folder of compiled programs, for runs to come; "" for none.
-        stops: see `processes.connect`.
+        trains: whether all processes have work to do, and the verb has a training loop; else the first one does it all,
+            and the others wait here for its end.
 
     Raises:
         ConfigError: see `processes.connect`.
     """
-    processes.connect(stops=stops)
+    processes.connect(stops=trains)
     if processes.number():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        if not trains:
+            processes.leave()
+            sys.exit(0)
     import jax
 
     if cache:

@@ -77,7 +77,14 @@ def connect(*, stops: bool = False) -> None:
         ) from error
     from jax._src import distributed
 
+    jax.devices()  # all processes meet here as well, whatever each of them does next
     _job = _Job(distributed.global_state.client, which, count, board)
+
+
+def alone(what: str) -> None:
+    """Raises a `ConfigError` where this process is one of several."""
+    if _job:
+        raise ConfigError(f"{what} runs in one process, not in {_job.count}: start it on one host by itself")
 
 
 def number() -> int:

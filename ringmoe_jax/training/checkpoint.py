@@ -8,7 +8,8 @@ with all that is needed to use them: config, sensor statistics, data position, v
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ import orbax.checkpoint as ocp
 
 from ringmoe_jax.config import first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
+from ringmoe_jax.parallel import mesh as meshes
+from ringmoe_jax.parallel import sharding
+from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.training.state import TrainState
 
 SCHEMA = 1
+SHARE = 0.5  # of a device's memory that a model may take to lie on one: the rest is its activations' (our choice)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -34,8 +39,10 @@ class Checkpointer:
 
     def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        if read_only:  # whoever writes there now keeps what it has begun
-            options = ocp.CheckpointManagerOptions(read_only=True)
+        if read_only:  # whoever writes there now keeps what it has begun, and processes read without each other
+            own = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"reader{own}")
+            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
         else:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
@@ -116,16 +123,15 @@ class Checkpointer:
         return _state(self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))))
 
     def restore_model(self, step: int | None = None) -> tuple[Any, Any]:
-        """Reads the trained parameters and the pretext task's state, nested dicts on the default device."""
+        """Reads the trained parameters and the pretext task's state, nested dicts on this process's devices.
+
+        They lie on the first device; what would take more than `SHARE` of its memory is split over all of them.
+        """
         step = self.latest if step is None else step
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         stored = self._manager.item_metadata(step)
-        abstract = {
-            name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored[name])
-            for name in ("params", "pretext")
-            if stored.get(name) is not None
-        }
-        restored = self._restore(step, abstract)
+        trees = {name: stored[name] for name in ("params", "pretext") if stored.get(name) is not None}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)
+        restored = self._restore(step, _placed(shapes, jax.local_devices()))
         return restored["params"], restored.get("pretext", {})
 
     def _restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +142,17 @@ class Checkpointer:
         """Waits for background work and frees threads."""
         with _explained(self):
             self._manager.close()
+
+
+def _placed(shapes: Mapping[str, Any], devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Shapes with a place: the first device, or all of them as the rules of training split parameters."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    if size <= SHARE * memory:
+        places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(devices[0]), shapes)
+    else:
+        places = sharding.shardings(shapes, meshes.make(MeshConfig(data=1, fsdp=len(devices)), devices))
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

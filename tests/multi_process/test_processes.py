@@ -61,10 +61,10 @@ def test_values_that_differ_are_refused_by_all(tmp_path):
 
 
 def test_one_writer_of_a_folder(tmp_path):
-    """A second job, or a process that is not connected to the first, ends with one line; who holds the folder goes on."""
+    """A program that is not connected to the first one ends with one line; who holds the folder goes on."""
     first = start(tmp_path / "a", "print('held', file=sys.stderr, flush=True); time.sleep(100)", count=1)
     first.wait_until(lambda: "held" in first.said())
-    os.rename(tmp_path / "a" / "run", tmp_path / "b")  # the folder keeps its lock under any name
+    (tmp_path / "a" / "run").rename(tmp_path / "b")  # the folder keeps its lock under any name
     second = jobs.start(tmp_path / "second", ["-c", program(tmp_path / "b", "pass")])
     assert second.finish() == [1]
     assert f"error: {tmp_path / 'b'} is being written by process {first.processes[0].pid} on" in second.said()
