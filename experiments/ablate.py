@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
-    parser.add_argument("--out", required=True, help="folder of the runs, tables and figures")
+    parser.add_argument("--out", type=cli.folder, required=True, help="folder of the runs, tables and figures")
     parser.add_argument("--studies", nargs="+", default=(), help="names; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=(), help="instead of the configuration's")
     given, overrides = parser.parse_known_args(arguments)

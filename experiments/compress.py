@@ -32,8 +32,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a pre-training run")
-    parser.add_argument("--out", required=True, help="folder of the result")
+    parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a pre-training run")
+    parser.add_argument("--out", type=cli.folder, required=True, help="folder of the result")
     parser.add_argument("--modality", required=True, nargs="+", metavar="NAME", help="sensors and modalities to keep")
     parser.add_argument("--dataset", help="folder to count and score on; default: those of the run")
     parser.add_argument("--statistics", metavar="FILE", help="expert statistics that were counted before")

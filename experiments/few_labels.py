@@ -18,7 +18,7 @@ from ringmoe_jax.parallel import processes
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder of all runs, the table and the figure")
+    parser.add_argument("--out", type=cli.folder, required=True, help="folder of all runs, the table and the figure")
     parser.add_argument("--fractions", nargs="+", type=float, default=(0.01, 0.1, 1.0), help="shares of the labels")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="2 or more give intervals")
     arguments, values = cli.read_run(parser)

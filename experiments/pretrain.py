@@ -15,7 +15,9 @@ from experiments.run import cli
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument(
+        "--workdir", type=cli.folder, required=True, help="folder of the run: checkpoints, metrics, pictures"
+    )
     arguments, values = cli.read_run(parser)
     from experiments.run.pretrain import pretrain
     from ringmoe_jax.run import PretrainConfig

@@ -89,6 +89,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONFIG_HELP
 
 
+def folder(text: str) -> str:
+    """Type of an argument that names a folder or file of results.
+
+    Raises:
+        ConfigError: it lies in an object store, and a path would be taken for one below this folder.
+    """
+    if "://" in text:
+        raise ConfigError(
+            f"{text}: runs, maps and reports lie in folders. Mount the bucket on all hosts (docs/launch.md) and give "
+            "the path there; data sets may be read from gs://"
+        )
+    return text
+
+
 def start(cache: str = CACHE, *, trains: bool = False) -> None:
     """Gets JAX ready: connects the processes of one job, of which only the first prints, and keeps compiled programs.
 
@@ -103,9 +117,8 @@ def start(cache: str = CACHE, *, trains: bool = False) -> None:
     processes.connect(stops=trains)
     if processes.number():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        if not trains:
-            processes.leave()
-            sys.exit(0)
+    if not trains:
+        processes.leave_to_first()
     import jax
 
     if cache:

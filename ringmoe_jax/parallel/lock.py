@@ -41,7 +41,10 @@ def lock(folder: str | Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[str]:
     """Takes the lock; gives the text that says who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made ({error.strerror}): give another place") from None
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

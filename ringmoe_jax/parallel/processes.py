@@ -94,7 +94,8 @@ def number() -> int:
 
 def exchange(value: Any) -> list[Any]:
     """The values that all processes gave, JSON types, by number; all of them must call it, in the same order."""
-    return [json.loads(text) for text in _job.exchange(json.dumps(value))] if _job else [value]
+    together = _job is not None and _job.together
+    return [json.loads(text) for text in _job.exchange(json.dumps(value))] if together else [value]
 
 
 def from_first(ask: Callable[[], Any]) -> Any:
@@ -120,6 +121,15 @@ def agree(value: Any, what: str) -> None:
                 f"{path} is {a!r} on {_job.name(0)}, but {b!r} on {_job.name(number)}: start all processes with the "
                 "same command, files and packages"
             )
+
+
+def leave_to_first() -> None:
+    """Lets process 0 go on as if it were by itself; the others end here, together with it."""
+    if _job and _job.number:
+        leave()
+        sys.exit(0)
+    if _job:
+        _job.together = False
 
 
 def leave() -> None:
@@ -188,6 +198,7 @@ class _Job:
 
     def __init__(self, client, number: int, count: int, board: _Board | None):
         self.client, self.number, self.count, self.board = client, number, count, board
+        self.together = True  # whether all processes do the same
         self.ended, self._ending = threading.Event(), threading.Lock()
         self._calls = itertools.count()
         self._hosts = self.exchange(socket.gethostname())

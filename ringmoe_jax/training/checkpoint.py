@@ -131,7 +131,7 @@ class Checkpointer:
         stored = self._manager.item_metadata(step)
         trees = {name: stored[name] for name in ("params", "pretext") if stored.get(name) is not None}
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)
-        restored = self._restore(step, _placed(shapes, jax.local_devices()))
+        restored = self._restore(step, _place(shapes, jax.local_devices()))
         return restored["params"], restored.get("pretext", {})
 
     def _restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class Checkpointer:
             self._manager.close()
 
 
-def _placed(shapes: Mapping[str, Any], devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _place(shapes: Mapping[str, Any], devices: Sequence[jax.Device], memory: float | None = None) -> dict[str, Any]:
     """Shapes with a place: the first device, or all of them as the rules of training split parameters."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    memory = memory or (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
     if size <= SHARE * memory:
         places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(devices[0]), shapes)
     else:
