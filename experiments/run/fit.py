@@ -22,7 +22,7 @@ from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import TrainState, create
+from ringmoe_jax.training.state import TrainState, create, shapes
 
 REQUEST = "request.json"  # of one run of a grid
 
@@ -31,6 +31,12 @@ def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainSta
     """A state at step 0, in its place on the mesh."""
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
+
+
+def new_shapes(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
+    """Shapes and dtypes of `new_state`, without making it."""
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
+    return shapes(parts.model, parts.pretext, rule)
 
 
 def fit(

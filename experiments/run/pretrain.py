@@ -34,16 +34,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
-    config = PretrainConfig.of(values)
-    config.check_streams()
-    if prunes := bool(config.pruning.every):
-        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
-
-    mesh = runs.make_mesh(config.mesh)
-    data = run_data.open_training(config.data, mesh, config.train.accumulate)
-    parts = runs.pretraining(config, data.statistics, mesh)
-    rows = rows_of(config, mesh.size if mesh else 1)
-    check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
+    config, data, parts = open_parts(values, workdir)
     state = new_state(parts, config)
     describe(parts, state, data)
     return fit(
@@ -55,8 +46,26 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         SECTIONS,
         held_out=validation_batches(config) if config.train.evaluate_every else (),
-        rebuild=_rebuilder(config, data, mesh) if prunes else None,
+        rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
     )
+
+
+def open_parts(values: Mapping, workdir: str) -> tuple[PretrainConfig, BatchIterator, Parts]:
+    """The checked configuration, batches of its data and the parts that it builds, on all devices.
+
+    Raises:
+        UserError: see `pretrain`.
+    """
+    config = PretrainConfig.of(values)
+    config.check_streams()
+    if config.pruning.every:
+        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
+    mesh = runs.make_mesh(config.mesh)
+    data = run_data.open_training(config.data, mesh, config.train.accumulate)
+    parts = runs.pretraining(config, data.statistics, mesh)
+    rows = rows_of(config, mesh.size if mesh else 1)
+    check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
+    return config, data, parts
 
 
 def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):

@@ -24,7 +24,7 @@ class Job:
     def said(self, number: int = 0) -> str:
         return self.outputs[number].read_text()
 
-    def wait_until(self, ready, seconds: float = 200) -> None:
+    def wait_until(self, ready, seconds: float = 600) -> None:
         """Waits until `ready()`, and stops all processes where that does not come."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -33,7 +33,7 @@ class Job:
                 raise AssertionError("\n".join(f"--- {i}\n{self.said(i)}" for i in range(len(self.processes))))
             time.sleep(0.05)
 
-    def finish(self, seconds: float = 200) -> list[int]:
+    def finish(self, seconds: float = 600) -> list[int]:
         """Exit statuses; a process that does not end is killed."""
         deadline = time.monotonic() + seconds
         try:
@@ -61,7 +61,7 @@ def start(folder: Path, command: list[str], count: int = 1, *, devices: int = 1,
     folder.mkdir(parents=True, exist_ok=True)
     flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
     shared = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
-    shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     if count > 1:
         shared |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     processes, outputs = [], [folder / f"output{number}.txt" for number in range(count)]
