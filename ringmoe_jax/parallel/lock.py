@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel import processes
 
 LOCK = ".lock"  # says who writes; empty when nobody does
+LATE = 60.0  # seconds that other hosts may see a file later
 
 
 @contextlib.contextmanager
@@ -29,13 +31,23 @@ def lock(folder: str | Path) -> Iterator[None]:
     path = Path(folder) / LOCK
     with _held(path) if processes.number() == 0 else contextlib.nullcontext("") as holder:
         written = processes.from_first(lambda: holder)
-        seen = processes.exchange(path.read_text() if path.exists() else "")
+        seen = processes.exchange(_read(path, written))
         if lost := [number for number, text in enumerate(seen) if text != written]:
             raise ConfigError(
                 f"{folder} of process {lost[0]} is not the folder of process 0: give one on a file system that all "
                 "hosts share"
             )
         yield
+
+
+def _read(path: Path, wanted: str) -> str:
+    """What a file says once it says what is wanted, or at last: file systems take a while to tell other hosts."""
+    deadline = time.monotonic() + LATE
+    while True:
+        text = path.read_text() if path.exists() else ""
+        if text == wanted or time.monotonic() > deadline:
+            return text
+        time.sleep(1)
 
 
 @contextlib.contextmanager
