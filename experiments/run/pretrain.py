@@ -12,9 +12,10 @@ from experiments.run import data as run_data
 from experiments.run.data import VALIDATION
 from experiments.run.fit import fit, new_state, with_experts_left
 from input_pipeline.evaluation import EvalBatches
-from input_pipeline.reader import BatchIterator, train_batches
+from input_pipeline.reader import BatchIterator
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import check_outputs
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
 from ringmoe_jax.run import Parts, PretrainConfig
@@ -45,7 +46,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         config,
         {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         SECTIONS,
-        held_out=validation_batches(config) if config.train.evaluate_every else (),
+        held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
         rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
     )
 
@@ -77,12 +78,15 @@ def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):
     return rebuild
 
 
-def validation_batches(config: PretrainConfig) -> list[dict]:
-    """The same batches every time: whole tiles side by side, or the first drawn views where training sees views."""
-    data, host, hosts = config.data, jax.process_index(), jax.process_count()
+def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list[dict]:
+    """This host's rows of the same batches every time, which split evenly over the devices.
+
+    They show whole tiles side by side, or the first drawn views where training sees views.
+    """
+    host, hosts = jax.process_index(), jax.process_count()
     if data.views:
         streams = {name: dataclasses.replace(stream, split=VALIDATION) for name, stream in data.streams.items()}
-        drawn = train_batches(dataclasses.replace(data, streams=streams), host=host, hosts=hosts)
+        drawn = run_data.open_training(dataclasses.replace(data, streams=streams), mesh, 1)
         batches = [next(drawn) for _ in range(VALIDATION_BATCHES)]
         drawn.close()
         return [{"sensors": batch["sensors"], "views": batch["views"]} for batch in batches]
