@@ -25,7 +25,7 @@ PERIOD = 5.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds without one, after which a process counts as gone
 HEARTBEAT = 100  # seconds, of JAX itself, which does not say which process is missing: it comes second
 TOGETHER = 300  # seconds for all processes to arrive at the start
-_WAIT = 7 * 24 * 3600 * 1000  # milliseconds to wait for processes that are alive: who is gone ends the others before
+LONG = 7 * 24 * 3600  # seconds to wait for processes that live: who is gone ends the others before
 
 # Where a launcher says how many processes there are, and which one this is.
 _NUMBERS = (
@@ -48,7 +48,7 @@ def connect(*, stops: bool = False) -> None:
             this process at once.
 
     Raises:
-        ConfigError: the environment is incomplete, or the others did not come.
+        ConfigError: the environment is incomplete. Where the others do not come, the process ends with such a line.
     """
     global _job
     if _job or (known := _of_environment()) is None:
@@ -58,23 +58,19 @@ def connect(*, stops: bool = False) -> None:
     jax.config.update("jax_enable_preemption_service", stops)
     address, count, which, devices = known
     board = _Board(address, count) if which == 0 else None
-    try:
-        jax.distributed.initialize(
-            address,
-            count,
-            which,
-            devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=TOGETHER,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            coordinator_bind_address="127.0.0.1:0",  # what JAX starts in process 0 is used by nobody, see `_Board`
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"the processes of this job did not come together within {TOGETHER} s ({reason}): start all of them, with "
-            "one address of process 0 that each can reach"
-        ) from error
+    late = threading.Timer(TOGETHER, _give_up_waiting, known[:3])  # before JAX does, which aborts
+    late.start()
+    jax.distributed.initialize(
+        address,
+        count,
+        which,
+        devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=2 * TOGETHER,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        coordinator_bind_address="127.0.0.1:0",  # what JAX starts in process 0 is used by nobody, see `_Board`
+    )
+    late.cancel()
     from jax._src import distributed
 
     jax.devices()  # all processes meet here as well, whatever each of them does next
@@ -162,6 +158,16 @@ def give_up(error: BaseException) -> None:
     _job.end(f"{_job.name(_job.number)} ended: {text}")
 
 
+def _give_up_waiting(address: str, count: int, which: int) -> None:
+    print(
+        f"error: process {which} (host {socket.gethostname()}) did not meet all {count} processes of the job at "
+        f"{address} within {TOGETHER} s: start all of them, with an address of process 0 that each can reach",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
 class _Board:
     """The service through which processes find each other, in a program of its own beside process 0.
 
@@ -191,10 +197,7 @@ service.shutdown()
 
 
 class _Job:
-    """Processes that know each other, and a thread that tells the others that this one lives.
-
-    Process 0 watches all others, and they watch it: so many messages that a job of many hosts can afford them.
-    """
+    """Processes that know each other: each says now and then that it lives; process 0 watches all, and all watch it."""
 
     def __init__(self, client, number: int, count: int, board: _Board | None):
         self.client, self.number, self.count, self.board = client, number, count, board
@@ -211,7 +214,7 @@ class _Job:
         """A process in words."""
         return f"process {number} of {self.count} (host {self._hosts[number]})"
 
-    def barrier(self, name: str, seconds: float = _WAIT / 1000) -> None:
+    def barrier(self, name: str, seconds: float = LONG) -> None:
         """Waits for all others."""
         self.client.wait_at_barrier(f"ringmoe/{name}", int(1000 * seconds))
 
@@ -282,7 +285,8 @@ def _of_environment() -> tuple[str, int, int, list[int] | None] | None:
             )
         return (address, count, which, None) if count > 1 else None
     if cluster := _cluster():
-        return cluster.auto_detect_unset_distributed_params(None, None, None, None, cluster.name, TOGETHER)
+        *found, devices = cluster.auto_detect_unset_distributed_params(None, None, None, None, cluster.name, TOGETHER)
+        return (*found, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices)
     if count > 1:
         raise ConfigError(
             f"{stated[0]}={count}, but nothing says where process 0 is: set JAX_COORDINATOR_ADDRESS to its host:port "
@@ -293,15 +297,11 @@ def _of_environment() -> tuple[str, int, int, list[int] | None] | None:
 
 def _cluster():
     """The TPU slice, SLURM step or the like of several processes that JAX recognises; None where it recognises none."""
-    from jax._src.clusters import ClusterEnv
+    from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
 
-    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-    for cluster in ClusterEnv._cluster_types:
-        if cluster.opt_in_only_method or (cluster.name.endswith("tpu") and "tpu" not in platforms):
-            continue
-        if cluster.is_env_present():
-            return cluster if cluster.get_process_count() > 1 else None
-    return None
+    slices = [GkeTpuCluster, GceTpuCluster] if "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") else []
+    cluster = next((cluster for cluster in (SlurmCluster, OmpiCluster, *slices) if cluster.is_env_present()), None)
+    return cluster if cluster and cluster.get_process_count() > 1 else None
 
 
 def _integer(name: str) -> int:

@@ -18,7 +18,7 @@ from ringmoe_jax.parallel.lock import lock
 
 @cli.entry_point
 def main(folder):
-    cli.start("")
+    cli.start("", trains=True)
     number = processes.number()
     print(number, processes.exchange([number, "x" * number]), processes.from_first(lambda: number), file=sys.stderr)
     processes.agree({"train": {"steps": [5]}}, "config")
@@ -73,6 +73,15 @@ def test_one_writer_of_a_folder(tmp_path):
     first.finish()
     third = jobs.start(tmp_path / "third", ["-c", program(tmp_path / "b", "pass")])
     assert third.finish() == [0]  # the lock of a killed program is gone
+
+
+def test_a_job_that_is_not_complete_ends_with_a_line(tmp_path):
+    patience = "from ringmoe_jax.parallel import processes; processes.TOGETHER = 3"
+    job = jobs.start(tmp_path, ["-c", f"{patience}\n{program(tmp_path / 'run', 'pass')}"], count=2)
+    job.processes[1].send_signal(signal.SIGKILL)
+    assert job.finish() == [1, -signal.SIGKILL]
+    assert "did not meet all 2 processes of the job at 127.0.0.1:" in job.said()
+    assert job.said().startswith("error: process 0 (host ")
 
 
 @pytest.mark.slow
@@ -139,3 +148,12 @@ def test_what_launchers_say(monkeypatch, environment, wanted):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes._of_environment() == wanted
+
+
+def test_the_first_does_what_one_can_do_and_the_others_wait(tmp_path):
+    """As in `evaluate` and `predict`: it may ask nobody, and a folder is its own."""
+    text = program(tmp_path / "run", "time.sleep(2); print('done', file=sys.stderr)").replace(", trains=True", "")
+    job = jobs.start(tmp_path, ["-c", text], count=2)
+    assert job.finish() == [0, 0]
+    assert job.said(0) == "0 [[0, '']] 0\ndone\n"
+    assert job.said(1) == ""
