@@ -215,7 +215,7 @@ def compressed(folder, counted):
     patch = pytest.MonkeyPatch()
     patch.setattr(costs, "peak_memory", lambda network, batch: (2_000_000, 1_000_000))
     patch.setattr(costs, "REPEATS", 2)
-    patch.setattr(cli, "start", lambda: None)
+    patch.setattr(cli, "start", lambda **_: None)
     given = ["--checkpoint", folder / "run", "--modality", "optical", "--statistics", folder / "usage" / "usage.npz"]
     recipe = ["--method", "mean", "--keep", "0.5", "--importance", "norm", "--distil", "2", "--int8"]
     out = folder / "small"
@@ -339,7 +339,7 @@ def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys
     assert front.scores()[1][GAIN_LEFT].value == 1
     capsys.readouterr()
     shutil.rmtree(out / "svd")
-    monkeypatch.setattr(cli, "start", lambda: None)
+    monkeypatch.setattr(cli, "start", lambda **_: None)
     given = ["--checkpoint", run, "--modality", "rgb", "--statistics", options["statistics"], "--out", out]
     assert command(*given, "--curve", "--distil", "0") == 0
     printed = capsys.readouterr().out
