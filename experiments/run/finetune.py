@@ -167,6 +167,7 @@ class CheckedTruth:
 def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: TrainState, data: BatchIterator) -> None:
     """Prints what is about to be trained, on what, from which data."""
     (name,) = data.datasets
+    shown = jax.process_count() * data.sizes[name]
     source = f"{config.init_from} at step {encoder.step}" if config.init_from else "new"
     fresh = ", but fresh weights" if config.init_from and config.weights != CHECKPOINT else ""
     print(f"devices     {len(jax.devices())} x {jax.devices()[0].device_kind}")
@@ -177,7 +178,7 @@ def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: Trai
             print(f"            {count(state.params[part]):>14,} {part}")
     names = f": {', '.join(parts.target.names)}" if parts.target.names else ""
     print(f"task        {config.task['name']} of {parts.target.name}{names}")
-    print(f"data        {data.samples[name]} samples of {data.datasets[name].directory}, {data.sizes[name]} a step")
+    print(f"data        {data.samples[name]} samples of {data.datasets[name].directory}, {shown} a step")
     for label, objective in parts.objectives.items():
         print(f"objective   {label}: {objective}")
 

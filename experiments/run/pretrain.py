@@ -102,7 +102,7 @@ def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list
 
 def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
     """Prints what is about to be trained, on what, from which data."""
-    devices = jax.devices()
+    devices, hosts = jax.devices(), jax.process_count()
     mesh = f", mesh {dict(parts.mesh.shape)}" if parts.mesh else ""
     print(f"devices     {len(devices)} x {devices[0].device_kind}{mesh}")
     print(f"parameters  {count(state.params):,} in all")
@@ -110,6 +110,6 @@ def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
         print(f"            {count(part):>14,} {name}")
     for name, dataset in data.datasets.items():
         sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
-        print(f"stream      {name}: {data.sizes[name]} images a step of {sensors} from {dataset.directory}")
+        print(f"stream      {name}: {hosts * data.sizes[name]} images a step of {sensors} from {dataset.directory}")
     for label, objective in parts.objectives.items():
         print(f"objective   {label}: {objective}")

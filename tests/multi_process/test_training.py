@@ -92,7 +92,6 @@ def assert_same(ours, reference, steps):
 def test_two_processes_train_and_validate_as_one(two, one):
     workdir, step, job = two
     assert_same(records(workdir), one, [*range(1, step + 1), "validation"])
-    assert one[step]["loss"] < one[1]["loss"]
     assert "loss" not in job.said(1)  # the first process speaks for all
     assert "devices     2 x cpu, mesh {'data': 1, 'fsdp': 1, 'expert': 2}" in job.said()
 
