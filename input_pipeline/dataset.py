@@ -76,6 +76,10 @@ class Dataset:
             f'data set "{self.metadata.name}", {info.pixels} training pixels',
         )
 
+    def nbytes(self, split: str) -> int:
+        """Bytes of the files of a split."""
+        return sum((epath.Path(self.directory) / file).stat().length for file in self.files[split])
+
     def fingerprint(self, split: str) -> str:
         """Changes where a position would mean another sample: another name, schema or number of records."""
         text = json.dumps([self.metadata.name, self.metadata.schema_version, split, self.counts[split]])

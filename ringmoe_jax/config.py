@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,25 @@ def _convert(hint: Any, value: Any, where: str, default: Any = None, beside: Ite
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}, wanted a {_type_name(hint)}")
     return value
+
+
+def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> tuple[str, Any, Any] | None:
+    """Dotted path of the first value in which two trees of JSON types differ, and both values; None where they agree.
+
+    Args:
+        a: nested mapping; lists and tuples are the same, a key that is missing is None.
+        b: the other one.
+        where: what they are, the beginning of the path.
+    """
+    a, b = (json.loads(json.dumps(tree)) for tree in (a, b))
+    for key in sorted(set(a) | set(b)):
+        ours, theirs, path = a.get(key), b.get(key), f"{where}.{key}"
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            if difference := first_difference(ours, theirs, path):
+                return difference
+        elif ours != theirs:
+            return path, ours, theirs
+    return None
 
 
 def import_modules(names: Sequence[str]) -> None:

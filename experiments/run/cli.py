@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from absl import logging
 
 from ringmoe_jax.errors import ConfigError, UserError, nearest
-from ringmoe_jax.parallel import host
+from ringmoe_jax.parallel import host, processes
 
 CACHE = ".cache/jax"  # of compiled programs
 INSTALLED = Path(__file__).parents[2]  # what holds `configs` as well: a checkout, or where a wheel was unpacked
@@ -33,17 +34,26 @@ configuration:
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator."""
+    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator.
+
+    Processes of one job end together: the last thing that each does is to wait for the others, or to tell them why not.
+    """
 
     @functools.wraps(main)
     def run(*arguments, **keywords):
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
         host.keep_memory()
         try:
-            sys.exit(main(*arguments, **keywords))
+            status = main(*arguments, **keywords)
+            processes.leave()
+            sys.exit(status)
         except UserError as error:
+            processes.give_up(error)
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except (Exception, KeyboardInterrupt) as error:
+            processes.give_up(error)
+            raise
 
     return run
 
@@ -67,8 +77,7 @@ def read_run(
     parser.add_argument("--compilation-cache", default=CACHE, help='keeps compiled programs; "" for none')
     given, overrides = parser.parse_known_args(arguments)
     values = read_config(given.config, overrides, given.sensors)
-    if given.compilation_cache:
-        keep_compiled(given.compilation_cache)
+    start(given.compilation_cache, trains=True)
     return given, values
 
 
@@ -80,11 +89,40 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONFIG_HELP
 
 
-def keep_compiled(folder: str = CACHE) -> None:
-    """Keeps compiled programs in a folder, for runs to come."""
+def folder(text: str) -> str:
+    """Type of an argument that names a folder or file of results.
+
+    Raises:
+        ConfigError: it lies in an object store, and a path would be taken for one below this folder.
+    """
+    if "://" in text:
+        raise ConfigError(
+            f"{text}: runs, maps and reports lie in folders. Mount the bucket on all hosts (docs/launch.md) and give "
+            "the path there; data sets may be read from gs://"
+        )
+    return text
+
+
+def start(cache: str = CACHE, *, trains: bool = False) -> None:
+    """Gets JAX ready: connects the processes of one job, of which only the first prints, and keeps compiled programs.
+
+    Args:
+        cache: folder of compiled programs, for runs to come; "" for none.
+        trains: whether all processes have work to do, and the verb has a training loop; else the first one does it all,
+            and the others wait here for its end.
+
+    Raises:
+        ConfigError: see `processes.connect`.
+    """
+    processes.connect(stops=trains)
+    if processes.number():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if not trains:
+        processes.leave_to_first()
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).absolute()))
 
 
 # ---- Configuration files ------------------------------------------------------------------------------

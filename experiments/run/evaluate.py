@@ -83,7 +83,7 @@ def evaluate(
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
     print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
-    random = None if brief else jax.device_put(baselines.random_params(run.model, seed), jax.devices()[0])
+    random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
     parts = [_Part(run, dataset, rules, max_tiles, inspect, random) for dataset in run_data.open_for(run, datasets)]
     evaluation = _joined(run, rules, parts, time.perf_counter() - started)
     if not brief:

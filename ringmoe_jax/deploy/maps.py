@@ -48,6 +48,11 @@ class Layers:
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def draft_folder(out: Path) -> Path:
+    """Where the rows of a map lie until it is whole."""
+    return out.with_name(f"{out.name}.draft")
+
+
 class Draft:
     """The rows of a map so far, in a folder beside it.
 
@@ -73,7 +78,7 @@ class Draft:
         Raises:
             DataError: the draft that is there is another command's, or cannot be written.
         """
-        self.folder = out.with_name(f"{out.name}.draft")
+        self.folder = draft_folder(out)
         self._journal, self._pixels = self.folder / "journal.json", self.folder / "pixels"
         self.settings, self._shape, self._dtype = dict(settings), (width, channels), np.dtype(dtype)
         self.strips = self._rows = 0

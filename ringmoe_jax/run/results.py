@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.training.checkpoint import versions
 
 T = TypeVar("T")
@@ -67,8 +68,13 @@ def plain(value: Any) -> Any:
 
 
 def write(path: Path, result: Any) -> dict[str, Any]:
-    """Writes a result whole or not at all, makes its folder, and returns the JSON types that it holds."""
+    """Writes a result whole or not at all, makes its folder, and returns the JSON types that it holds.
+
+    Of several processes the first one writes.
+    """
     values = plain(result)
+    if processes.number():
+        return values
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(values, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.parallel import sharding
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.training import loop, metrics, optimizer, step
+from ringmoe_jax.training import checkpoint, loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same
 from ringmoe_jax.training.state import create
 
@@ -195,13 +196,16 @@ def test_gradients_are_clipped():
     assert adam.mu["w"].dtype == jnp.bfloat16
 
 
-def train(parts, folder, *, steps=STEPS, data=None, **changes):
-    config = loop.TrainConfig(steps=steps, log_every=1, checkpoint_every=2)
+CONFIG = loop.TrainConfig(steps=STEPS, log_every=1, checkpoint_every=2)
+
+
+def train(parts, folder, *, steps=STEPS, data=None, log_every=1, every=0, callbacks=(), **changes):
+    config = dataclasses.replace(CONFIG, steps=steps, log_every=log_every, evaluate_every=every)
     checkpointer = Checkpointer(folder, keep=2)
     writer = metrics.MetricsWriter(folder, resume_step=int(parts.state.step))
     data = data or Data()
     training = loop.Training(parts.state, parts.step, {"config": {}}, writer, config, **changes)
-    state = loop.train(training, data, checkpointer, [loop.Validation()])
+    state = loop.train(training, data, checkpointer, callbacks or [loop.Validation()])
     writer.close()
     return state, checkpointer
 
@@ -292,6 +296,77 @@ def test_checkpoint_errors(tmp_path, trained):
         Checkpointer(tmp_path).record()
     with pytest.raises(ConfigError, match=r"config.model.width is 16, but the checkpoint was made with 8: set it back"):
         check_same({"model": {"width": 8, "depths": (2, 2)}}, {"model": {"width": 16, "depths": [2, 2]}}, "config")
+
+
+def test_reading_a_run_leaves_a_save_that_is_under_way(trained, tmp_path):
+    """As `evaluate` and `report` do while it trains; the next writer clears away what a killed one left."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    begun = folder / "checkpoints" / f"{STEPS + 1}.orbax-checkpoint-tmp"
+    begun.mkdir()
+    (begun / "array").write_text("half")
+    before = sorted(folder.rglob("*"))
+    reader = Checkpointer.open(folder)
+    assert reader.latest == reader.record()["step"] == STEPS
+    reader.restore_model()
+    reader.close()
+    assert sorted(folder.rglob("*")) == before
+    Checkpointer(folder).close()
+    assert not begun.exists()
+
+
+def test_a_large_model_is_read_onto_several_devices():
+    """Nothing but shapes: more than half of a device's memory is split as training splits it."""
+    devices = jax.local_devices()
+    shapes = {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32)}
+    assert checkpoint._place(shapes, devices, 2**30)["kernel"].sharding.device_set == {devices[0]}
+    placed = checkpoint._place(shapes, devices, 2**10)["kernel"].sharding
+    assert placed.shard_shape((64, 128)) == (64, 128 // len(devices))
+
+
+class Failing:
+    """A callback that cannot do its work."""
+
+    watches = True
+
+    def due(self, training):
+        return training.step == 2
+
+    def __call__(self, training):
+        raise DataError("no such picture")
+
+
+def test_what_only_watches_costs_no_step(tmp_path):
+    with pytest.raises(DataError, match="no such picture"):
+        train(setup(), tmp_path, callbacks=[Failing()])
+    assert Checkpointer.open(tmp_path).latest == 2
+
+
+def test_validation_comes_first_and_once_a_step(tmp_path):
+    seen = []
+    evaluate = lambda state: seen.append(int(state.step)) or {"loss": 1.0}  # noqa: E731
+    train(setup(), tmp_path, steps=3, evaluate=evaluate, every=2)
+    assert seen == [0, 2, 3]
+    assert [r["step"] for r in metrics.read(tmp_path) if "validation/loss" in r] == seen
+    resumed = SimpleNamespace(
+        step=2, done=False, evaluate=evaluate, config=dataclasses.replace(CONFIG, evaluate_every=2)
+    )
+    assert loop.Validation(logged=0).due(resumed)  # killed between the checkpoint and the validation after it
+    assert not loop.Validation(logged=2).due(resumed)
+
+
+def test_the_last_step_is_logged_although_it_is_the_first_after_a_restart(tmp_path):
+    parts = setup()
+    parts.state = dataclasses.replace(parts.state, step=jnp.int32(2))
+    train(parts, tmp_path, steps=3, log_every=2)
+    assert [record["step"] for record in metrics.read(tmp_path)] == [3]
+
+
+def test_asked_to_stop_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop.Stop, "after", lambda self, step: True)
+    state, checkpointer = train(setup(), tmp_path, data=Data(spoil=1))
+    assert state.step == checkpointer.latest == checkpointer.record()["data"]["number"] == 0
+    assert "stopped at step 0 as asked; the same command goes on from here" in capsys.readouterr().out
 
 
 def test_metrics_take_back_what_a_killed_run_had_not_saved(tmp_path):
