@@ -27,6 +27,7 @@ ORDER = [
     "compress",
     "tasks",
     "run",
+    "interop",
     "planning",
     "deploy",
 ]

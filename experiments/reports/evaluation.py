@@ -146,6 +146,8 @@ def _few_labels(evaluation: Evaluation, dataset: str, label: str) -> list[ArmSco
 
 def show(evaluation: Evaluation) -> None:
     """Prints the tables."""
+    for name, origin in evaluation.origins.items():
+        print(f"weights     {name}: {origin['source']}, licence {origin['licence']} ({origin['citation']})")
     if evaluation.probes:
         _show_probes(evaluation.probes)
     if evaluation.few_labels:

@@ -96,11 +96,12 @@ def _logged(
     evaluation: Evaluation, config: PretrainConfig, records: Sequence[Mapping]
 ) -> Iterator[tuple[str, str, Figure]]:
     """Pictures of the training with kind and name."""
-    yield "losses", "losses", curves.losses(records)
+    if records:
+        yield "losses", "losses", curves.losses(records)
     for group, series in routing.history(records).items():
         yield "routers", f"routers_{group}", curves.routers(group, series, evaluation.modalities)
     logged = {name for line in records for name in line}
-    terms = objectives.build(config.objectives).items()
+    terms = objectives.build(config.objectives).items() if config.objectives else ()
     if watched := {label: (term.stream, term.level) for label, term in terms if f"{label}/usage" in logged}:
         yield "collapse", "collapse", curves.collapse(records, watched)
 

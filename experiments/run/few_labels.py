@@ -33,7 +33,9 @@ RESULT = "few_labels_run.json"  # the score of a finished run
 SHOWN = 2  # metrics in the picture
 
 
-def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds: Sequence[int]) -> FewLabels:
+def study(
+    values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds: Sequence[int], beside: Sequence[str] = ()
+) -> FewLabels:
     """Trains every arm on every share of the labels with every seed.
 
     All have the same encoder, head, steps and batches. A seed chooses the labels, their order and new parameters;
@@ -44,6 +46,7 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
         out: folder.
         fractions: shares of the training samples, above 0, at most 1; of every class where the target is a class.
         seeds: of the runs.
+        beside: folders of further encoders, each with arms of its own, frozen and fine-tuned.
 
     Returns:
         What `few_labels.json` holds: each metric a mean over seeds with its interval.
@@ -54,12 +57,12 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
     config = FinetuneConfig.of(values)
     if not config.init_from:
         raise ConfigError("few_labels compares a pre-trained encoder with a new one: give --config.init_from=runs/...")
-    stratified = _stratified(config)
+    stratified, arms_ = _stratified(config), ARMS | anchors(beside)
     rows: list[ArmScores] = []
     for fraction in fractions:
-        scored: dict[str, list[TaskScore]] = {arm: [] for arm in ARMS}
+        scored: dict[str, list[TaskScore]] = {arm: [] for arm in arms_}
         for seed in seeds:
-            for arm, changes in ARMS.items():
+            for arm, changes in arms_.items():
                 own = _values(values, changes, fraction, seed, stratified)
                 workdir = Path(out) / arm.replace(", ", "_").replace(" ", "_") / f"{fraction:g}" / f"seed{seed}"
                 scored[arm].append(_run(own, workdir))
@@ -69,6 +72,23 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
     summary = FewLabels(title=title, seeds=tuple(seeds), config=dict(values), results=tuple(rows))
     _write(Path(out), summary)
     return summary
+
+
+def anchors(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Arms of other encoders, as `ARMS`, by the names of their folders; of one arm all have the same head and budget.
+
+    Raises:
+        ConfigError: two folders have one name.
+    """
+    names = [Path(folder).name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--beside {' '.join(folders)}: folders of one name cannot be told apart, rename one")
+    ways = {"fine-tuned": "full", "frozen": "frozen"}
+    return {
+        f"{name}, {way}": dict(adaptation=dict(method=method), init_from=str(folder))
+        for name, folder in zip(names, folders, strict=True)
+        for way, method in ways.items()
+    }
 
 
 def _stratified(config: FinetuneConfig) -> str:
@@ -87,6 +107,7 @@ def _values(values: Mapping, changes: Mapping, fraction: float, seed: int, strat
     own = copy.deepcopy(dict(values))
     own["adaptation"] = dict(own.get("adaptation", {})) | changes["adaptation"]
     own["weights"] = changes.get("weights", CHECKPOINT)
+    own["init_from"] = changes.get("init_from", own["init_from"])
     own.setdefault("train", {})["seed"] = seed
     own["data"]["shuffle_seed"] = seed
     for stream in own["data"]["streams"].values():

@@ -25,6 +25,7 @@ from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import (
     CHECKPOINT,
     FEATURES,
+    IMPORTED,
     TASK,
     Encoder,
     FinetuneConfig,
@@ -113,6 +114,7 @@ def encoder_of(config: FinetuneConfig) -> Encoder:
         {name: tuple(chosen) for name, chosen in saved["data"].get("bands", {}).items()},
         {name: Statistics(**s) for name, s in record["statistics"].items()},
         record["step"],
+        record.get(IMPORTED, {}),
     )
 
 
@@ -169,6 +171,8 @@ def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: Trai
     (name,) = data.datasets
     shown = jax.process_count() * data.sizes[name]
     source = f"{config.init_from} at step {encoder.step}" if config.init_from else "new"
+    if encoder.origin:
+        source += f" ({encoder.origin['source']}, {encoder.origin['licence']})"
     fresh = ", but fresh weights" if config.init_from and config.weights != CHECKPOINT else ""
     print(f"devices     {len(jax.devices())} x {jax.devices()[0].device_kind}")
     print(f"encoder     {encoder.model['name']} of {source}{fresh}; shown {', '.join(parts.sensors)}")

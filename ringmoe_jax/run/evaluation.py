@@ -301,6 +301,7 @@ class Evaluation(Provenance):
         routing: by router group.
         specialisation: what experts tell apart.
         figures: file names of pictures by what they show.
+        origins: where imported weights come from, by encoder of a probe, see `Run.origin`.
     """
 
     checkpoint: str
@@ -321,6 +322,7 @@ class Evaluation(Provenance):
     routing: dict[str, GroupSummary] = dataclasses.field(default_factory=dict)
     specialisation: tuple[SpecialisationRow, ...] = ()
     figures: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 # ---- Tasks --------------------------------------------------------------------------------------------
