@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.run import cli
+from ringmoe_jax import files
 
 
 def report(workdir: str) -> Path:
@@ -41,7 +42,7 @@ def report(workdir: str) -> Path:
         pages = {PRETRAINING: _pretraining, TASK: _task, COMPRESSED: _compressed}
         text = pages[kind_of(read_record(folder))](folder)
     written = folder / "report.html"
-    written.write_text(text)
+    files.write_text(written, text)
     return written
 
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if bool(options.leaderboard) != bool(options.config):
         parser.error("--leaderboard and --config go together: the recipe is the file, and what differs from it")
-    workdir = Path(options.workdir)
+    workdir = files.check_local(options.workdir, "--workdir")
     if options.leaderboard:
         from experiments.reports import leaderboard
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from configs.finetune import common
 from input_pipeline.schema import BOXES, CLASSES, MAP, MULTILABEL, TRACKS, Metadata
+from ringmoe_jax import files
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.models.swin import windows
 from ringmoe_jax.sensors import COMPLEX
@@ -154,9 +155,10 @@ def write(folder: Path, modules: Sequence[str] = (), sensors: Sequence[str] = ()
     path = folder / PRETRAIN
     texts[path] = _pretrain(folder, metadata, samples, own)
     commands.append(_command("pretrain", path, folder.name))
-    for path, text in texts.items():
-        if not path.exists():
-            path.write_text(text)
+    new = {path: text for path, text in texts.items() if not path.exists()}
+    for path, text in new.items():
+        files.write_text(path, text)
+    files.seal(folder, [path.name for path in new])
     return commands
 
 

@@ -37,9 +37,9 @@ from ringmoe_jax.contracts import (
     VALUE,
 )
 from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.geo import PLAUSIBLE
 
 SCHEMA_VERSION = 1
-PLAUSIBLE = ("1957-10-04", "2100-01-01")  # dates of an image: from the first satellite on
 
 _COLUMNS = {BOXES: BOX, TRACKS: TRACK}
 

@@ -10,7 +10,10 @@ import ast
 import functools
 import importlib.util
 import inspect
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +24,7 @@ from absl import logging
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.parallel import host
 
+LENGTH = 300  # of an error that nobody foresaw, in letters
 CACHE = ".cache/jax"  # of compiled programs
 INSTALLED = Path(__file__).parents[2]  # what holds `configs` as well: a checkout, or where a wheel was unpacked
 CONFIG_HELP = """\
@@ -33,7 +37,11 @@ configuration:
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator."""
+    """Decorator of a verb: every error becomes one line on standard error and exit status 1.
+
+    A `UserError` says itself what to do. Of any other exception the traceback goes to a file that the line names.
+    Tunes the host's allocator.
+    """
 
     @functools.wraps(main)
     def run(*arguments, **keywords):
@@ -42,10 +50,33 @@ def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
         try:
             sys.exit(main(*arguments, **keywords))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _fail(str(error))
+        except BrokenPipeError:  # whoever read the output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except Exception as error:
+            _fail(f"{_named(error)} (details in {_details()})")
 
     return run
+
+
+def _fail(message: str) -> None:
+    """Ends the program with one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _named(error: Exception) -> str:
+    """What went wrong in one line: the kind of exception and the first line of its text, at most `LENGTH` letters."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:LENGTH]
+
+
+def _details() -> str:
+    """Writes the traceback of the exception that is handled, and says where."""
+    with tempfile.NamedTemporaryFile("w", prefix="ringmoe-error-", suffix=".txt", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return file.name
 
 
 def read_run(

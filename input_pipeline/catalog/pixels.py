@@ -10,7 +10,7 @@ from input_pipeline.layouts.cubes import Pastis
 from input_pipeline.layouts.files import Files
 from input_pipeline.layouts.rasters import Colours, Layers, Mask, Raster, Values
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo
 
 # Class, colour of iSAID's masks.
 ISAID = {
@@ -57,7 +57,8 @@ def _areas(prefix: str, **areas: str) -> dict[str, tuple[str, ...]]:
 
 def _oscd_dates(source: Path, fields) -> list[int]:
     """The two days in dates.txt, lines that end with yyyymmdd."""
-    text = (source / f"Onera Satellite Change Detection dataset - Images/{fields['id']}/dates.txt").read_text()
+    path = source / f"Onera Satellite Change Detection dataset - Images/{fields['id']}/dates.txt"
+    text = files.read_text(path, "two lines that end with yyyymmdd")
     return [
         geo.days(f"{year}-{month}-{day}") for year, month, day in re.findall(r"(\d{4})(\d\d)(\d\d)\s*$", text, re.M)
     ]

@@ -158,3 +158,21 @@ def test_help_and_mistakes_answer_without_jax(arguments, status, said):
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("first\nsecond"), MemoryError(), RecursionError("x" * 1000), KeyError("k")]
+)
+def test_any_other_exception_is_one_line_with_its_details_in_a_file(capsys, error):
+    @cli.entry_point
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {type(error).__name__}")
+    assert len(line) < 400
+    details = Path(line.rpartition("(details in ")[2].removesuffix(")"))
+    assert "Traceback (most recent call last)" in details.read_text()
+    details.unlink()
