@@ -192,7 +192,7 @@ class BatchIterator:
             if state.get(key) != own[key] and not allow_reshard:
                 raise DataError(
                     f"the saved data position has {key} = {state.get(key)}, this run {own[key]}: "
-                    "run as before, or set allow_reshard to continue in another order"
+                    "start it as before (same data sets, seed and number of hosts), or in another --workdir"
                 )
         self.close()
         self._batches = int(state["batches"])
