@@ -118,10 +118,11 @@ def targets(metadata: Metadata) -> list[Target]:
         kind = ("change" if info.change else "segmentation") if info.kind == MAP else _TASKS.get(info.kind)
         if kind is None or (info.kind not in (BOXES, TRACKS) and len(info.names) < 2):
             continue
-        rotated = dict(rotated=True) if info.oriented else {}
+        more = dict(rotated=True) if info.oriented else {}
+        more |= dict(ignore=info.unscored) if info.unscored and kind == "segmentation" else {}
         head = {"change": _CHANGE, "segmentation": _FCN, "detection": _FCOS, "tracking": _FCOS}.get(kind, {})
         batch = FRAMES if info.kind == TRACKS else BATCH
-        found.append(Target(name, dict(name=kind) | rotated, head, info.names, info.sensor, batch))
+        found.append(Target(name, dict(name=kind) | more, head, info.names, info.sensor, batch))
     for name, info in metadata.sensors.items():
         if info.unit == HEIGHT and info.mean is not None and len(metadata.sensors) > 1:
             highest = 10.0 * math.ceil(max(1.0, info.mean[0] + 5 * info.std[0]) / 10)
