@@ -17,15 +17,15 @@ from configs import common
 
 def get_config() -> ConfigDict:
     """What the run trains; `train.steps` sets how long."""
-    config = common.ringmoe(width=192, depths=(4,))
+    config = common.ringmoe(width=96, depths=(2, 4))
     config.model.update(sensors=("rgb",), image_size=64, patch=8, window=8, stem="convolutional", pre_norm=True)
-    config.model.update(dtype="float32", remat="none", moe=dict(specialised=0, collaborative=0))
+    config.model.update(dtype="float32", remat="none", unroll=True, moe=dict(specialised=0, collaborative=0))
     config.pretext = ConfigDict(dict(name="joint_embedding", hidden=512, outputs=256))
     config.objectives = ConfigDict(dict(vicreg=dict(name="vicreg", streams=("rgb",))))
     config.data.streams = common.streams(("rgb",), "data/eurosat", crop_scale=(0.3, 1.0))
     config.data.update(reader="device", image_size=64, batch_size=64, mask_unit=0, rotate=True, max_bad_records=0)
     config.data.views = dict(sizes=dict(rgb=48), overlap=0.0, local=4, local_sensor="rgb", local_size=32)
-    config.data.views.photometric = dict(rgb=dict(gain=0.2, blur=0.3))
-    config.optimizer = ConfigDict(dict(learning_rate=1e-3, warmup_fraction=0.08, clip_norm=3.0))
+    config.data.views.photometric = dict(rgb=dict(gain=0.05, blur=0.3))
+    config.optimizer = ConfigDict(dict(learning_rate=1.5e-3, warmup_fraction=0.08, clip_norm=3.0))
     config.train.update(steps=2500, log_every=50, checkpoint_every=500, evaluate_every=500, seed=0)
     return config

@@ -27,7 +27,8 @@ NEIGHBOURS = (5, 20)
 DRAWS = 5  # of shares of the labels
 TEXT = (
     "Frozen features: the mean token of each sensor, all cells visible, and of a fusion where there is one; "
-    "where stages are asked for, also the mean over valid cells of every stage, and all stages side by side. "
+    "where stages are asked for, also the mean over valid cells of every stage, all stages side by side, and these "
+    "with the standard deviation over cells beside the mean. "
     "Features are z-scored, channel by channel, on the tiles that are fitted. "
     "knn5 and the like: L2 neighbours among the training tiles. linear: L-BFGS logistic regression, C of 1e-6..1e4. "
     "Where a data set has a test split it is scored, with C chosen on the validation tiles and refitted on training "
@@ -48,7 +49,7 @@ class Protocol:
         split: the one to score; "" for "test" where the data set has one, else "validation".
         without: sensors that are hidden in the split that is scored.
         seed: of inner splits, draws and intervals.
-        features: "pooled", or "stages" for every stage and their concatenation as well.
+        features: "pooled", or "stages" for every stage, their concatenation and their spread as well.
         neighbours: of knn, one probe each.
 
     Raises:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax.contracts import mean_of_cells, valid_cells
@@ -13,7 +15,8 @@ from ringmoe_jax.evaluate.bootstrap import blocks
 
 # Maps {"sensors": ...} of a batch to {sensor: [B, D]}, and {"<sensor>, stage <i>": [B, D_i]} where it gives stages.
 Encoder = Callable[[Mapping], Mapping[str, np.ndarray]]
-POOLED, JOINED = "pooled", "all stages"  # levels of features beside the single stages
+# Levels of features beside the single stages.
+POOLED, JOINED, SPREAD = "pooled", "all stages", "all stages and their spread"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +37,23 @@ class Features:
 
     def levels(self, encoder: str, sensors: Sequence[str]) -> list[str]:
         """What `joined` gives of an encoder: "pooled", every stage that all these sensors have, and all of them."""
-        values, stages = self.values[encoder], []
-        while all(at(sensor, stage(len(stages))) in values for sensor in sensors):
-            stages.append(stage(len(stages)))
-        return [POOLED, *stages, *[JOINED] * (len(stages) > 1)]
+        stages = [stage(i) for i in range(self._stages(encoder, sensors))]
+        return [POOLED, *stages, *[JOINED] * (len(stages) > 1), *[SPREAD] * bool(stages)]
+
+    def _stages(self, encoder: str, sensors: Sequence[str]) -> int:
+        """How many stages all these sensors have."""
+        has = lambda i: all(at(sensor, stage(i)) in self.values[encoder] for sensor in sensors)  # noqa: E731
+        return next(i for i in itertools.count() if not has(i))
 
     def joined(self, encoder: str, sensors: Sequence[str], level: str = POOLED) -> np.ndarray:
-        """Features of several sensors, and of all stages for that level, side by side, [N, sum of D].
+        """Features of several sensors, and of all stages for levels of all, side by side, [N, sum of D].
 
         Probes z-score every channel on the tiles that they fit, so that no stage outweighs another by its scale.
         """
-        parts = [name for name in self.levels(encoder, sensors) if name not in (POOLED, JOINED)]
-        parts = parts if level == JOINED else [level]
+        parts = [level]
+        if level in (JOINED, SPREAD):
+            moments = (stage, spread) if level == SPREAD else (stage,)
+            parts = [moment(i) for moment in moments for i in range(self._stages(encoder, sensors))]
         return np.concatenate([self.values[encoder][at(sensor, part)] for part in parts for sensor in sensors], axis=1)
 
 
@@ -54,24 +62,35 @@ def stage(index: int) -> str:
     return f"stage {index + 1}"
 
 
+def spread(index: int) -> str:
+    """Name of the spread of a stage's cells."""
+    return f"spread {index + 1}"
+
+
 def at(kind: str, level: str) -> str:
     """Name of features of a sensor, or of a fusion, at a level: "rgb" where they are pooled, else "rgb, stage 2"."""
     return kind if level == POOLED else f"{kind}, {level}"
 
 
-def stage_means(outputs: Mapping, batch: Mapping) -> dict[str, jax.Array]:
-    """Mean over the valid cells of every stage and sensor, {"<sensor>, stage <i>": [B, D_i] float32}.
+def stage_moments(outputs: Mapping, batch: Mapping) -> dict[str, jax.Array]:
+    """Mean and standard deviation over the valid cells of every stage and sensor, [B, D_i] float32.
+
+    Named "<sensor>, stage <i>" and "<sensor>, spread <i>". How much a channel varies within a tile tells textures
+    apart that are alike in their mean (our choice).
 
     Args:
         outputs: of the model.
         batch: that it was shown; a cell is valid where any of its pixels is. A tile without valid cells is 0.
     """
-    means = {}
+    moments = {}
     for name, maps in outputs["stages"].items():
         valid = batch["sensors"][name]["valid"]
         for i, cells in enumerate(maps):
-            means[at(name, stage(i))] = mean_of_cells(cells, valid_cells(valid, cells.shape[2:4]))
-    return means
+            seen = valid_cells(valid, cells.shape[2:4])
+            mean = mean_of_cells(cells, seen)
+            variance = mean_of_cells(jnp.square(cells - mean[:, None, None, None]), seen)
+            moments |= {at(name, stage(i)): mean, at(name, spread(i)): jnp.sqrt(variance)}
+    return moments
 
 
 def collect(batches: Iterable[Mapping], encoders: Mapping[str, Encoder], limit: int | None = None) -> Features:

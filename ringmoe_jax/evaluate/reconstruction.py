@@ -17,7 +17,7 @@ import numpy as np
 
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, likelihood
-from ringmoe_jax.evaluate.features import stage_means
+from ringmoe_jax.evaluate.features import stage_moments
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.objectives import Likelihood, Objective, Reconstruction
@@ -86,7 +86,7 @@ def inspector(
     """Builds the jitted pass `(params, batch, means) -> seen`: one compiled function for everything that is reported.
 
     With masks that hide nothing (`unmasked`) it gives the frozen features, with the pipeline's masks the rest.
-    `seen` holds "pooled" {sensor: [B, D] float32}; "stages", see `features.stage_means`; "sums" {label: {predictor or
+    `seen` holds "pooled" {sensor: [B, D] float32}; "stages", see `features.stage_moments`; "sums" {label: {predictor or
     "weight": [B] float32}}, the summed penalty and the hidden valid pixels of every tile, with "nats" [B, noises] for
     a comparable `Likelihood`, see `likelihood`; "predictions" and "targets" {label: [B, T, H', W', channels]}, as
     `Reconstruction.picture` gives them; and "routing".
@@ -97,7 +97,7 @@ def inspector(
         outputs = model.apply(params, batch)
         seen = {
             "pooled": outputs["pooled"],
-            "stages": stage_means(outputs, batch),
+            "stages": stage_moments(outputs, batch),
             "sums": {},
             "predictions": {},
             "targets": {},

@@ -61,6 +61,8 @@ class RingMoEConfig(ModelConfig):
         dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
             softmax and losses stay float32.
         remat: "none", "dots" or "full": what the backward pass computes again.
+        unroll: equal blocks are written out one after the other, and not run as a loop whose compilation does not
+            grow with depth: on CPUs a step of a shallow model takes less time.
         adapter: width of convolutional bypasses in every block, see `ringmoe_jax.models.adapters`; 0 is none.
     """
 
@@ -83,6 +85,7 @@ class RingMoEConfig(ModelConfig):
     moe: MoEConfig = MoEConfig()
     dtype: str = "float32"
     remat: str = "none"
+    unroll: bool = False
     adapter: int = 0
 
     def __post_init__(self):
@@ -133,6 +136,7 @@ class RingMoEConfig(ModelConfig):
             norm_gain=self.norm_gain,
             drop_path=self.drop_path,
             remat=self.remat,
+            unroll=self.unroll,
             adapter=self.adapter,
             breaks=self.moe.breaks(),
         )

@@ -19,7 +19,7 @@ def stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rn
     return nnx.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
 
 
-def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str):
+def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str, *, unroll: bool = False):
     """Runs x through stacked blocks.
 
     Args:
@@ -28,6 +28,7 @@ def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str):
         x: input of the first block.
         layers: pytrees with a leading axis `depth`; each block gets its slice.
         remat: key of `REMAT_POLICIES`, what the backward pass computes again.
+        unroll: writes every block into the program.
 
     Returns:
         x of the last block, and what was collected, stacked [depth, ...].
@@ -40,4 +41,4 @@ def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str):
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
-    return jax.lax.scan(body, x, (stacked, *layers))
+    return jax.lax.scan(body, x, (stacked, *layers), unroll=unroll)

@@ -117,7 +117,7 @@ class SwinStage(nnx.Module):
         if self.norm_every:
             self.norms = stack(lambda rngs: layer_norm(width, rngs, dtype=dtype), depth // norm_every, rngs)
 
-    def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str):
+    def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str, unroll: bool):
         """[B, S, h, w, D] and `rates` [depth] -> the same shape and statistics stacked [depth, ...]."""
         number = jnp.arange(self.depth)
         keys = None if key is None else jax.random.split(key, self.depth)
@@ -133,7 +133,7 @@ class SwinStage(nnx.Module):
         collected, first = [], self.runs[0].start
         for i, run in enumerate(self.runs):
             layers = jax.tree.map(lambda a: a[run.start - first : run.stop - first], (number, rates, keys, norms))  # noqa: B023
-            x, found = scan(call, self.blocks[f"run{i}"], x, layers, remat)
+            x, found = scan(call, self.blocks[f"run{i}"], x, layers, remat, unroll=unroll)
             collected.append(self.spread(found, run))
         return x, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
 
@@ -163,6 +163,7 @@ class SwinConfig:
         norm_every: see `SwinStage`.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
+        unroll: see `stack.scan`.
         adapter: see `SwinBlock`.
         breaks: layers whose feed-forward module has other shapes than that of the layer below.
     """
@@ -178,6 +179,7 @@ class SwinConfig:
     norm_every: int = 0
     drop_path: float = 0.0
     remat: str = "none"
+    unroll: bool = False
     adapter: int = 0
     breaks: tuple[int, ...] = ()
 
@@ -281,7 +283,14 @@ class SwinPyramid(nnx.Module):
             stage_key = None if key is None else jax.random.fold_in(key, i)
             stage_rates = rates[first : first + depth]
             x, routing = self.stages[f"stage{i}"](
-                x, slots, rates=stage_rates, key=stage_key, train=train, mesh=mesh, remat=config.remat
+                x,
+                slots,
+                rates=stage_rates,
+                key=stage_key,
+                train=train,
+                mesh=mesh,
+                remat=config.remat,
+                unroll=config.unroll,
             )
             first += depth
             x = self.constrain(x)

@@ -107,7 +107,8 @@ class ProbeRow(Probe):
         label: that was predicted.
         features: sensors whose mean tokens were joined, or the kind of fused feature.
         encoder: whose features they are.
-        level: "pooled", what the model gives for the whole tile; "stage 1", the finest, and so on; or "all stages".
+        level: "pooled", what the model gives for the whole tile; "stage 1", the finest, and so on; "all
+            stages"; or "all stages and their spread", see `features.stage_moments`.
     """
 
     dataset: str

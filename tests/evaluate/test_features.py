@@ -32,14 +32,16 @@ def test_collect_drops_filled_up_tiles_and_stops_at_the_limit():
     assert found.joined("identity", ("dem", "dem")).shape == (5, 2)
 
 
-def test_stage_means_are_over_valid_cells():
+def test_moments_of_stages_are_over_valid_cells():
     maps = np.arange(2 * 1 * 2 * 2 * 3, dtype=np.float32).reshape(2, 1, 2, 2, 3)
     valid = np.zeros((2, 1, 4, 4), bool)
     valid[0, 0, 0, 0] = valid[0, 0, 3, 1] = True  # a pixel each of the cells (0, 0) and (1, 0)
     batch = {"sensors": {"dem": entry(np.zeros((2, 1, 4, 4, 1)), valid)}}
-    means = features.stage_means({"stages": {"dem": (maps, maps[:, :, :1, :1] + 1)}}, batch)
-    assert means["dem, stage 1"].tolist() == [[3, 4, 5], [0, 0, 0]]  # of (0, 1, 2) and (6, 7, 8); nothing was seen
-    assert means["dem, stage 2"].tolist() == [[1, 2, 3], [0, 0, 0]]
+    moments = features.stage_moments({"stages": {"dem": (maps, maps[:, :, :1, :1] + 1)}}, batch)
+    assert moments["dem, stage 1"].tolist() == [[3, 4, 5], [0, 0, 0]]  # of (0, 1, 2) and (6, 7, 8); nothing was seen
+    assert moments["dem, stage 2"].tolist() == [[1, 2, 3], [0, 0, 0]]
+    assert moments["dem, spread 1"].tolist() == [[3, 3, 3], [0, 0, 0]]
+    assert not moments["dem, spread 2"].any()  # of one cell
 
 
 def test_levels_of_several_sensors_lie_side_by_side():
@@ -48,11 +50,14 @@ def test_levels_of_several_sensors_lie_side_by_side():
 
     own = {"a": values(0, 2), "a, stage 1": values(1, 1), "a, stage 2": values(2, 2)}
     own |= {"b": values(5, 1), "b, stage 1": values(6, 1), "b, stage 2": values(7, 1), "b, stage 3": values(8, 1)}
+    own |= {f"{kind}, spread {i}": values(i / 10, 1) for kind in "ab" for i in (1, 2, 3)}
     found = features.Features({"own": own, "flat": {"a": values(0, 2)}}, {}, {}, np.arange(2))
+    spread = "all stages and their spread"
     assert found.levels("flat", ["a"]) == ["pooled"]
-    assert found.levels("own", ["b"]) == ["pooled", "stage 1", "stage 2", "stage 3", "all stages"]
-    assert found.levels("own", ["a", "b"]) == ["pooled", "stage 1", "stage 2", "all stages"]
+    assert found.levels("own", ["b"]) == ["pooled", "stage 1", "stage 2", "stage 3", "all stages", spread]
+    assert found.levels("own", ["a", "b"]) == ["pooled", "stage 1", "stage 2", "all stages", spread]
     joined = {level: found.joined("own", ["a", "b"], level)[0].tolist() for level in found.levels("own", ["a", "b"])}
+    assert np.allclose(joined.pop(spread), [1, 6, 2, 2, 7, 0.1, 0.1, 0.2, 0.2])
     assert joined == {"pooled": [0, 0, 5], "stage 1": [1, 6], "stage 2": [2, 2, 7], "all stages": [1, 6, 2, 2, 7]}
 
 

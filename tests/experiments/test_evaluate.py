@@ -330,7 +330,7 @@ def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
 
 def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
     stages = evaluate(str(workdir), features="stages", neighbours=(3,), protocol="knn", out=str(tmp_path))
-    levels = ["pooled", "stage 1", "stage 2", "all stages"]
+    levels = ["pooled", "stage 1", "stage 2", "all stages", "all stages and their spread"]
     for encoder, wanted in {
         "pre-trained": levels,
         "random weights": levels,
