@@ -102,7 +102,7 @@ def reading(path: Path, hint: str):
     """Within it, whatever GDAL says becomes a `DataError` that names the file."""
     try:
         yield
-    except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, MemoryError, ValueError, OSError) as error:
+    except (rasterio.errors.RasterioError, MemoryError, ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read ({str(error).splitlines()[0] or 'out of memory'}): {hint}") from error
 
 
@@ -143,8 +143,8 @@ def load_array(path: Path, wanted: str) -> np.ndarray:
         if not isinstance(values, np.ndarray):
             raise ValueError("an archive of several arrays")
         return np.array(values)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): wanted {wanted}") from error
+    except Exception as error:  # a header is Python's text, whose parser fails in more ways than it says
+        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}): wanted {wanted}") from error
 
 
 def grid(file) -> geo.Grid:
@@ -183,7 +183,7 @@ def plan(path: Path, file, sensor: Sensor, bands: Sequence[str] = (), gain: floa
     colours = file.colorinterp
     if odd := sorted(c.name for c in set(colours) & _NOT_RGB):
         raise DataError(f"{path} holds the colours {', '.join(odd)}: convert it to red, green, blue first")
-    whole, notes = len(bands) or sensor_table.get(sensor.name).channels, []
+    whole, notes = len(bands) or _whole(sensor).channels, []
     indexes = [i for i, colour in enumerate(colours, 1) if colour != ColorInterp.alpha]
     transparent = len(indexes) < file.count
     if transparent and file.count == whole:  # what GDAL calls the fourth band of any picture that says nothing
@@ -221,6 +221,11 @@ def plan(path: Path, file, sensor: Sensor, bands: Sequence[str] = (), gain: floa
     )
 
 
+def _whole(sensor: Sensor) -> Sensor:
+    """With all bands of the sensor table; one of the user's own file as it is."""
+    return sensor_table.get(sensor.name) if sensor.name in sensor_table.SENSORS else sensor
+
+
 def _dtype(name: str) -> str:
     return "complex64" if name.startswith("complex_") else name
 
@@ -234,12 +239,9 @@ def _other_dtype(path: Path, file, sensor: Sensor) -> str:
     own = "or register a sensor of your own"
     if sensor.resampling == COMPLEX or np.dtype(_dtype(file.dtypes[0])).kind == "c" or file.count < sensor.channels:
         return f"{text}convert it (gdal_translate -ot), {own}"
-    size = min(file.height, 256), min(file.width, 256)
+    shape = (sensor.channels, min(file.height, 256), min(file.width, 256))
     with reading(path, "the file is damaged"):
-        some = file.read(list(range(1, sensor.channels + 1)), out_shape=(sensor.channels, *size)).reshape(
-            sensor.channels, -1
-        )
-    some = some.T.astype(np.float64)
+        some = file.read(list(range(1, sensor.channels + 1)), out_shape=shape).reshape(sensor.channels, -1).T
     some = some[np.isfinite(some).all(1) & (some != (math.nan if file.nodata is None else file.nodata)).all(1)]
     if not len(some):
         return f"{text}convert it (gdal_translate -ot), {own}"
@@ -257,7 +259,7 @@ def _check_dtype(path: Path, file, indexes: Sequence[int], sensor: Sensor) -> No
 
 
 def _complex_channels(path: Path, count: int, sensor: Sensor) -> tuple[int, ...]:
-    whole = sensor_table.get(sensor.name)
+    whole = _whole(sensor)
     if 2 * count == whole.channels:
         return tuple(whole.band_index(band.name) for band in sensor.bands)
     if 2 * count == sensor.channels:
@@ -291,7 +293,7 @@ def _indexes(path: Path, file, indexes: Sequence[int], sensor: Sensor, bands: Se
     colours = [file.colorinterp[i - 1].name for i in indexes]
     if all(band.name in colours for band in sensor.bands) and len(set(colours)) == len(colours):
         return [indexes[colours.index(band.name)] for band in sensor.bands]
-    whole = sensor_table.get(sensor.name) if sensor.name in sensor_table.SENSORS else sensor
+    whole = _whole(sensor)
     for order in (bands, whole.band_names, sensor.band_names):
         if len(order) == len(indexes):
             return [indexes[list(order).index(band.name)] for band in sensor.bands]
