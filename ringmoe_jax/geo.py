@@ -128,7 +128,7 @@ def places(crs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return unknown
     try:
         longitudes, latitudes = to_crs(crs, "EPSG:4326", x, y)
-    except (rasterio.errors.RasterioError, ValueError) as error:
+    except Exception as error:  # GDAL's own exceptions, too, which rasterio does not name
         try:
             rasterio.crs.CRS.from_epsg(4326)
         except rasterio.errors.CRSError:

@@ -102,8 +102,10 @@ def reading(path: Path, hint: str):
     """Within it, whatever GDAL says becomes a `DataError` that names the file."""
     try:
         yield
-    except (rasterio.errors.RasterioError, MemoryError, ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0] or 'out of memory'}): {hint}") from error
+    except Exception as error:  # GDAL's own exceptions, too, which rasterio does not name
+        raise DataError(
+            f"{path} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)}): {hint}"
+        ) from error
 
 
 def _check_header(path: Path, file, whole: bool) -> None:
@@ -186,7 +188,8 @@ def plan(path: Path, file, sensor: Sensor, bands: Sequence[str] = (), gain: floa
     whole, notes = len(bands) or _whole(sensor).channels, []
     indexes = [i for i, colour in enumerate(colours, 1) if colour != ColorInterp.alpha]
     transparent = len(indexes) < file.count
-    if transparent and file.count == whole:  # what GDAL calls the fourth band of any picture that says nothing
+    converted = "SOURCE_COLOR_SPACE" in file.tags(ns="IMAGE_STRUCTURE")  # CMYK, which GDAL reads as RGBA
+    if transparent and file.count == whole and not converted:  # what GDAL calls a fourth band that nothing is said of
         indexes, transparent = list(range(1, file.count + 1)), False
         notes.append("call their last band transparency: taken for a band")
     if colours[0] == ColorInterp.palette and sensor.channels > 1:
@@ -204,8 +207,8 @@ def plan(path: Path, file, sensor: Sensor, bands: Sequence[str] = (), gain: floa
         channels = _complex_channels(path, len(indexes), sensor)
     else:
         indexes = _indexes(path, file, indexes, sensor, bands)
-    gains, shifts, converted = _conversion(path, file, indexes, sensor, gain)
-    notes += converted
+    gains, shifts, scaled = _conversion(path, file, indexes, sensor, gain)
+    notes += scaled
     mask = file.mask_flag_enums[0]
     masked = transparent if MaskFlags.alpha in mask else MaskFlags.per_dataset in mask
     return Plan(
