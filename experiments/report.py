@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.run import cli
+from ringmoe_jax import files
 
 
 def report(workdir: str) -> Path:
@@ -41,7 +42,7 @@ def report(workdir: str) -> Path:
         pages = {PRETRAINING: _pretraining, TASK: _task, COMPRESSED: _compressed, IMPORTED: _pretraining}
         text = pages[kind_of(read_record(folder))](folder)
     written = folder / "report.html"
-    written.write_text(text)
+    files.write_text(written, text)
     return written
 
 
