@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringmoe_jax import files
-from ringmoe_jax.errors import DataError, UserError
+from ringmoe_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
