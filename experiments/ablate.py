@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run import cli
+from ringmoe_jax.parallel import processes
 
 
 @cli.entry_point
@@ -26,14 +27,15 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="configuration file; --config.<key>=<value> changes a value")
-    parser.add_argument("--out", required=True, help="folder of the runs, tables and figures")
+    parser.add_argument("--out", type=cli.folder, required=True, help="folder of the runs, tables and figures")
     parser.add_argument("--studies", nargs="+", default=(), help="names; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=(), help="instead of the configuration's")
     given, overrides = parser.parse_known_args(arguments)
     values = cli.read_config(given.config, overrides)
     from experiments.run.ablate import ablate, markdown
 
-    cli.keep_compiled()
+    cli.start(trains=True)
+    processes.alone("experiments.ablate")
     for name, study in ablate(values, given.out, studies=given.studies, seeds=given.seeds).items():
         print("\n" + markdown(name, study))
     print(f"tables and figures are in {given.out}")

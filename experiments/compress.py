@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run import cli
+from ringmoe_jax.parallel import processes
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -31,8 +32,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a pre-training run")
-    parser.add_argument("--out", required=True, help="folder of the result")
+    parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a pre-training run")
+    parser.add_argument("--out", type=cli.folder, required=True, help="folder of the result")
     parser.add_argument("--modality", required=True, nargs="+", metavar="NAME", help="sensors and modalities to keep")
     parser.add_argument("--dataset", help="folder to count and score on; default: those of the run")
     parser.add_argument("--statistics", metavar="FILE", help="expert statistics that were counted before")
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.compress.recipe import METHODS, Recipe
     from ringmoe_jax.errors import ConfigError
 
-    cli.keep_compiled()
+    cli.start(trains=True)
+    processes.alone("experiments.compress")
     checkpoint, out, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
     common = {name: options.pop(name) for name in ("modality", "dataset", "statistics") if name in options}
     if every:

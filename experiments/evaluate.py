@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a run")
+    parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a run")
     parser.add_argument(
         "--dataset",
         dest="datasets",
@@ -49,7 +49,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--beside", nargs="+", metavar="RUN", help="other runs that are probed on the same tiles")
     parser.add_argument("--without", nargs="+", help="sensors that are hidden in the split that is scored")
     parser.add_argument("--seed", type=int, help="of baselines, inner splits, draws and intervals; default: 0")
-    parser.add_argument("--out", help="folder for the results; default: <checkpoint>/report, or a folder in it")
+    parser.add_argument(
+        "--out", type=cli.folder, help="folder for the results; default: <checkpoint>/report, or a folder in it"
+    )
     parser.add_argument("--max_tiles", type=int, help="tiles of a split that are read; default: 30,000")
     return parser.parse_args(arguments)
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.errors import ConfigError
     from ringmoe_jax.run import TASK, Run, kind_of, read_record, results
 
-    cli.keep_compiled()
+    cli.start()
     checkpoint = options["checkpoint"]
     asked = {name: options[name] for name in ("datasets", "split", "without") if name in options}
     folder = options.get("out") or results.folder_of(Path(checkpoint) / "report", **asked)

@@ -76,8 +76,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a run")
-    parser.add_argument("--out", required=True, help="folder to write; an older export there is replaced")
+    parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a run")
+    parser.add_argument(
+        "--out", type=cli.folder, required=True, help="folder to write; an older export there is replaced"
+    )
     parser.add_argument("--sensors", nargs="+", default=(), help="that are shown; default: all of the model")
     parser.add_argument("--int8", action="store_true", help="kernels as 8-bit integers")
     parser.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0; default: of imported ones")

@@ -16,7 +16,9 @@ from experiments.run import cli
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument(
+        "--workdir", type=cli.folder, required=True, help="folder of the run: checkpoints, metrics, pictures"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="one run a seed, in sub-folders; mean and interval")
     arguments, values = cli.read_run(parser)
     from experiments.run import finetune, score

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.files import check_local
 
 SECONDS = 5.0  # between lines of progress
 
@@ -78,8 +79,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m experiments.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scenes", nargs="+", metavar="[SENSOR=]FILE", help="rasters; several of one sensor are dates")
-    parser.add_argument("--checkpoint", required=True, help="folder of a run")
-    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a run")
+    parser.add_argument("--out", type=cli.folder, required=True, help="file to write")
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows, a share (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="windows at a time (%(default)s)")
     parser.add_argument("--output", default="", help="such as classes or probabilities; default: the run's first")
@@ -91,11 +92,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = parse(arguments)
+    for path in options.scenes:
+        check_local(path.partition("=")[2] or path)
     from ringmoe_jax.deploy.predict import predict
     from ringmoe_jax.deploy.windows import window_model
     from ringmoe_jax.run import Run
 
-    cli.keep_compiled()
+    cli.start()
     model = window_model(Run.open(options.checkpoint), options.output)
     files = by_sensor(options.scenes, model.sensors)
     print(f"{options.out}: {model.output} of {', '.join(files)} by {options.checkpoint} at step {model.facts['step']}")

@@ -2,6 +2,9 @@
 
 python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro
 python -m experiments.pretrain --config ... --workdir ... --config.optimizer.learning_rate=1e-4
+python -m experiments.pretrain --config ... --workdir ... --dry_run    # hosts, mesh, memory, what each host reads
+
+The same command on every host of a pod or cluster trains on all of them, see docs/launch.md.
 """
 
 from __future__ import annotations
@@ -15,8 +18,16 @@ from experiments.run import cli
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument(
+        "--workdir", type=cli.folder, required=True, help="folder of the run: checkpoints, metrics, pictures"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done on which hosts; writes nothing")
     arguments, values = cli.read_run(parser)
+    if arguments.dry_run:
+        from experiments.run.dry_run import dry_run
+
+        dry_run(values, arguments.workdir)
+        return 0
     from experiments.run.pretrain import pretrain
     from ringmoe_jax.run import PretrainConfig
 

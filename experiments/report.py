@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.run import cli
+from ringmoe_jax import files
 
 
 def report(workdir: str) -> Path:
@@ -41,7 +42,7 @@ def report(workdir: str) -> Path:
         pages = {PRETRAINING: _pretraining, TASK: _task, COMPRESSED: _compressed, IMPORTED: _pretraining}
         text = pages[kind_of(read_record(folder))](folder)
     written = folder / "report.html"
-    written.write_text(text)
+    files.write_text(written, text)
     return written
 
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="folder of a run")
+    parser.add_argument("--workdir", type=cli.folder, required=True, help="folder of a run")
     parser.add_argument("--leaderboard", type=Path, metavar="CSV", help="add the run's probe scores to it, no page")
     parser.add_argument("--config", help="with --leaderboard: the configuration file that the run was started from")
     options = parser.parse_args(arguments)
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         count = leaderboard.append(options.leaderboard, workdir, options.config)
         print(f"{options.leaderboard}: {count} rows more")
         return 0
-    cli.keep_compiled()
+    cli.start()
     print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
     for what, names in {
         "numbers": ("seeds.json", "report/*.json"),

@@ -18,9 +18,10 @@ class EvalBatches:
     """A split, from its first to its last sample; iterate as often as you like.
 
     Batches are as `ringmoe_jax.contracts` describes them, with `index` [B] int64, the data set's `labels`
-    and `real` [B] bool. All have the same size and all hosts get the same number of them: the last
-    ones are filled up with zero samples whose `real` and `valid` are False and whose `index` is -1. A broken
-    record that `max_bad_records` tolerates becomes such a sample too, for a replacement would be counted twice.
+    and `real` [B] bool. All have the same size and all hosts get the same number of them; side by side, host by host,
+    they make the batches that one host would get. The last ones are filled up with zero samples whose `real` and
+    `valid` are False and whose `index` is -1. A broken record that `max_bad_records` tolerates becomes such a sample
+    too, for a replacement would be counted twice.
 
     Attributes:
         dataset: the opened data set.
@@ -89,8 +90,9 @@ class EvalBatches:
         self._records = self.dataset.records(split, max_bad_records)
         positions = _checked(positions, self.dataset.size(split))
         self._length = -(-len(positions) // (hosts * batch_size))
-        order = positions[host::hosts]
-        self._order = np.concatenate([order, np.full(self._length * batch_size - len(order), -1)])
+        order = np.full(self._length * hosts * batch_size, -1)
+        order[: len(positions)] = positions
+        self._order = order.reshape(self._length, hosts, batch_size)[:, host].ravel()
 
     @classmethod
     def of(

@@ -1,4 +1,4 @@
-"""Which record comes when: pure functions of seed, epoch and host, so that nothing has to be stored."""
+"""Which record comes when: pure functions of seed and epoch, so that nothing has to be stored."""
 
 from __future__ import annotations
 
@@ -7,45 +7,33 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 
 
 class Order:
     """An endless sequence of record positions: epoch after epoch, each a permutation of the records to show.
 
-    Hosts take every `hosts`-th record of the same permutation, cut to equal counts: in an epoch no
-    record is seen twice, and at most hosts - 1 records are left out (other ones in every epoch).
+    It knows nothing of hosts: sample n is the same record however many of them read.
     """
 
-    def __init__(self, records: int | np.ndarray, seed: Sequence[int], host: int = 0, hosts: int = 1):
-        """Args: number of records, or positions of those to show; integers >= 0 that seed; this host's index; hosts.
-
-        Raises:
-            ConfigError: host is not in 0..hosts - 1.
-            DataError: there are fewer records than hosts.
-        """
-        if not 0 <= host < hosts:
-            raise ConfigError(f"host = {host}: wanted 0 to {hosts - 1}")
-        size = records if isinstance(records, int) else len(records)
-        if size < hosts:
-            raise DataError(f"{size} samples for {hosts} hosts: wanted at least one sample a host")
-        self.records, self.seed, self.host, self.hosts = records, seed, host, hosts
-        self.per_epoch = size // hosts
+    def __init__(self, records: int | np.ndarray, seed: Sequence[int]):
+        """Args: number of records, or positions of those to show; integers >= 0 that seed."""
+        self.records, self.seed = records, seed
+        self.per_epoch = records if isinstance(records, int) else len(records)
         self._epochs: dict[int, np.ndarray] = {}
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """[per_epoch] int64 positions of this host's records in one epoch."""
+        """[per_epoch] int64 positions of the records in one epoch."""
         order = self._epochs.get(epoch)
         if order is None:
-            permutation = np.random.Generator(np.random.Philox([*self.seed, epoch])).permutation(self.records)
-            order = permutation[self.host :: self.hosts][: self.per_epoch]
+            order = np.random.Generator(np.random.Philox([*self.seed, epoch])).permutation(self.records)
             # Neighbouring epochs are read at the same time around a border; older ones never again.
             self._epochs = {**{e: o for e, o in self._epochs.items() if abs(e - epoch) < 2}, epoch: order}
         return order
 
-    def candidates(self, step: int) -> Iterator[int]:
-        """The record of this host's step-th sample, then those that replace it if it is broken."""
-        epoch, i = divmod(step, self.per_epoch)
+    def candidates(self, number: int) -> Iterator[int]:
+        """The record of sample `number`, then those that replace it if it is broken."""
+        epoch, i = divmod(number, self.per_epoch)
         order = self.epoch(epoch)
         for k in range(self.per_epoch):
             yield int(order[(i + k) % self.per_epoch])

@@ -82,15 +82,15 @@ def _close_all() -> None:
 
 
 def read_map(read: Callable[[np.ndarray], tuple[Sequence[int], Sequence[bytes]]], reading: Reading) -> Callable:
-    """Wraps `read` for `tf.data.Dataset.map`: [n] int64 steps to (steps, record positions, payloads)."""
+    """Wraps `read` for `tf.data.Dataset.map`: [n] int64 numbers of samples to (these, record positions, payloads)."""
 
-    def numpy_read(steps):
-        positions, payloads = read(steps)
+    def numpy_read(numbers):
+        positions, payloads = read(numbers)
         return np.asarray(positions, np.int64), np.asarray(payloads, object)
 
-    def mapped(steps):
-        positions, payloads = tf.numpy_function(reading.guard(numpy_read), [steps], [tf.int64, tf.string])
-        return steps, tf.ensure_shape(positions, steps.shape), tf.ensure_shape(payloads, steps.shape)
+    def mapped(numbers):
+        positions, payloads = tf.numpy_function(reading.guard(numpy_read), [numbers], [tf.int64, tf.string])
+        return numbers, tf.ensure_shape(positions, numbers.shape), tf.ensure_shape(payloads, numbers.shape)
 
     return untouched(mapped)
 
@@ -203,7 +203,7 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
     if view.date_jitter:
         time = views.move_dates(time, view.date_jitter, date_seed)
     placed = {
-        "pixels": view.move(pixels),
+        "pixels": view.move_values(pixels, dataset.sensors[name]),
         "valid": view.move(valid[..., None])[..., 0],
         "time": time,
         "location": entry["location"],

@@ -1,8 +1,9 @@
 """Batches for training: several data sets, mixed, shuffled, augmented and masked, with exact resume.
 
-Batch k of a host is a pure function of (config, k, host, number of hosts): the order comes from
-`order.py`, and every random number from (seed, stream, number of the sample). So a resumed run needs
-one integer, and continues with exactly the batch that an uninterrupted one would have seen.
+Batch k is a pure function of (config, k): the order comes from `order.py`, and every random number from (seed, stream,
+number of the sample). Of a batch of B rows host h of H reads the h-th block of B / H, so hosts side by side make the
+batch that one would. A resumed run needs one integer, and continues, on any number of hosts, with exactly the batch
+that an uninterrupted one would have seen.
 
 Where `DataConfig.views` is set, a batch is
 
@@ -170,29 +171,26 @@ class BatchIterator:
         return {
             "batches": self._batches,
             "seed": self._config.shuffle_seed,
-            "hosts": self._hosts,
             "streams": {
                 name: [stream.fingerprint(), stream.count * self._hosts] for name, stream in self._streams.items()
             },
         }
 
-    def set_state(self, state: Mapping, allow_reshard: bool = False) -> None:
+    def set_state(self, state: Mapping) -> None:
         """Continues after `state["batches"]` batches.
 
         Args:
-            state: of `get_state`, of a run with the same data sets, batch sizes, seed and hosts.
-            allow_reshard: accept any difference; some samples of the running epoch may then be seen
-                twice or not at all.
+            state: of `get_state`, of a run with the same data sets, batch sizes and seed, on any number of hosts.
 
         Raises:
             DataError: the state does not fit, so the next batch would not be the right one.
         """
         own = self.get_state()
-        for key in ("streams", "hosts", "seed"):
-            if state.get(key) != own[key] and not allow_reshard:
+        for key in ("streams", "seed"):
+            if state.get(key) != own[key]:
                 raise DataError(
                     f"the saved data position has {key} = {state.get(key)}, this run {own[key]}: "
-                    "run as before, or set allow_reshard to continue in another order"
+                    "start it as before (same data sets and seed), or in another --workdir"
                 )
         self.close()
         self._batches = int(state["batches"])
@@ -234,7 +232,7 @@ class Stream:
         self.host, self.hosts, self._split = host, hosts, config.streams[name].split
         # Streams of one directory and seed still differ, by their name.
         self.seed = (config.shuffle_seed, zlib.crc32(name.encode()))
-        self.order = Order(positions, self.seed, host, hosts)
+        self.order = Order(positions, self.seed)
         self.records = dataset.records(self._split, config.max_bad_records)
         self.rules = rules.ViewRules.of(config, name, dataset)
 
@@ -245,6 +243,10 @@ class Stream:
             return whole
         return hashlib.sha256(whole.encode() + self.positions.astype("<i8").tobytes()).hexdigest()[:16]
 
-    def candidates(self, steps: Sequence[int]) -> list[Iterator[int]]:
-        """For each of this host's samples the record that it shows, then those that replace it if it is broken."""
-        return [self.order.candidates(int(step)) for step in steps]
+    def numbers(self, batch):
+        """[count] int64 numbers of this host's samples in a batch, an integer or a tensor."""
+        return (batch * self.hosts + self.host) * self.count + np.arange(self.count)
+
+    def candidates(self, numbers: Sequence[int]) -> list[Iterator[int]]:
+        """For each sample the record that it shows, then those that replace it if it is broken."""
+        return [self.order.candidates(int(number)) for number in numbers]

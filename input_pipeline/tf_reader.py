@@ -46,21 +46,21 @@ class _Stream:
     def batches(self, number: int, reading: pipeline.Reading):
         """tf.data set of this host's batches from a number on, without end."""
         count = self._stream.count
-        steps = tf.data.Dataset.range(number * count, tf.int64.max).batch(count, drop_remainder=True)
         read = pipeline.read_map(self._read, reading)
         return (
-            steps.map(read, num_parallel_calls=2)
+            tf.data.Dataset.range(number, tf.int64.max // (count * self._stream.hosts))
+            .map(self._stream.numbers)
+            .map(read, num_parallel_calls=2)
             .unbatch()
             .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
             .batch(count, drop_remainder=True)
         )
 
-    def _read(self, steps: np.ndarray):
-        return zip(*self._stream.records.read_or_next(self._stream.candidates(steps)), strict=True)
+    def _read(self, numbers: np.ndarray):
+        return zip(*self._stream.records.read_or_next(self._stream.candidates(numbers)), strict=True)
 
-    def _sample(self, step, position, payload):
+    def _sample(self, number, position, payload):
         config, stream = self._config, self._stream
-        number = step * stream.hosts + stream.host  # of the sample, over all hosts
         seed = tf.random.experimental.stateless_fold_in(tf.constant(stream.seed, tf.int64), number)
         crop_seed, turn_seed, mask_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         view = self._views.first(crop_seed, turn_seed, tf.random.experimental.stateless_fold_in(seed, 0))

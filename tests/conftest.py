@@ -26,7 +26,8 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax-tests"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(100_000, 50, 100)  # traced programs are many small objects that stay: looking for garbage takes 13 %
 
-LONG = ("experiments", "extend", "training", "compress", "planning", "deploy")  # folders of tests that take longest
+# Folders of tests that take longest.
+LONG = ("multi_process", "experiments", "extend", "training", "compress", "planning", "deploy")
 
 
 def pytest_collection_modifyitems(items):

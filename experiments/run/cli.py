@@ -10,7 +10,10 @@ import ast
 import functools
 import importlib.util
 import inspect
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +21,11 @@ from typing import Any
 
 from absl import logging
 
+from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, UserError, nearest
-from ringmoe_jax.parallel import host
+from ringmoe_jax.parallel import host, processes
 
+LENGTH = 300  # of an error that nobody foresaw, in letters
 CACHE = ".cache/jax"  # of compiled programs
 INSTALLED = Path(__file__).parents[2]  # what holds `configs` as well: a checkout, or where a wheel was unpacked
 CONFIG_HELP = """\
@@ -33,19 +38,55 @@ configuration:
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator."""
+    """Decorator of a verb: every error becomes one line on standard error and exit status 1.
+
+    A `UserError` says itself what to do. Of any other exception the traceback goes to a file that the line names.
+    Tunes the host's allocator.
+
+    Processes of one job end together: the last thing that each does is to wait for the others, or to tell them why not.
+    """
 
     @functools.wraps(main)
     def run(*arguments, **keywords):
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
         host.keep_memory()
         try:
-            sys.exit(main(*arguments, **keywords))
+            status = main(*arguments, **keywords)
+            processes.leave()
+            sys.exit(status)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            processes.give_up(error)
+            _fail(str(error))
+        except BrokenPipeError:  # whoever read the output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except Exception as error:
+            processes.give_up(error)
+            _fail(f"{_named(error)} (details in {_details()})")
+        except KeyboardInterrupt as error:
+            processes.give_up(error)
+            raise
 
     return run
+
+
+def _fail(message: str) -> None:
+    """Ends the program with one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _named(error: Exception) -> str:
+    """What went wrong in one line: the kind of exception and the first line of its text, at most `LENGTH` letters."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:LENGTH]
+
+
+def _details() -> str:
+    """Writes the traceback of the exception that is handled, and says where."""
+    with tempfile.NamedTemporaryFile("w", prefix="ringmoe-error-", suffix=".txt", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return file.name
 
 
 def read_run(
@@ -67,8 +108,7 @@ def read_run(
     parser.add_argument("--compilation-cache", default=CACHE, help='keeps compiled programs; "" for none')
     given, overrides = parser.parse_known_args(arguments)
     values = read_config(given.config, overrides, given.sensors)
-    if given.compilation_cache:
-        keep_compiled(given.compilation_cache)
+    start(given.compilation_cache, trains=True)
     return given, values
 
 
@@ -80,11 +120,32 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONFIG_HELP
 
 
-def keep_compiled(folder: str = CACHE) -> None:
-    """Keeps compiled programs in a folder, for runs to come."""
+def folder(text: str) -> str:
+    """Type of an argument that names a folder or file of results, see `files.check_local`."""
+    files.check_local(text)
+    return text
+
+
+def start(cache: str = CACHE, *, trains: bool = False) -> None:
+    """Gets JAX ready: connects the processes of one job, of which only the first prints, and keeps compiled programs.
+
+    Args:
+        cache: folder of compiled programs, for runs to come; "" for none.
+        trains: whether all processes have work to do, and the verb has a training loop; else the first one does it all,
+            and the others wait here for its end.
+
+    Raises:
+        ConfigError: see `processes.connect`.
+    """
+    processes.connect(stops=trains)
+    if processes.number():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if not trains:
+        processes.leave_to_first()
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).absolute()))
 
 
 # ---- Configuration files ------------------------------------------------------------------------------

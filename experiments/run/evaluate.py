@@ -21,6 +21,7 @@ from experiments.reports.evaluation import Pictures, Places
 from experiments.run import data as run_data
 from experiments.run import probe
 from experiments.run.data import TRAIN
+from experiments.run.experts import Experts
 from experiments.run.masked import Masked
 from experiments.run.probe import Protocol
 from experiments.run.tiles import Tiles
@@ -86,7 +87,7 @@ def evaluate(
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
     print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
-    random = None if brief else jax.device_put(baselines.random_params(run.model, seed), jax.devices()[0])
+    random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
     others = anchors(beside)
     opened = run_data.open_for(run, datasets)
     parts = [_Part(run, dataset, rules, max_tiles, inspect, random, others) for dataset in opened]
@@ -95,6 +96,7 @@ def evaluate(
         pictures = Pictures(
             [strips for part in parts for strips in part.masked.strips],
             {part.data.name: part.places for part in parts if part.places},
+            {(part.data.name, group): liked for part in parts for group, liked in part.experts.atlas.items()},
             {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
         )
         evaluation = report.draw(folder, evaluation, pictures)
@@ -137,6 +139,7 @@ def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequenc
         likelihood=tuple(row for part in parts for row in part.masked.likelihoods),
         locations=tuple(part.locations for part in parts if part.locations),
         routing=routing.summarise(routing.add(tokens)) if tokens else {},
+        specialisation=tuple(row for part in parts for row in part.experts.rows),
         seconds=seconds,
         **results.provenance(),
     )
@@ -171,6 +174,7 @@ class _Part:
         probes: of every share of the labels.
         ranks: of features.
         masked: masked losses, likelihoods, routing and tiles to show.
+        experts: what they tell apart.
         places: locations to show; None without any.
         locations: numbers of these; None for a model without a fusion.
     """
@@ -198,6 +202,7 @@ class _Part:
         self.probes = probe.probe(dataset, collected, rules)
         self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
+        self.experts = Experts(run, tiles, rules.seed)
         if random is not None:
             shown = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
             self.places, self.locations = _locations(tiles, shown) if shown else (None, None)

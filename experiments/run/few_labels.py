@@ -12,6 +12,7 @@ from experiments.reports import arms
 from experiments.run import data as run_data
 from experiments.run.finetune import encoder_of, finetune
 from experiments.run.fit import once
+from ringmoe_jax import files
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds as over_seeds
@@ -122,7 +123,7 @@ def _mean(arm: str, fraction: float, runs: Sequence[Mapping[str, Score]]) -> Arm
 
 def _write(out: Path, summary: FewLabels) -> None:
     results.write(out / "few_labels.json", summary)
-    (out / "few_labels.md").write_text(markdown(summary))
+    files.write_text(out / "few_labels.md", markdown(summary))
     shown = list(summary.results[0].scores)[:SHOWN]
     style.save(arms.labels(summary.title, summary.results, shown), out / "few_labels.png")
 

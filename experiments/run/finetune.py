@@ -17,10 +17,11 @@ from input_pipeline.reader import BatchIterator
 from ringmoe_jax import models
 from ringmoe_jax import run as runs
 from ringmoe_jax.data_config import DataConfig
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds
-from ringmoe_jax.models import Params, count
+from ringmoe_jax.models import Params, count, resampling
 from ringmoe_jax.models.downstream import DECODER, ENCODER
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import (
     CHECKPOINT,
     FEATURES,
@@ -73,7 +74,8 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     }
     state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS)
     require_done(state, config.train.steps, workdir)
-    return score.score(Run.open(workdir, kinds=(TASK,)))
+    scored = processes.from_first(lambda: results.plain(score.score(Run.open(workdir, kinds=(TASK,)))))
+    return results.parse(TaskScore, scored)
 
 
 def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> SeedScores:
@@ -127,18 +129,15 @@ def fill(state: TrainState, params: Params) -> TrainState:
         params: of the pre-training run.
 
     Raises:
-        DataError: a parameter has another shape: images of another size have other position tables.
+        DataError: a parameter has another shape, and is no position table, which is resampled, see
+            `ringmoe_jax.models.resampling`.
     """
 
     def filled(new, old, where):
         if isinstance(new, Mapping):
             return {k: filled(part, old[k], f"{where}/{k}") if k in old else part for k, part in new.items()}
-        if np.shape(old) != new.shape:
-            raise DataError(
-                f"the checkpoint's {where} is {list(np.shape(old))}, the model wants {list(new.shape)}: fine-tune with "
-                "the image size and window that the encoder was pre-trained with"
-            )
-        return jax.device_put(np.asarray(old), new.sharding)
+        fitting = resampling.fitted(np.asarray(old), new.shape, where)
+        return jax.make_array_from_callback(new.shape, new.sharding, lambda part: fitting[part])
 
     trained, frozen = state.params.get(ENCODER, {}), state.pretext.get("frozen", {})
     parts = state.params | ({ENCODER: filled(trained, params, ENCODER)} if trained else {})
@@ -167,6 +166,7 @@ class CheckedTruth:
 def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: TrainState, data: BatchIterator) -> None:
     """Prints what is about to be trained, on what, from which data."""
     (name,) = data.datasets
+    shown = jax.process_count() * data.sizes[name]
     source = f"{config.init_from} at step {encoder.step}" if config.init_from else "new"
     if encoder.origin:
         source += f" ({encoder.origin['source']}, {encoder.origin['licence']})"
@@ -179,7 +179,7 @@ def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: Trai
             print(f"            {count(state.params[part]):>14,} {part}")
     names = f": {', '.join(parts.target.names)}" if parts.target.names else ""
     print(f"task        {config.task['name']} of {parts.target.name}{names}")
-    print(f"data        {data.samples[name]} samples of {data.datasets[name].directory}, {data.sizes[name]} a step")
+    print(f"data        {data.samples[name]} samples of {data.datasets[name].directory}, {shown} a step")
     for label, objective in parts.objectives.items():
         print(f"objective   {label}: {objective}")
 

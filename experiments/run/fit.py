@@ -15,12 +15,14 @@ from input_pipeline.reader import BatchIterator
 from ringmoe_jax.compress import online
 from ringmoe_jax.compress.online import OnlinePruning
 from ringmoe_jax.errors import ConfigError, TrainingError
+from ringmoe_jax.parallel import processes
+from ringmoe_jax.parallel.lock import lock
 from ringmoe_jax.run import COMPRESSED, IMPORTED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
-from ringmoe_jax.training import loop, optimizer, step
-from ringmoe_jax.training.checkpoint import Checkpointer, check_same
+from ringmoe_jax.training import loop, metrics, optimizer, step
+from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import TrainState, create
+from ringmoe_jax.training.state import TrainState, create, shapes
 
 REQUEST = "request.json"  # of one run of a grid
 
@@ -29,6 +31,12 @@ def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainSta
     """A state at step 0, in its place on the mesh."""
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
+
+
+def new_shapes(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
+    """Shapes and dtypes of `new_state`, without making it."""
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
+    return shapes(parts.model, parts.pretext, rule)
 
 
 def fit(
@@ -70,25 +78,32 @@ def fit(
         train_step = step.make_train_step(built.pretext, built.objectives, rule, rate, **options)
         return train_step, validation(built, held_out) if held_out else None
 
-    checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
-    if checkpointer.latest is not None:
-        state = _resume(checkpointer, state, data, config, record, sections)
-        print(f"resuming {workdir} at step {int(state.step)}")
-    callbacks: list[loop.Callback] = [Validation()]
-    if rebuild:
-        callbacks.insert(0, OnlinePruning(config.pruning, lambda model: passes(rebuild(model)), parts.mesh))
-    writer = MetricsWriter(workdir, resume_step=int(state.step))
-    train_step, evaluate = passes(parts)
-    training = Training(state, train_step, dict(record), writer, config.train, evaluate, int(state.step))
-    try:
-        state = loop.train(training, data, checkpointer, callbacks, mesh=parts.mesh)
-    finally:
-        writer.close()
-        data.close()
-    checkpointer.close()
+    processes.agree({**record, "versions": versions(), "data": data.get_state()}, "run")
+    with lock(workdir):
+        checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
+        if checkpointer.latest is not None:
+            state = _resume(checkpointer, state, data, config, record, sections)
+            print(f"resuming {workdir} at step {int(state.step)}")
+        writer = MetricsWriter(workdir, resume_step=int(state.step))
+        callbacks: list[loop.Callback] = [Validation(processes.from_first(lambda: _validated(workdir)))]
+        if rebuild:
+            callbacks.append(OnlinePruning(config.pruning, lambda model: passes(rebuild(model)), parts.mesh))
+        train_step, evaluate = passes(parts)
+        training = Training(state, train_step, dict(record), writer, config.train, evaluate)
+        try:
+            state = loop.train(training, data, checkpointer, callbacks, mesh=parts.mesh)
+        finally:
+            writer.close()
+            data.close()
+        checkpointer.close()
     if data.bad_records:
         print(f"{data.bad_records} broken records were skipped, see the messages above")
     return state
+
+
+def _validated(workdir: str | Path) -> int:
+    """The newest step whose validation metrics are written; -1 without any."""
+    return max((record["step"] for record in metrics.read(workdir) if "validation/loss" in record), default=-1)
 
 
 def validation(parts: Parts, batches: Sequence[Mapping]) -> Evaluate:

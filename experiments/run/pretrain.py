@@ -12,9 +12,10 @@ from experiments.run import data as run_data
 from experiments.run.data import VALIDATION
 from experiments.run.fit import fit, new_state, with_experts_left
 from input_pipeline.evaluation import EvalBatches
-from input_pipeline.reader import BatchIterator, train_batches
+from input_pipeline.reader import BatchIterator
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import check_outputs
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
 from ringmoe_jax.run import Parts, PretrainConfig
@@ -34,16 +35,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
-    config = PretrainConfig.of(values)
-    config.check_streams()
-    if prunes := bool(config.pruning.every):
-        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
-
-    mesh = runs.make_mesh(config.mesh)
-    data = run_data.open_training(config.data, mesh, config.train.accumulate)
-    parts = runs.pretraining(config, data.statistics, mesh)
-    rows = rows_of(config, mesh.size if mesh else 1)
-    check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
+    config, data, parts = open_parts(values, workdir)
     state = new_state(parts, config)
     describe(parts, state, data)
     return fit(
@@ -54,9 +46,27 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         config,
         {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         SECTIONS,
-        held_out=validation_batches(config) if config.train.evaluate_every else (),
-        rebuild=_rebuilder(config, data, mesh) if prunes else None,
+        held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
+        rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
     )
+
+
+def open_parts(values: Mapping, workdir: str) -> tuple[PretrainConfig, BatchIterator, Parts]:
+    """The checked configuration, batches of its data and the parts that it builds, on all devices.
+
+    Raises:
+        UserError: see `pretrain`.
+    """
+    config = PretrainConfig.of(values)
+    config.check_streams()
+    if config.pruning.every:
+        config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
+    mesh = runs.make_mesh(config.mesh)
+    data = run_data.open_training(config.data, mesh, config.train.accumulate)
+    parts = runs.pretraining(config, data.statistics, mesh)
+    rows = rows_of(config, mesh.size if mesh else 1)
+    check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
+    return config, data, parts
 
 
 def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):
@@ -68,12 +78,15 @@ def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):
     return rebuild
 
 
-def validation_batches(config: PretrainConfig) -> list[dict]:
-    """The same batches every time: whole tiles side by side, or the first drawn views where training sees views."""
-    data, host, hosts = config.data, jax.process_index(), jax.process_count()
+def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list[dict]:
+    """This host's rows of the same batches every time, which split evenly over the devices.
+
+    They show whole tiles side by side, or the first drawn views where training sees views.
+    """
+    host, hosts = jax.process_index(), jax.process_count()
     if data.views:
         streams = {name: dataclasses.replace(stream, split=VALIDATION) for name, stream in data.streams.items()}
-        drawn = train_batches(dataclasses.replace(data, streams=streams), host=host, hosts=hosts)
+        drawn = run_data.open_training(dataclasses.replace(data, streams=streams), mesh, 1)
         batches = [next(drawn) for _ in range(VALIDATION_BATCHES)]
         drawn.close()
         return [{"sensors": batch["sensors"], "views": batch["views"]} for batch in batches]
@@ -89,7 +102,7 @@ def validation_batches(config: PretrainConfig) -> list[dict]:
 
 def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
     """Prints what is about to be trained, on what, from which data."""
-    devices = jax.devices()
+    devices, hosts = jax.devices(), jax.process_count()
     mesh = f", mesh {dict(parts.mesh.shape)}" if parts.mesh else ""
     print(f"devices     {len(devices)} x {devices[0].device_kind}{mesh}")
     print(f"parameters  {count(state.params):,} in all")
@@ -97,6 +110,6 @@ def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
         print(f"            {count(part):>14,} {name}")
     for name, dataset in data.datasets.items():
         sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
-        print(f"stream      {name}: {data.sizes[name]} images a step of {sensors} from {dataset.directory}")
+        print(f"stream      {name}: {hosts * data.sizes[name]} images a step of {sensors} from {dataset.directory}")
     for label, objective in parts.objectives.items():
         print(f"objective   {label}: {objective}")

@@ -120,7 +120,7 @@ class _Answers:
         self.run, self.dataset, self.without = run, dataset, without
         self.notes: list[str] = []
         task, target, model = run.parts.task, run.parts.target, run.parts.model
-        self.params = jax.device_put(run.params, jax.local_devices()[0])
+        self.params = jax.device_put(run.params)
         self.answer = jax.jit(lambda params, batch: task.answer(model.apply(params, batch)["predictions"], target))
 
     def __call__(self, split: str) -> tuple[dict[str, Metric], np.ndarray, list[Example]]:

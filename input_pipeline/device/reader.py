@@ -58,13 +58,12 @@ class _Stream:
         return storage.load(stream.dataset, stream.records, stream.positions)
 
     def batch(self, arrays: Mapping, number: int) -> dict:
-        """Batch `number` of this host."""
+        """This host's rows of batch `number`."""
         stream = self._stream
-        steps = range(number * stream.count, (number + 1) * stream.count)
-        bad = stream.records.bad
-        positions = np.array([next(p for p in several if p not in bad) for several in stream.candidates(steps)])
+        numbers, bad = stream.numbers(number), stream.records.bad
+        positions = np.array([next(p for p in several if p not in bad) for several in stream.candidates(numbers)])
         rows = np.searchsorted(stream.positions, positions).astype(np.int32)
-        numbers = np.array([divmod(step * stream.hosts + stream.host, 2**32) for step in steps], np.uint32)
+        numbers = np.stack(np.divmod(numbers, 2**32), axis=1).astype(np.uint32)
         return {**self._make(arrays, *jax.device_put((rows, numbers))), "index": positions}
 
     def _batch(self, arrays, rows, numbers):

@@ -146,7 +146,7 @@ def _embeddings(outputs: Mapping, batch: Mapping) -> jax.Array:
 
 
 def _jitted(model: Model, params: Params, speak: Callable[[Mapping, Mapping], jax.Array]) -> Callable:
-    params = jax.device_put(params, jax.devices()[0])
+    params = jax.device_put(params)  # where they are not on a device yet
     apply = jax.jit(lambda params, batch: speak(model.apply(params, batch), batch).astype(jnp.float32))
     return lambda batch: apply(params, batch)
 

@@ -20,6 +20,7 @@ from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import build, results
 from ringmoe_jax.run.build import Encoder, Parts, TaskSpec
 from ringmoe_jax.run.config import FinetuneConfig, PretrainConfig
@@ -238,7 +239,7 @@ def claim(folder: Path, name: str, request: Mapping[str, Any]) -> bool:
         ConfigError: the folder is for something else.
     """
     path, request = folder / name, results.plain(request)
-    before = results.read(path)
+    before, taken = processes.from_first(lambda: (results.read(path), (folder / "checkpoints").exists()))
     if before == request:
         return True
     if before is not None:
@@ -247,10 +248,9 @@ def claim(folder: Path, name: str, request: Mapping[str, Any]) -> bool:
             f"{folder} holds another run: {key} was {_short(before.get(key))}, is {_short(request.get(key))}: "
             "choose another folder, or delete it"
         )
-    if (folder / "checkpoints").exists():
+    if taken:
         raise ConfigError(f"{folder} holds another run: choose another folder, or delete it")
-    if jax.process_index() == 0:
-        results.write(path, request)
+    results.write(path, request)
     return False
 
 

@@ -8,18 +8,23 @@ with all that is needed to use them: config, sensor statistics, data position, v
 from __future__ import annotations
 
 import importlib.metadata
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from ringmoe_jax.config import first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
+from ringmoe_jax.parallel import mesh as meshes
+from ringmoe_jax.parallel import sharding
+from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.training.state import TrainState
 
 SCHEMA = 1
+SHARE = 0.5  # of a device's memory that a model may take to lie on one: the rest is its activations' (our choice)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -29,13 +34,19 @@ class Checkpointer:
     Args:
         workdir: folder of the run.
         keep: newest checkpoints to keep; 0 keeps all.
+        read_only: changes nothing in the folder, whoever else is writing to it.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2):
+    def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
-        )
+        if read_only:  # whoever writes there now keeps what it has begun, and processes read without each other
+            own = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"reader{own}")
+            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "pretext": ocp.StandardCheckpointHandler(),
@@ -53,7 +64,7 @@ class Checkpointer:
         """
         if not (Path(workdir) / "checkpoints").is_dir():
             raise DataError(f"no checkpoint in {workdir}: give the folder of a run, or train one there first")
-        return cls(workdir, keep=0)
+        return cls(workdir, read_only=True)
 
     @property
     def latest(self) -> int | None:
@@ -112,30 +123,36 @@ class Checkpointer:
         return _state(self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))))
 
     def restore_model(self, step: int | None = None) -> tuple[Any, Any]:
-        """Reads the trained parameters and the pretext task's state, nested dicts on the default device."""
+        """Reads the trained parameters and the pretext task's state, nested dicts on this process's devices.
+
+        They lie on the first device; what would take more than `SHARE` of its memory is split over all of them.
+        """
         step = self.latest if step is None else step
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         stored = self._manager.item_metadata(step)
-        abstract = {
-            name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored[name])
-            for name in ("params", "pretext")
-            if stored.get(name) is not None
-        }
-        restored = self._restore(step, abstract)
+        trees = {name: stored[name] for name in ("params", "pretext") if stored.get(name) is not None}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)
+        restored = self._restore(step, _place(shapes, jax.local_devices()))
         return restored["params"], restored.get("pretext", {})
 
     def _restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
 
-    def preempted(self, step: int) -> bool:
-        """Whether the cluster asked every process to stop."""
-        return self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for background work and frees threads."""
         with _explained(self):
             self._manager.close()
+
+
+def _place(shapes: Mapping[str, Any], devices: Sequence[jax.Device], memory: float | None = None) -> dict[str, Any]:
+    """Shapes with a place: the first device, or all of them as the rules of training split parameters."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    memory = memory or (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    if size <= SHARE * memory:
+        places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(devices[0]), shapes)
+    else:
+        places = sharding.shardings(shapes, meshes.make(MeshConfig(data=1, fsdp=len(devices)), devices))
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -183,13 +200,8 @@ def check_same(saved: Mapping, current: Mapping, where: str) -> None:
     Raises:
         ConfigError: names the first value that differs, both values and the fix.
     """
-    saved, current = (json.loads(json.dumps(tree)) for tree in (saved, current))
-    for key in sorted(set(saved) | set(current)):
-        a, b = saved.get(key), current.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            check_same(a, b, f"{where}.{key}")
-        elif a != b:
-            raise ConfigError(
-                f"{where}.{key} is {b!r}, but the checkpoint was made with {a!r}: "
-                f"set it back to resume, or choose a new --workdir"
-            )
+    if difference := first_difference(saved, current, where):
+        path, a, b = difference
+        raise ConfigError(
+            f"{path} is {b!r}, but the checkpoint was made with {a!r}: set it back to resume, or choose a new --workdir"
+        )

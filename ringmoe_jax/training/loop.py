@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ringmoe_jax.errors import ConfigError, TrainingError
 from ringmoe_jax.parallel.mesh import batch_sharding
@@ -89,7 +91,14 @@ class Training:
 
 
 class Callback(Protocol):
-    """What watches or changes a run while it trains: validation, pruning, pictures. Its time counts for no rate."""
+    """What watches or changes a run while it trains: validation, pruning, pictures. Its time counts for no rate.
+
+    Attributes:
+        watches: whether it leaves the run as it is. It is then called after the checkpoint of a step was saved, so that
+            what goes wrong in it costs no step; and before the first step, if it is due there.
+    """
+
+    watches: bool
 
     def due(self, training: Training) -> bool:
         """Whether to be called after the step that was just taken; looks at `step` and `config`, costs nothing."""
@@ -100,12 +109,20 @@ class Callback(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Logs validation metrics every `train.evaluate_every` steps and after the last one."""
+    """Logs validation metrics before the first step, every `train.evaluate_every` steps and after the last one.
+
+    Attributes:
+        logged: step of the newest validation metrics that are written already, of a run that is resumed.
+    """
+
+    logged: int = -1
+    watches = True
 
     def due(self, training: Training) -> bool:
         """See `Callback`."""
-        every = training.config.evaluate_every
-        return training.evaluate is not None and every > 0 and (training.done or training.step % every == 0)
+        every, step = training.config.evaluate_every, training.step
+        asked = training.evaluate is not None and every > 0 and step > self.logged
+        return asked and (training.done or step % every == 0)
 
     def __call__(self, training: Training) -> None:
         """See `Callback`."""
@@ -125,48 +142,58 @@ def train(
 ) -> TrainState:
     """Trains from `training.state.step` to `training.config.steps`.
 
-    SIGTERM and SIGINT finish the step, save, and return. A loss or gradient that is not finite stops the
-    run before anything is saved.
+    SIGTERM and SIGINT finish the step, save, and return; of several processes all finish the same one, whichever was
+    asked. A loss or gradient that is not finite stops the run before anything is saved.
 
     Args:
         training: a new or restored state and what it is trained with.
         data: batches of this process; its position goes into checkpoints.
         checkpointer: where states go.
-        callbacks: called in this order after the steps for which they are due, before a checkpoint is saved.
+        callbacks: called in this order after the steps for which they are due: those that change the run before its
+            checkpoint is saved, those that watch it after that.
         mesh: None is one device.
 
     Raises:
         TrainingError: a metric is not finite (names it and the step), or a checkpoint cannot be written.
     """
-    config = training.config
-    first = int(training.state.step)
-    progress = _Progress(config, training.writer, first)
-    if first < config.steps:
-        print(
-            "compiling    the first step: 20 to 90 s on a CPU, a few where the compilation cache knows it", flush=True
-        )
+    config, training.step = training.config, int(training.state.step)
+    progress = _Progress(config, training.writer, training.step)
+
+    def act(due: Sequence[Callback]) -> None:
+        if due:
+            progress.without(lambda: [callback(training) for callback in due])
+
+    def save() -> None:
+        checkpointer.save(training.step, training.state, training.record | {"data": data.get_state()})
+
     try:
-        with _StopSignals() as stop, jax.transfer_guard("disallow"):
-            for number in range(first + 1, config.steps + 1):
+        with Stop() as stop, jax.transfer_guard("disallow"):
+            act([callback for callback in callbacks if callback.watches and callback.due(training)])
+            if not training.done:
+                print("compiling    the first step: 20 to 90 s on a CPU, a few where it is cached", flush=True)
+            stopping = stop.after(training.step)
+            if stopping:
+                save()
+            while not (training.done or stopping):
                 started = time.perf_counter()
                 batch = place(next(data), mesh)
                 waited = time.perf_counter() - started
-                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                with jax.profiler.StepTraceAnnotation("train", step_num=training.step + 1):
                     training.state, metrics = training.train_step(training.state, batch)
-                training.step = number
-                progress.after_step(number, metrics, images=count_images(batch), waited=waited)
-                stopping = stop.requested or checkpointer.preempted(number)
+                training.step += 1
+                progress.after_step(training.step, metrics, images=count_images(batch), waited=waited)
+                stopping = stop.after(training.step)
                 due = [callback for callback in callbacks if callback.due(training)]
-                saving = training.done or stopping or number % config.checkpoint_every == 0
+                saving = training.done or stopping or training.step % config.checkpoint_every == 0
                 if due or saving:
                     progress.flush()  # a state whose metrics are not finite is never looked at and never saved
-                if due:
-                    progress.without(lambda due=due: [callback(training) for callback in due])
+                act([callback for callback in due if not callback.watches])
                 if saving:
-                    checkpointer.save(number, training.state, training.record | {"data": data.get_state()})
-                if stopping and not training.done:
-                    print(f"stopped at step {number} as asked; the same command goes on from here")
-                    break
+                    save()
+                if not stopping:  # what is asked to stop has little time; who goes on watches first
+                    act([callback for callback in due if callback.watches])
+            if stopping and not training.done:
+                print(f"stopped at step {training.step} as asked; the same command goes on from here")
     finally:
         checkpointer.wait()  # whatever happened, a save that was under way is finished
     return training.state
@@ -180,7 +207,8 @@ def place(batch: Mapping, mesh) -> Mapping:
     if mesh is None:
         return jax.device_put(batch)
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, jax.device_get(x)), batch)
+    with jax.transfer_guard("allow"):  # it is what is meant, but counts as implicit where there are several processes
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, jax.device_get(x)), batch)
 
 
 def count_images(batch: Mapping) -> int:
@@ -224,14 +252,15 @@ class _Progress:
                 f"Lower the learning rate, or look at the batch of this step"
             )
         now = time.perf_counter()
+        logged = step % self.config.log_every == 0 or step == self.config.steps
         if self.began is None:  # the first step compiles: keep it out of every rate
             print(f"first step took {now - self.since:.1f} s (compilation)", flush=True)
             self.began, self.first = now, step
-            if step % self.config.log_every == 0:
+            if logged:
                 self.writer.write(step, scalars, tables)
             self._reset()
             return
-        if step % self.config.log_every and step != self.config.steps:
+        if not logged:
             return
         elapsed = max(now - self.since, 1e-9)
         scalars |= {
@@ -270,25 +299,37 @@ def describe_losses(scalars: Mapping[str, float]) -> str:
     return f"{scalars['loss']:.3f} = {' + '.join(parts)}"
 
 
-class _StopSignals:
-    """Remembers SIGTERM and SIGINT instead of dying; restores the handlers afterwards."""
+class Stop:
+    """Whether to stop after a step: SIGTERM or SIGINT came. It restores the handlers afterwards.
+
+    Of several processes the one that was asked tells the others, by the service of JAX for that, which takes SIGTERM.
+    """
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def __enter__(self) -> Stop:
+        handlers = {signal.SIGTERM: self._request, signal.SIGINT: self._request}
+        if jax.process_count() > 1:
+            handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        for number, handler in handlers.items():
             try:
-                self._previous[number] = signal.signal(number, self._request)
+                self._previous[number] = signal.signal(number, handler)
             except ValueError:  # not the main thread, for example in a notebook's worker: leave signals alone
                 break
         return self
 
-    def _request(self, number, frame):
-        if self.requested:
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step; processes of one job have to ask after every step, and hear the same."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+    def _request(self, *_):
+        if self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():

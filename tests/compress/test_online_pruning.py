@@ -321,7 +321,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(values, uninterrupted, tmp_path, monk
     """Stopped within the first window, and again after experts went; the configuration names no table."""
     own = values | {"pruning": PRUNING}
     for stop in (2, 4):
-        monkeypatch.setattr(Checkpointer, "preempted", lambda self, number: number == stop)  # noqa: B023
+        monkeypatch.setattr(loop.Stop, "after", lambda self, number: number == stop)  # noqa: B023
         assert int(pretrain(own, str(tmp_path)).step) == stop
     state = pretrain(own, str(tmp_path))
     assert f"resuming {tmp_path} at step 4" in capsys.readouterr().out

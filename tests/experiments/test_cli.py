@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import compress, evaluate, predict
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import FinetuneConfig, PretrainConfig
@@ -138,6 +139,7 @@ def test_a_verb_reads_its_command_line(tmp_path):
 VERB = """
 import argparse, sys
 sys.modules["tensorflow"] = sys.modules["jax"] = None
+from experiments import compress, evaluate, predict
 from experiments.run import cli
 
 @cli.entry_point
@@ -158,3 +160,36 @@ def test_help_and_mistakes_answer_without_jax(arguments, status, said):
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        (evaluate, "--checkpoint gs://bucket/run"),
+        (evaluate, "--checkpoint runs/x --out s3://bucket/report"),
+        (compress, "--checkpoint runs/x --out gs://bucket/small"),
+        (predict, "scene.tif --checkpoint runs/x --out gs://bucket/map.tif"),
+    ],
+)
+def test_results_in_an_object_store_are_refused(verb, arguments):
+    """They would land in a folder "gs:" here."""
+    with pytest.raises(ConfigError, match=r"^(gs|s3)://bucket/[^:]+: wanted a local path"):
+        verb.parse(arguments.split())
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("first\nsecond"), MemoryError(), RecursionError("x" * 1000), KeyError("k")]
+)
+def test_any_other_exception_is_one_line_with_its_details_in_a_file(capsys, error):
+    @cli.entry_point
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {type(error).__name__}")
+    assert len(line) < 400
+    details = Path(line.rpartition("(details in ")[2].removesuffix(")"))
+    assert "Traceback (most recent call last)" in details.read_text()
+    details.unlink()

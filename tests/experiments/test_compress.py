@@ -29,6 +29,7 @@ from ringmoe_jax.compress.results import GAIN_LEFT, Compression, Front, ProbeSco
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.evaluate.metrics.base import Score
 from ringmoe_jax.run import PretrainConfig, Run, read_record, results
+from ringmoe_jax.training import loop
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
 from tests.helpers.tiny import SKYSENSE
@@ -214,7 +215,7 @@ def compressed(folder, counted):
     patch = pytest.MonkeyPatch()
     patch.setattr(costs, "peak_memory", lambda network, batch: (2_000_000, 1_000_000))
     patch.setattr(costs, "REPEATS", 2)
-    patch.setattr(cli, "keep_compiled", lambda: None)
+    patch.setattr(cli, "start", lambda **_: None)
     given = ["--checkpoint", folder / "run", "--modality", "optical", "--statistics", folder / "usage" / "usage.npz"]
     recipe = ["--method", "mean", "--keep", "0.5", "--importance", "norm", "--distil", "2", "--int8"]
     out = folder / "small"
@@ -252,7 +253,7 @@ def test_a_distillation_that_was_stopped_goes_on_exactly(part, tmp_path, monkeyp
     whole = distil(student, part, 3, tmp_path / "whole")
     assert (whole.step, student.step) == (13, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "preempted", lambda self, step: step == 2)
+        patch.setattr(loop.Stop, "after", lambda self, step: step == 2)
         with pytest.raises(TrainingError, match="was stopped as asked: the same command goes on from there"):
             distil(student, part, 3, tmp_path / "stopped")
     assert Checkpointer.open(tmp_path / "stopped").latest == 2
@@ -338,7 +339,7 @@ def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys
     assert front.scores()[1][GAIN_LEFT].value == 1
     capsys.readouterr()
     shutil.rmtree(out / "svd")
-    monkeypatch.setattr(cli, "keep_compiled", lambda: None)
+    monkeypatch.setattr(cli, "start", lambda **_: None)
     given = ["--checkpoint", run, "--modality", "rgb", "--statistics", options["statistics"], "--out", out]
     assert command(*given, "--curve", "--distil", "0") == 0
     printed = capsys.readouterr().out

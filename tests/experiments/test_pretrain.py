@@ -1,5 +1,6 @@
 """The script as a user runs it: start, kill at a random step, resume exactly, and be told what is wrong."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from experiments.run import cli, pretrain
+from experiments.run.dry_run import dry_run
 from ringmoe_jax import run as runs
+from ringmoe_jax.data_config import ViewsConfig
 from ringmoe_jax.errors import ConfigError, UserError
+from ringmoe_jax.parallel.mesh import MeshConfig, make
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.checkpoint import Checkpointer
 from tests.helpers import tiny_data
@@ -200,6 +204,30 @@ def test_misspelt_arguments(config, arguments, message):
         PretrainConfig.of(cli.read_config(str(config), arguments)).complete()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path, capsys):
+    values = cli.read_config(str(config), ["--config.data.batch_size=8", "--config.mesh.fsdp=2"])
+    dry_run(values, str(tmp_path / "run"))
+    hosts, mesh, device, *streams, checkpoint = capsys.readouterr().out.splitlines()
+    assert hosts.endswith(", 8 x cpu")
+    assert mesh == "mesh        data 4 x fsdp 2 x expert 1"
+    assert "MiB of parameters" in device
+    assert "stream      rgb: 13 samples of" in streams[0]
+    assert "8 a step: host 0 rows 0 to 7; " in streams[1]
+    assert checkpoint == f"checkpoint  none: starts anew in {tmp_path / 'run'}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_splits_over_the_devices_whatever_the_mixing(config):
+    """12 images a stream do not split over 8 devices; the 24 of a step do, as 16 and 8, with views as without."""
+    data = PretrainConfig.of(cli.read_config(str(config))).data
+    mixed = dataclasses.replace(data, mixing="temperature", batch_size=12, views=ViewsConfig())
+    for batch in pretrain.validation_batches(mixed, make(MeshConfig())):
+        rows = [
+            len(entry["pixels"]) for view in (batch["sensors"], batch["views"]["second"]) for entry in view.values()
+        ]
+        assert sorted(rows) == [8, 8, 16, 16]
 
 
 def test_image_sizes_must_agree(config):

@@ -17,7 +17,7 @@ from experiments.run import cli, evaluate, finetune, pretrain
 from tests.helpers.tiny import RINGMOE
 
 directory, out, cache = sys.argv[1:]
-cli.keep_compiled(cache)
+cli.start(cache)
 stream = dict(directory=directory, sensors=("rgb",), split="train")
 views = dict(local=2, local_sensor="rgb", local_size=8, photometric=dict(rgb=dict(gain=0.2, drop_band=0.2)))
 data = dict(streams=dict(rgb=stream), image_size=16, batch_size=8, mask_unit=4, reader="device")

@@ -1,4 +1,4 @@
-"""Order of records: permutations, hosts that partition them, and streams in proportion."""
+"""Order of records: permutations, and streams in proportion."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.order import Order, temperature_counts
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 
 
-@given(size=st.integers(1, 200), hosts=st.integers(1, 7), epoch=st.integers(0, 9), seed=st.integers(0, 99))
+@given(size=st.integers(1, 200), epoch=st.integers(0, 9), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_hosts_partition_a_permutation(size, hosts, epoch, seed):
-    if size < hosts:
-        return
-    parts = [Order(size, (seed,), host, hosts).epoch(epoch) for host in range(hosts)]
-    assert {len(part) for part in parts} == {size // hosts}
-    together = np.concatenate(parts)
-    assert len(np.unique(together)) == len(together) == size - size % hosts
-    assert together.min() >= 0
-    assert together.max() < size
+def test_an_epoch_is_a_permutation(size, epoch, seed):
+    assert sorted(Order(size, (seed,)).epoch(epoch)) == list(range(size))
 
 
 def test_order_is_the_same_after_a_restart_and_differs_by_epoch_and_seed():
@@ -34,13 +27,6 @@ def test_candidates_start_at_the_step_and_go_round_the_epoch():
     order = Order(5, (0,))
     epoch = order.epoch(1)
     assert list(order.candidates(5 + 3)) == [epoch[3], epoch[4], epoch[0], epoch[1], epoch[2]]
-
-
-def test_fewer_records_than_hosts():
-    with pytest.raises(DataError, match="2 samples for 3 hosts"):
-        Order(2, (0,), 0, 3)
-    with pytest.raises(ConfigError, match="host = 3"):
-        Order(9, (0,), 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -132,8 +132,7 @@ def test_training_shows_the_subset_alone(few, dataset):
     for epoch in (epochs[:10], epochs[10:20], epochs[20:]):
         assert sorted(epoch) == wanted.tolist()
     halves = [shown(training(few, host, 2, **chosen), 2) for host in range(2)]
-    assert len({*halves[0], *halves[1]}) == 8
-    assert {*halves[0], *halves[1]} < set(wanted.tolist())
+    assert [*halves[0][:2], *halves[1][:2], *halves[0][2:], *halves[1][2:]] == epochs[:8]
     assert training(few).samples == {"a": 24}
 
 
@@ -165,7 +164,7 @@ def test_evaluation_shows_the_positions_in_their_order(few):
     assert [int(i) for batch in batches for i in batch["index"]] == [7, 2, 20, 5, 11, -1]
     options = {"split": "train", "image_size": 4, "batch_size": 2, "positions": positions, "hosts": 2}
     parts = [EvalBatches(few, ["rgb"], host=host, **options) for host in range(2)]
-    assert [[int(i) for batch in part for i in batch["index"]] for part in parts] == [[7, 20, 11, -1], [2, 5, -1, -1]]
+    assert [[int(i) for batch in part for i in batch["index"]] for part in parts] == [[7, 2, 11, -1], [20, 5, -1, -1]]
 
 
 @pytest.mark.parametrize("positions", [[], [0, 24], [-1], [3, 3]])

@@ -1,8 +1,10 @@
 """Step, optimiser, accumulation, several devices, checkpoints and metrics, on the smallest real model."""
 
 import dataclasses
+import functools
 import json
 import resource
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.parallel import sharding
 from ringmoe_jax.parallel.mesh import MeshConfig, make
-from ringmoe_jax.training import loop, metrics, optimizer, step
+from ringmoe_jax.training import checkpoint, loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same
 from ringmoe_jax.training.state import create
 
@@ -28,23 +30,38 @@ TERMS = {
     "slc": dict(name="total_power", sensor="slc_dual"),
     "balance": dict(name="balance"),
 }
+MEANS = {label: term for label, term in TERMS.items() if label != "balance"}  # which is a product of batch means
+DENSE = dict(engine="dense", specialised=0)
 RULE = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
 STEPS = 8
+MODEL = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
 
 
-def setup(mesh=None, terms=TERMS, accumulate=1, moe=None, **model):
-    terms = objectives.build(terms)
-    heads = objectives.collect_heads(terms, sensors.resolve(SENSORS))
-    config = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
-    moe = dict(groups=8) if moe is None else moe
-    model = models.build({**config, "moe": moe, **model}, heads=heads, mesh=mesh)
+def setup(mesh=None, terms=TERMS, accumulate=1, moe=None):
+    """A new run's parts; what they are made of and its programs are made once a configuration."""
+    if (key := repr((mesh, terms, moe))) not in _BUILT:
+        _BUILT[key] = built(mesh, terms, moe)
+    parts, state, steps = _BUILT[key]
+    if accumulate not in steps:
+        rate = optimizer.schedule(RULE, STEPS)
+        rule = optimizer.build(RULE, STEPS)
+        steps[accumulate] = step.make_train_step(
+            parts["task"], parts["terms"], rule, rate, seed=0, accumulate=accumulate, mesh=mesh
+        )
+    state = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec), *state)  # steps take the state that they get
+    return SimpleNamespace(**parts, state=state, step=steps[accumulate], mesh=mesh)
+
+
+def built(mesh, terms, moe):
+    terms, config = objectives.build(terms), MODEL | {"moe": dict(groups=8) if moe is None else moe}
+    model = models.build(config, heads=objectives.collect_heads(terms, sensors.resolve(SENSORS)), mesh=mesh)
     task = pretext.build({"name": "masked"}, model)
-    rule = optimizer.build(RULE, STEPS)
-    state = create(model, task, rule, seed=0, mesh=mesh)
-    run = step.make_train_step(
-        task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, accumulate=accumulate, mesh=mesh
-    )
-    return SimpleNamespace(model=model, task=task, terms=terms, state=state, step=run, mesh=mesh)
+    state = create(model, task, optimizer.build(RULE, STEPS), seed=0, mesh=mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return dict(model=model, task=task, terms=terms), (jax.device_get(state), placed), {}
+
+
+_BUILT = {}
 
 
 class Data:
@@ -106,16 +123,18 @@ def test_eight_devices_train_as_one(alone, sizes):
 
 
 def test_parameters_lie_where_the_rules_say():
-    parts = setup(make(MeshConfig(2, 2, 2)), width=32)
-    ffn = parts.state.params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
+    mesh = make(MeshConfig(2, 2, 2))
+    state, block = setup(mesh).state, ("backbone", "stages", "stage0", "blocks", "run0", "ffn")
+    ffn, moments = (
+        functools.reduce(dict.__getitem__, block, tree) for tree in (state.params, state.optimizer[1][0].mu)
+    )
     assert ffn["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
     assert ffn["collaborative"]["wo"].sharding.spec == P(None, "expert", "fsdp", None)
-    assert ffn["shared"]["wi"]["kernel"].sharding.spec == P(None, None, "fsdp")
     assert ffn["specialised"]["router"].sharding.spec == P()
-    moment = parts.state.optimizer[1][0].mu["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]["specialised"][
-        "wi"
-    ]
-    assert moment.sharding.spec == P(None, "expert", None, "fsdp")
+    assert moments["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
+    wide = models.build(MODEL | {"width": 32}).shapes()  # small kernels are not worth a collective
+    placed = functools.reduce(dict.__getitem__, block, sharding.shardings(wide, mesh))["shared"]["wi"]["kernel"]
+    assert (ffn["shared"]["wi"]["kernel"].sharding.spec, placed.spec) == (P(), P(None, None, "fsdp"))
 
 
 def test_expert_axis_that_does_not_divide():
@@ -131,9 +150,7 @@ def test_mesh_that_does_not_fit():
 
 def test_accumulation_equals_the_large_batch():
     """Micro-batches with very different mask counts: a mean of means would differ."""
-    moe = dict(engine="dense")
-    terms = {k: v for k, v in TERMS.items() if k != "balance"}  # balance is a product of batch means
-    whole, parts = setup(terms=terms, moe=moe), setup(terms=terms, moe=moe, accumulate=4)
+    whole, parts = setup(terms=MEANS, moe=DENSE), setup(terms=MEANS, moe=DENSE, accumulate=4)
     batch = next(Data())
     batch["sensors"]["rgb"]["mask"][::4] = False
     batch["sensors"]["rgb"]["mask"][::4, 0, 0] = True
@@ -153,8 +170,9 @@ def test_accumulation_must_divide_the_batch():
 
 def test_weight_decay_spares_what_the_paper_spares():
     config = optimizer.OptimizerConfig()
-    parts = setup(cosine_attention=True)
-    flat = jax.tree_util.tree_flatten_with_path(optimizer.decays(parts.state.params, config.no_decay))[0]
+    heads = {"rgb": {"pixels": 3}}
+    shapes = models.build(MODEL | {"cosine_attention": True}, heads=heads).shapes()
+    flat = jax.tree_util.tree_flatten_with_path(optimizer.decays(shapes, config.no_decay))[0]
     decays = {sharding.path_name(path): on for path, on in flat}
     spared = {name.split("/")[-1] for name, on in decays.items() if not on}
     assert spared == {"bias", "scale", "mask_token", "logit_scale", "bi", "bo"}
@@ -195,13 +213,16 @@ def test_gradients_are_clipped():
     assert adam.mu["w"].dtype == jnp.bfloat16
 
 
-def train(parts, folder, *, steps=STEPS, data=None, **changes):
-    config = loop.TrainConfig(steps=steps, log_every=1, checkpoint_every=2)
+CONFIG = loop.TrainConfig(steps=STEPS, log_every=1, checkpoint_every=2)
+
+
+def train(parts, folder, *, steps=STEPS, data=None, log_every=1, every=0, callbacks=(), **changes):
+    config = dataclasses.replace(CONFIG, steps=steps, log_every=log_every, evaluate_every=every)
     checkpointer = Checkpointer(folder, keep=2)
     writer = metrics.MetricsWriter(folder, resume_step=int(parts.state.step))
     data = data or Data()
     training = loop.Training(parts.state, parts.step, {"config": {}}, writer, config, **changes)
-    state = loop.train(training, data, checkpointer, [loop.Validation()])
+    state = loop.train(training, data, checkpointer, callbacks or [loop.Validation()])
     writer.close()
     return state, checkpointer
 
@@ -294,6 +315,77 @@ def test_checkpoint_errors(tmp_path, trained):
         check_same({"model": {"width": 8, "depths": (2, 2)}}, {"model": {"width": 16, "depths": [2, 2]}}, "config")
 
 
+def test_reading_a_run_leaves_a_save_that_is_under_way(trained, tmp_path):
+    """As `evaluate` and `report` do while it trains; the next writer clears away what a killed one left."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    begun = folder / "checkpoints" / f"{STEPS + 1}.orbax-checkpoint-tmp"
+    begun.mkdir()
+    (begun / "array").write_text("half")
+    before = sorted(folder.rglob("*"))
+    reader = Checkpointer.open(folder)
+    assert reader.latest == reader.record()["step"] == STEPS
+    reader.restore_model()
+    reader.close()
+    assert sorted(folder.rglob("*")) == before
+    Checkpointer(folder).close()
+    assert not begun.exists()
+
+
+def test_a_large_model_is_read_onto_several_devices():
+    """Nothing but shapes: more than half of a device's memory is split as training splits it."""
+    devices = jax.local_devices()
+    shapes = {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32)}
+    assert checkpoint._place(shapes, devices, 2**30)["kernel"].sharding.device_set == {devices[0]}
+    placed = checkpoint._place(shapes, devices, 2**10)["kernel"].sharding
+    assert placed.shard_shape((64, 128)) == (64, 128 // len(devices))
+
+
+class Failing:
+    """A callback that cannot do its work."""
+
+    watches = True
+
+    def due(self, training):
+        return training.step == 2
+
+    def __call__(self, training):
+        raise DataError("no such picture")
+
+
+def test_what_only_watches_costs_no_step(tmp_path):
+    with pytest.raises(DataError, match="no such picture"):
+        train(setup(), tmp_path, callbacks=[Failing()])
+    assert Checkpointer.open(tmp_path).latest == 2
+
+
+def test_validation_comes_first_and_once_a_step(tmp_path):
+    seen = []
+    evaluate = lambda state: seen.append(int(state.step)) or {"loss": 1.0}  # noqa: E731
+    train(setup(), tmp_path, steps=3, evaluate=evaluate, every=2)
+    assert seen == [0, 2, 3]
+    assert [r["step"] for r in metrics.read(tmp_path) if "validation/loss" in r] == seen
+    resumed = SimpleNamespace(
+        step=2, done=False, evaluate=evaluate, config=dataclasses.replace(CONFIG, evaluate_every=2)
+    )
+    assert loop.Validation(logged=0).due(resumed)  # killed between the checkpoint and the validation after it
+    assert not loop.Validation(logged=2).due(resumed)
+
+
+def test_the_last_step_is_logged_although_it_is_the_first_after_a_restart(tmp_path):
+    parts = setup()
+    parts.state = dataclasses.replace(parts.state, step=jnp.int32(2))
+    train(parts, tmp_path, steps=3, log_every=2)
+    assert [record["step"] for record in metrics.read(tmp_path)] == [3]
+
+
+def test_asked_to_stop_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop.Stop, "after", lambda self, step: True)
+    state, checkpointer = train(setup(), tmp_path, data=Data(spoil=1))
+    assert state.step == checkpointer.latest == checkpointer.record()["data"]["number"] == 0
+    assert "stopped at step 0 as asked; the same command goes on from here" in capsys.readouterr().out
+
+
 def test_metrics_take_back_what_a_killed_run_had_not_saved(tmp_path):
     writer = metrics.MetricsWriter(tmp_path)
     for number in (1, 2, 3):
@@ -321,8 +413,7 @@ def test_masked_pretext_needs_masks():
 
 def test_evaluation_means_are_exact():
     """Sums over two half batches give the means of the whole one."""
-    terms = {label: term for label, term in TERMS.items() if label != "balance"}  # a product of batch means
-    parts = setup(terms=terms, moe=dict(engine="dense"))
+    parts = setup(terms=MEANS, moe=DENSE)
     evaluate = step.make_eval_step(parts.task, parts.terms)
     data = Data(rows=4)
     halves = [next(data), next(data)]

@@ -1,0 +1,122 @@
+"""Training by several processes: the losses of one, one stop for all, and any other number of processes after it."""
+
+import shutil
+import signal
+
+import pytest
+from numpy.testing import assert_allclose
+
+from ringmoe_jax.run import Run
+from ringmoe_jax.training import metrics
+from tests.helpers import jobs, tiny_data
+
+CONFIG = """
+from ml_collections import ConfigDict
+from configs import common
+
+def get_config():
+    config = common.ringmoe(width=8, depths=(1,), head_width=4)
+    config.model.update(sensors=("rgb",), image_size=16, window=2, dtype="float32", remat="none")
+    config.model.moe.update(specialised=2, collaborative=2)
+    config.objectives = ConfigDict(dict(rgb=dict(name="masked_l1", sensor="rgb"), balance=dict(name="balance")))
+    config.data.streams = ConfigDict(dict(
+        rgb=dict(directory="{tiny}", sensors=("rgb",), split="train", crop_scale=(0.2, 0.5), weight=1.0),
+    ))
+    config.data.update(image_size=16, batch_size=4, mask_unit=4)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.train.update(steps=100000, log_every=1, checkpoint_every=1000, evaluate_every=100000)
+    config.mesh.expert = 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tiny_data.write(folder / "tiny", "rgb", train=13, validation=6)
+    path = folder / "config.py"
+    path.write_text(CONFIG.replace("{tiny}", str(folder / "tiny")))
+    return path
+
+
+def start(config, workdir, count, devices=1, changes=(), more=()):
+    command = ["-m", "experiments.pretrain", "--config", str(config), "--workdir", str(workdir), *more]
+    command = [*command, f"--compilation-cache={jobs.CACHE}"]
+    return jobs.start(workdir.parent / f"{workdir.name}-output", command, count, devices=devices, changes=changes)
+
+
+def records(workdir):
+    """Metrics without timings, by step; those of validation have their own key."""
+    found = {}
+    for record in metrics.read(workdir):
+        own = {k: v for k, v in record.items() if not k.startswith("perf/") and isinstance(v, float)}
+        found["validation" if "validation/loss" in record else record["step"]] = own
+    return found
+
+
+def stop_after(job, workdir, step, number=0):
+    """Asks one process to stop once `step` is logged; gives the step after which all did."""
+    job.wait_until(lambda: max((k for k in records(workdir) if k != "validation"), default=0) >= step)
+    job.processes[number].send_signal(signal.SIGTERM)
+    assert set(job.finish()) == {0}, job.said()
+    said = job.said()
+    assert "as asked; the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert "next:" not in said
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def two(config, tmp_path_factory):
+    """Trained by two processes, of which the second is asked to stop."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    job = start(config, workdir, 2)
+    return workdir, stop_after(job, workdir, 5, number=1), job
+
+
+@pytest.fixture(scope="module")
+def one(config, two, tmp_path_factory):
+    """Trained by one process with as many devices, for longer."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    stop_after(start(config, workdir, 1, devices=2), workdir, two[1] + 12)
+    return records(workdir)
+
+
+def assert_same(ours, reference, steps):
+    for step in steps:
+        assert ours[step].keys() == reference[step].keys()
+        for name, value in reference[step].items():
+            assert_allclose(ours[step][name], value, rtol=2e-4, atol=1e-5, err_msg=f"{step} {name}")
+
+
+def test_two_processes_train_and_validate_as_one(two, one):
+    workdir, step, job = two
+    assert_same(records(workdir), one, [*range(1, step + 1), "validation"])
+    assert "loss" not in job.said(1)  # the first process speaks for all
+    assert "devices     2 x cpu, mesh {'data': 1, 'fsdp': 1, 'expert': 2}" in job.said()
+
+
+def test_what_two_processes_saved_one_loads(two):
+    workdir, step, _ = two
+    run = Run.open(workdir)
+    assert run.step == step
+    assert run.record["data"]["batches"] == step
+
+
+def test_four_processes_go_on_and_one_after_them(config, two, one, tmp_path):
+    """The same batches in the same order: the losses are those of a run that nobody stopped."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two[0], workdir)
+    four = stop_after(start(config, workdir, 4), workdir, two[1] + 2, number=2)
+    last = stop_after(start(config, workdir, 1, devices=2), workdir, four + 2)
+    assert two[1] + 2 <= four < last
+    assert_same(records(workdir), one, range(1, min(last, max(k for k in one if k != "validation")) + 1))
+
+
+def test_processes_that_were_started_differently_are_refused(config, tmp_path):
+    workdir = tmp_path / "run"
+    job = start(config, workdir, 2, changes={1: ["--config.optimizer.learning_rate=0.5"]})
+    assert job.finish() == [1, 1]
+    assert "run.config.optimizer.learning_rate is 0.01 on process 0 of 2" in job.said()
+    assert "Traceback" not in job.said() + job.said(1)
+    assert not (workdir / "metrics.jsonl").exists()
