@@ -28,7 +28,6 @@ from experiments.run.tiles import Tiles
 from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED
-from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import baselines, locations, quicklook, reconstruction, routing
 from ringmoe_jax.evaluate.features import POOLED, Features, collect
 from ringmoe_jax.models import Params
@@ -88,7 +87,7 @@ def evaluate(
     print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
-    others = anchors(beside)
+    others = {name: Run.open(other, kinds=FEATURES) for name, other in run_data.by_name(beside).items()}
     opened = run_data.open_for(run, datasets)
     parts = [_Part(run, dataset, rules, max_tiles, inspect, random, others) for dataset in opened]
     evaluation = _joined(run, others, rules, parts, time.perf_counter() - started)
@@ -103,19 +102,6 @@ def evaluate(
     results.write(folder / EVALUATION, evaluation)
     report.show(evaluation)
     return evaluation
-
-
-def anchors(folders: Sequence[str]) -> dict[str, Run]:
-    """Other runs by the names of their folders, which their rows of a table have.
-
-    Raises:
-        ConfigError: two folders have one name.
-        DataError: no checkpoint of an encoder.
-    """
-    names = [Path(folder).name for folder in folders]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--beside {' '.join(folders)}: folders of one name cannot be told apart, rename one")
-    return {name: Run.open(folder, kinds=FEATURES) for name, folder in zip(names, folders, strict=True)}
 
 
 def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequence[_Part], seconds: float) -> Evaluation:

@@ -58,12 +58,12 @@ def study(
     config = FinetuneConfig.of(values)
     if not config.init_from:
         raise ConfigError("few_labels compares a pre-trained encoder with a new one: give --config.init_from=runs/...")
-    stratified, arms_ = _stratified(config), ARMS | anchors(beside)
+    stratified, compared = _stratified(config), ARMS | anchors(beside)
     rows: list[ArmScores] = []
     for fraction in fractions:
-        scored: dict[str, list[TaskScore]] = {arm: [] for arm in arms_}
+        scored: dict[str, list[TaskScore]] = {arm: [] for arm in compared}
         for seed in seeds:
-            for arm, changes in arms_.items():
+            for arm, changes in compared.items():
                 own = _values(values, changes, fraction, seed, stratified)
                 workdir = Path(out) / arm.replace(", ", "_").replace(" ", "_") / f"{fraction:g}" / f"seed{seed}"
                 scored[arm].append(_run(own, workdir))
@@ -76,18 +76,15 @@ def study(
 
 
 def anchors(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Arms of other encoders, as `ARMS`, by the names of their folders; of one arm all have the same head and budget.
+    """Arms of other encoders, as `ARMS`, by the names of their folders.
 
     Raises:
         ConfigError: two folders have one name.
     """
-    names = [Path(folder).name for folder in folders]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--beside {' '.join(folders)}: folders of one name cannot be told apart, rename one")
     ways = {"fine-tuned": "full", "frozen": "frozen"}
     return {
-        f"{name}, {way}": dict(adaptation=dict(method=method), init_from=str(folder))
-        for name, folder in zip(names, folders, strict=True)
+        f"{name}, {way}": dict(adaptation=dict(method=method), init_from=folder)
+        for name, folder in run_data.by_name(folders).items()
         for way, method in ways.items()
     }
 

@@ -59,7 +59,7 @@ def test_evaluate_and_another_run_beside_it(folder):
 
 
 def test_two_runs_of_one_name_cannot_stand_beside_each_other():
-    with pytest.raises(ConfigError, match="folders of one name"):
+    with pytest.raises(ConfigError, match="two folders have one name"):
         few_labels.anchors(["a/x", "b/x"])
 
 
