@@ -20,7 +20,6 @@ from ringmoe_jax.deploy.maps import Draft
 from ringmoe_jax.deploy.scenes import Stack, Strip
 from ringmoe_jax.deploy.windows import EMBEDDINGS, WindowModel
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.parallel.lock import lock
 from ringmoe_jax.planning import ahead
 from ringmoe_jax.training.checkpoint import versions
 
@@ -83,17 +82,16 @@ def predict(
         if maps.is_finished(out, settings):
             return None
         job = _Job(model, stack, overlap, batch, form)
-        with lock(maps.draft_folder(out)):
-            draft = Draft(out, settings, job.columns.size, job.stored, job.layers.dtype)
-            resumed = draft.strips
-            job.run(draft, progress)
-            grid = stack.grid.coarser(job.rows.cell)
-            left_out = 0
-            if form == PARQUET:
-                left_out = maps.write_geoparquet(draft, out, grid, job.layers.tags)
-            else:
-                maps.write_cog(draft, out, grid, job.layers)
-            draft.remove()
+        draft = Draft(out, settings, job.columns.size, job.stored, job.layers.dtype)
+        resumed = draft.strips
+        job.run(draft, progress)
+        grid = stack.grid.coarser(job.rows.cell)
+        left_out = 0
+        if form == PARQUET:
+            left_out = maps.write_geoparquet(draft, out, grid, job.layers.tags)
+        else:
+            maps.write_cog(draft, out, grid, job.layers)
+        draft.remove()
         notes = tuple(note for scenes in stack.scenes.values() for scene in scenes for note in scene.notes)
     return Summary(job.shown, job.empty, resumed, left_out, notes, time.perf_counter() - started)
 

@@ -230,6 +230,6 @@ def test_bad_requests_are_one_clear_line(mixture, segmentation, tmp_path):
     with pytest.raises(ConfigError, match="a fine-tuned model reads rgb"):
         select_sensors(segmentation, ("s1_grd",))
     (tmp_path / "photo.png").touch()
-    with pytest.raises(ConfigError, match="is not an exported model"):
+    with pytest.raises(DataError, match=r"holds photo.png, which was not written by this command: move it away"):
         export(mixture, tiles(("rgb",)), tmp_path)
     assert not (tmp_path / "out").exists()
