@@ -219,13 +219,11 @@ def check_replaceable(directory: Path, *, overwrite: bool) -> None:
         return
     if not directory.is_dir():
         raise DataError(f"{directory} is a file: give the name of a folder")
-    inside = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-    if not inside:
-        return
-    if not overwrite:
-        raise DataError(f"{directory} is not empty: choose another folder, or overwrite it (--overwrite)")
-    known = _manifest(directory) if MANIFEST in inside else {}
-    for name in inside:
+    inside = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    known = _manifest(directory) if (directory / MANIFEST).exists() else {}
+    for name in inside:  # looked at one by one: somebody's home folder is refused at its first file
+        if not overwrite:
+            raise DataError(f"{directory} is not empty: choose another folder, or overwrite it (--overwrite)")
         if name != MANIFEST and name not in known:
             raise DataError(
                 f"{directory} holds {name}, which was not written by this command: move it away, or choose another "

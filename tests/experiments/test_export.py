@@ -71,7 +71,7 @@ def test_a_task_is_compared_on_all_of_its_tiles(segmentation, tmp_path, capsys):
         ("nowhere", [], "error: no checkpoint in"),
         ("mixture", ["--sensors", "s1_gdr"], 'did you mean "s1_grd"'),
         ("segmentation", ["--sensors", "s1_grd"], "a fine-tuned model reads rgb"),
-        ("mixture", ["--out", "."], "is not an exported model"),
+        ("mixture", ["--out", "."], "which was not written by this command"),
     ],
 )
 def test_bad_requests_are_one_clear_line(run, more, message, request, tmp_path, capsys):
