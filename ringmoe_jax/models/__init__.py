@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 register = MODELS.register
+KEPT = 32
+_MADE: dict[tuple, Model] = {}
 
 
 def read(config: Mapping) -> ModelConfig:
@@ -50,6 +52,9 @@ def read(config: Mapping) -> ModelConfig:
 def build(config: Mapping, **context) -> Model:
     """Builds the model that `config["name"]` names from the other keys.
 
+    One configuration is one model in a process, of the last `KEPT`: it is traced once, and what was compiled of it
+    serves again.
+
     Args:
         config: see `read`.
         **context: `sensors`, `statistics`, `heads` and `mesh`, see `ModelConfig.build`.
@@ -57,7 +62,14 @@ def build(config: Mapping, **context) -> Model:
     Raises:
         ConfigError: as `read`.
     """
-    return read(config).build(**context)
+    config = read(config)
+    rest = repr((config, {name: value for name, value in context.items() if name != "mesh"}))
+    key = (type(config), rest, context.get("mesh"))
+    if key not in _MADE:
+        for oldest in list(_MADE)[: len(_MADE) + 1 - KEPT]:
+            del _MADE[oldest]
+        _MADE[key] = config.build(**context)
+    return _MADE[key]
 
 
 def image_sizes(config: Mapping) -> dict[str, int]:

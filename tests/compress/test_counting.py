@@ -8,9 +8,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, sensors
 from ringmoe_jax.compress import Usage, counting
 from ringmoe_jax.errors import ConfigError, DataError
+from tests.helpers import tiny_networks
 from tests.helpers.tiny import batch
-from tests.helpers.tiny_networks import ONE, network
+from tests.helpers.tiny_networks import network
 
+ONE = tiny_networks.ONE | {"depths": (1,)}
 MEASURED = counting.measuring(ONE)
 TABLE = sensors.resolve(ONE["sensors"])
 
@@ -42,9 +44,16 @@ def test_the_config_that_measures():
     assert MEASURED["moe"] == ONE["moe"] | {"measure": True, "engine": "dropless"}
 
 
-def test_images_that_show_nothing_are_taken_off(model, params, readers, tmp_path):
+@pytest.fixture(scope="module")
+def whole(model, params, readers, tmp_path_factory):
+    """A pass that was not stopped, and the folder that it wrote to."""
+    folder = tmp_path_factory.mktemp("whole")
+    return counting.count(model, params, TABLE, readers, folder), folder
+
+
+def test_images_that_show_nothing_are_taken_off(model, params, readers, whole):
     """Beside one pass over the five images that there are."""
-    usage = counting.count(model, params, TABLE, readers, tmp_path)
+    usage, folder = whole
     assert usage.images == {"optical": 5}
     entries = [b["sensors"]["rgb"] for b in readers["rgb"]]
     joined = jax.tree.map(lambda *x: np.concatenate(x)[:5], *entries)
@@ -53,14 +62,11 @@ def test_images_that_show_nothing_are_taken_off(model, params, readers, tmp_path
         assert_array_equal(sums.load, routing[group].load)
         assert_array_equal(sums.tokens, routing[group].tokens)
         assert_allclose(sums.gate, routing[group].gate, rtol=1e-5, atol=1e-4)
-    assert [path.name for path in tmp_path.iterdir()] == ["usage.npz"]
+    assert [path.name for path in folder.iterdir()] == ["usage.npz"]
 
 
-def test_a_pass_that_was_stopped_goes_on_exactly(model, params, readers, tmp_path, monkeypatch):
-    whole, folder = (tmp_path / name for name in ("whole", "stopped"))
-    whole.mkdir()
-    folder.mkdir()
-    whole = counting.count(model, params, TABLE, readers, whole)
+def test_a_pass_that_was_stopped_goes_on_exactly(model, params, readers, whole, tmp_path, monkeypatch):
+    (whole, _), folder = whole, tmp_path
     monkeypatch.setattr(counting, "EVERY", 1)
     save = Usage.save
 

@@ -23,7 +23,7 @@ from tests.helpers.tiny_networks import (
 )
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data"
-QUAD = MODEL | {"sensors": ("slc_quad", "s1_grd", "rgb")}
+QUAD = MODEL | {"sensors": ("slc_quad", "s1_grd", "rgb"), "depths": (1,)}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def real_tiles():
 def test_bits_on_real_tiles():
     kept = ("slc_quad", "s1_grd")
     heads = {name: {"pixels": sensors.get(name).channels} for name in QUAD["sensors"]}
-    whole, data = network(with_moe(QUAD, engine="dropless"), heads), only(real_tiles(), kept)
+    whole, data = network(QUAD, heads), only(real_tiles(), kept)
     found = outputs(submodel(whole, kept), data, heads)
     assert_equal(found, outputs(whole, data, heads))
     assert all(np.ptp(pooled, axis=0).max() > 1e-3 for pooled in found["pooled"].values())  # tiles do differ

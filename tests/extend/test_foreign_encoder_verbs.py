@@ -50,9 +50,14 @@ def trained(folder, own_files):
     return folder / "run"
 
 
-def test_evaluate(trained):
+@pytest.fixture(scope="module")
+def evaluated(trained):
     assert run(evaluate, "--checkpoint", trained, "--protocol", "knn") == 0
-    result = json.loads((trained / "report" / "evaluation.json").read_text())
+    return trained
+
+
+def test_evaluate(evaluated):
+    result = json.loads((evaluated / "report" / "evaluation.json").read_text())
     assert result["step"] == 2
     assert not result["routing"]
 
@@ -90,11 +95,10 @@ def test_evaluate_a_task(tuned):
     assert "mIoU" in json.loads((tuned / "report" / "task.json").read_text())["scores"]
 
 
-def test_report(trained, tuned):
+def test_report(evaluated, tuned):
     from experiments import report
 
-    run(evaluate, "--checkpoint", trained, "--protocol", "knn")
-    for folder in (trained, tuned):
+    for folder in (evaluated, tuned):
         assert run(report, "--workdir", folder) == 0
         assert SENSOR in (folder / "report.html").read_text()
 

@@ -73,48 +73,59 @@ def moved(before, state):
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, changed in pairs if changed}
 
 
-# ---- A loss -------------------------------------------------------------------------------------------
+# ---- A loss, a sensor, a router and an engine, in one model that is trained once ----------------------------
 
 
-def test_a_loss():
-    terms = dict(rgb=dict(name="own_loss:Huber", sensor="rgb", delta=0.5))
-    _, _, metrics = trained(RINGMOE | dict(sensors=("rgb",), moe=DENSE), terms, batch("rgb"))
+@pytest.fixture(scope="module")
+def together(own_files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensors.SENSORS, "parts", dict(sensors.SENSORS))
+        moe = EXPERTS | dict(router=dict(name="own_router:SigmoidTopK"), engine="own_engine:one_by_one")
+        model = RINGMOE | dict(sensors=("own_sensor:LST", "rgb"), moe=moe)
+        terms = dict(
+            rgb=dict(name="own_loss:Huber", sensor="rgb", delta=0.5),
+            lst=dict(name="masked_l1", sensor="lst"),
+            balance=dict(name="balance"),
+        )
+        yield model, terms, trained(model, terms, batch("own_sensor:LST", "rgb"))
+
+
+def test_a_loss(together):
+    _, terms, (_, _, metrics) = together
     assert metrics[-1]["loss/rgb"] < metrics[0]["loss/rgb"]
-    (huber,) = objectives.build(terms).values()
+    (huber,) = objectives.build({"rgb": terms["rgb"]}).values()
     # 0.2 below delta: 0.2^2 / 2; 2 beyond: 0.5 (2 - 0.25)
     assert_allclose(huber.penalty(jnp.asarray([0.2, 2.0]), jnp.zeros(2)), [0.02, 0.875], rtol=1e-6)
 
 
-# ---- A sensor -----------------------------------------------------------------------------------------
-
-
-def test_a_sensor(monkeypatch):
-    monkeypatch.setattr(sensors.SENSORS, "parts", dict(sensors.SENSORS))
-    model = RINGMOE | dict(sensors=("own_sensor:LST", "rgb"), moe=DENSE)
+def test_a_sensor(together):
+    model, _, (before, state, metrics) = together
     assert models.read(model).sensors == ("lst", "rgb")
-    terms = dict(lst=dict(name="masked_l1", sensor="lst"))
-    before, state, metrics = trained(model, terms, batch("own_sensor:LST", "rgb"))
     assert metrics[-1]["loss/lst"] < metrics[0]["loss/lst"]
     assert "stems/lst/project/kernel" in moved(before, state)
     assert models.complete(model)["sensors"] == model["sensors"]  # a checkpoint finds the file again
 
 
-# ---- A router -----------------------------------------------------------------------------------------
+def test_a_router(together):
+    _, _, result = together
+    check_router(*result)
 
 
-@pytest.mark.parametrize(("name", "engine"), [("SigmoidTopK", "dense"), ("ExpertChoice", "capacity")])
-def test_a_router(name, engine):
-    moe = EXPERTS | dict(router=dict(name=f"own_router:{name}"), engine=engine)
+def test_a_router_of_experts_that_choose():
+    moe = EXPERTS | dict(router=dict(name="own_router:ExpertChoice"), engine="capacity")
     terms = dict(rgb=dict(name="masked_l1", sensor="rgb"), balance=dict(name="balance"))
-    model = RINGMOE | dict(sensors=("rgb",), moe=moe)
-    before, state, metrics = trained(model, terms, batch("rgb"), steps=2)
+    result = trained(RINGMOE | dict(sensors=("rgb",), moe=moe), terms, batch("rgb"), steps=2)
+    check_router(*result)
+    last = result[-1][-1]
+    assert last["moe/collaborative/max_load"] == pytest.approx(1.0)  # even by construction
+    assert last["moe/collaborative/drop_rate"] == 0
+
+
+def check_router(before, state, metrics):
     last = metrics[-1]
     assert np.isfinite(last["loss"])
     assert any(path.endswith("collaborative/router") for path in moved(before, state))
     assert 0 < last["moe/collaborative/entropy"] <= np.log(2) + 1e-6  # rows of probabilities sum to 1
-    if name == "ExpertChoice":
-        assert last["moe/collaborative/max_load"] == pytest.approx(1.0)  # even by construction
-        assert last["moe/collaborative/drop_rate"] == 0
 
 
 def test_sigmoids_by_hand():
@@ -131,33 +142,31 @@ def test_experts_choose_within_reach_and_evenly():
     rule = routing.ROUTERS.build(dict(name="own_router:ExpertChoice"), "config.model.moe.router")
     modality = jnp.asarray([0, 0, 0, 1, 1, 1], jnp.int32)
     allowed = table.specialised(2, 2)
-    choice = routing.route(jax.random.normal(jax.random.key(0), (6, 4)), modality, allowed, k=1, router=rule)
+    scores = jax.random.normal(jax.random.key(0), (6, 4))
+    choice = jax.jit(lambda x: routing.route(x, modality, allowed, k=1, router=rule))(scores)
     taken = jax.nn.one_hot(choice.experts, 4).sum(axis=1)  # index 4, nobody, is no column
     assert_array_equal(taken.sum(axis=0), [2, 2, 2, 2])
     assert not np.any(np.asarray(taken)[~allowed[modality]])
     assert_array_equal(choice.gates > 0, choice.experts < 4)
-    s = statistics.layer(choice, jnp.ones(choice.experts.shape, bool), modality, allowed)
+    s = jax.jit(lambda c: statistics.layer(c, jnp.ones(c.experts.shape, bool), modality, allowed))(choice)
     assert_array_equal(s.load, [[2, 0, 2, 0], [0, 2, 0, 2]])
     assert_array_equal(s.reach, [[3, 0, 3, 0], [0, 3, 0, 3]])
 
 
-# ---- An engine ----------------------------------------------------------------------------------------
-
-
-def test_an_engine():
+def test_an_engine(together):
     keys = jax.random.split(jax.random.key(0), 6)
     shapes = ((3, 4, 5), (3, 5), (3, 5, 4), (3, 4))
     experts = Experts(*(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)))
-    tokens = jax.random.normal(keys[4], (6, 4))
-    choice = routing.route(jax.random.normal(keys[5], (6, 3)), jnp.zeros(6, jnp.int32), np.ones((1, 3), bool), k=2)
-    ours, reference = (
-        parallel.run(engine, tokens, [choice], [experts], [6])[0] for engine in ("own_engine:one_by_one", "dense")
-    )
+    tokens, scores = jax.random.normal(keys[4], (6, 4)), jax.random.normal(keys[5], (6, 3))
+
+    def run(engine):
+        choice = routing.route(scores, jnp.zeros(6, jnp.int32), np.ones((1, 3), bool), k=2)
+        return parallel.run(engine, tokens, [choice], [experts], [6])[0]
+
+    ours, reference = (jax.jit(run, static_argnums=0)(engine) for engine in ("own_engine:one_by_one", "dense"))
     assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
-    moe = EXPERTS | dict(engine="own_engine:one_by_one")
-    terms = dict(rgb=dict(name="masked_l1", sensor="rgb"))
-    _, _, metrics = trained(RINGMOE | dict(sensors=("rgb",), moe=moe), terms, batch("rgb"), steps=2)
-    assert metrics[1]["loss"] < metrics[0]["loss"]
+    _, _, (_, _, metrics) = together
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 # ---- An encoder ---------------------------------------------------------------------------------------
@@ -180,10 +189,11 @@ def test_an_encoder_without_experts():
 def test_layer_wise_rates_of_an_encoder():
     """Two steps of Adam with equal gradients: a block moves by layer_decay of what the one above it moves by."""
     network = models.build(VIT | dict(sensors=("rgb",)))
-    params = {"encoder": network.init(jax.random.key(0))}
+    params = {"encoder": jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), network.shapes())}
     rule = dataclasses.replace(RULE, layer_decay=0.5, weight_decay=0.0, clip_norm=0.0, warmup_steps=0)
     update = optimizer.build(rule, 10, network.blocks_above)
-    steps, _ = update.update(jax.tree.map(jnp.ones_like, params), update.init(params), params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    steps, _ = jax.jit(lambda ones, params: update.update(ones, update.init(params), params))(ones, params)
     kernel = steps["encoder"]["transformer"]["blocks"]["ffn"]["mlp"]["wi"]["kernel"]
     last = float(jnp.abs(steps["encoder"]["norm"]["scale"]).max())
     assert_allclose(np.abs(kernel).max(axis=(1, 2)) / last, [0.5, 1.0], rtol=1e-5)
