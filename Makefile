@@ -14,13 +14,14 @@ WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-r
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help env demo demo-skysense test test-all lint clean
+.PHONY: help env demo demo-skysense test test-all test-peers lint clean
 
 help:
 	@echo "make demo      environment, real sample data, pre-training of a micro RingMoE, probe, compression, $(RUN)/report.html"
 	@echo "make demo-skysense  the same of a micro SkySense on Sentinel-1/2 pairs, $(SKYSENSE_RUN)/report.html"
 	@echo "make test      environment, lint and all tests but the slow ones"
 	@echo "make test-all  the slow tests as well"
+	@echo "make test-peers  installs PyTorch and timm, and runs their modules beside ours"
 	@echo "make lint      ruff"
 	@echo "make env       only the environment, in $(VENV)"
 	@echo "make clean     removes environment, caches, sample data and runs"
@@ -55,6 +56,10 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest -q $(WORKERS)
+
+test-peers: env
+	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements-torch.txt
+	$(PY) -m pytest -q tests/interop
 
 lint: env
 	@$(PY) -m ruff check --quiet .

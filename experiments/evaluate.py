@@ -4,6 +4,7 @@
     python -m experiments.evaluate --checkpoint runs/micro --dataset data/mine --protocol linear
     python -m experiments.evaluate --checkpoint runs/micro --features stages          # pooled, of every stage, of all
     python -m experiments.evaluate --checkpoint runs/micro --fractions 0.01 0.1 1     # few labels
+    python -m experiments.evaluate --checkpoint runs/micro --beside runs/galileo_nano   # a released model's rows, too
     python -m experiments.evaluate --checkpoint runs/seg --split validation --without s1_grd     # a fine-tuned run
 
 Writes `evaluation.json` and PNG files to `<checkpoint>/report`, and of other data sets, splits and hidden sensors than
@@ -20,7 +21,7 @@ from pathlib import Path
 from experiments.run import cli
 
 # Options that the score of a task does not have.
-ONLY_PROBES = ("protocol", "fractions", "draws", "max_tiles", "features", "neighbours")
+ONLY_PROBES = ("protocol", "fractions", "draws", "max_tiles", "features", "neighbours", "beside")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -45,6 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels to fit probes on; default: 1")
     parser.add_argument("--draws", type=int, help="of each share below 1; default: 5")
     parser.add_argument("--split", help='the one to score; default: "test" where there is one, else "validation"')
+    parser.add_argument("--beside", nargs="+", metavar="RUN", help="other runs that are probed on the same tiles")
     parser.add_argument("--without", nargs="+", help="sensors that are hidden in the split that is scored")
     parser.add_argument("--seed", type=int, help="of baselines, inner splits, draws and intervals; default: 0")
     parser.add_argument(

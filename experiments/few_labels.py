@@ -21,11 +21,13 @@ def main() -> int:
     parser.add_argument("--out", type=cli.folder, required=True, help="folder of all runs, the table and the figure")
     parser.add_argument("--fractions", nargs="+", type=float, default=(0.01, 0.1, 1.0), help="shares of the labels")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="2 or more give intervals")
+    parser.add_argument("--beside", nargs="+", default=(), metavar="RUN", help="further encoders, as arms of their own")
     arguments, values = cli.read_run(parser)
     from experiments.run import few_labels
 
     processes.alone("experiments.few_labels")
-    print(few_labels.markdown(few_labels.study(values, arguments.out, arguments.fractions, arguments.seeds)))
+    asked = (arguments.out, arguments.fractions, arguments.seeds, arguments.beside)
+    print(few_labels.markdown(few_labels.study(values, *asked)))
     print(f"runs, table and figure are in {arguments.out}")
     return 0
 

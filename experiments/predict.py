@@ -26,6 +26,7 @@ from pathlib import Path
 
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.files import check_local
 
 SECONDS = 5.0  # between lines of progress
 
@@ -91,6 +92,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = parse(arguments)
+    for path in options.scenes:
+        check_local(path.partition("=")[2] or path)
     from ringmoe_jax.deploy.predict import predict
     from ringmoe_jax.deploy.windows import window_model
     from ringmoe_jax.run import Run

@@ -19,13 +19,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.run import cli
+from ringmoe_jax import files
 from ringmoe_jax.config import import_modules
-from ringmoe_jax.errors import DataError, UserError
+from ringmoe_jax.errors import DataError
 
 PREVIEWS = 3  # scenes in the picture beside a simulated data set
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.entry_point
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -39,16 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--max-frames needs --dataset: your own files have one date each")
     if options.out is None and not options.list:
         parser.error("--out is missing: where to write")
-    try:
-        import_modules(options.modules)
-        if options.list:
-            _list()
-            return 0
-        write = _sample if options.sample else _simulated if options.simulate is not None else _files
-        _report(write(options), options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.out is not None:
+        options.out = files.check_local(options.out)
+    import_modules(options.modules)
+    if options.list:
+        _list()
+        return 0
+    write = _sample if options.sample else _simulated if options.simulate is not None else _files
+    _report(write(options), options)
     return 0
 
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--splits", default="", metavar="NAME", help="published splits other than the usual, see --list"
     )
-    parser.add_argument("--out", type=Path, help="where to write; local")
+    parser.add_argument("--out", help="where to write; local")
     parser.add_argument("--overwrite", action="store_true", help="replace data sets that are there")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where --sample keeps its downloads")
     parser.add_argument("--pip", help='command that downloads for --sample, for example "python3 -m pip"')
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="VALUE",
         help="values of your masks that nobody labelled, or none (255, -1 and declared no-data)",
+    )
+    parser.add_argument(
+        "--any-unit", action="store_true", help="take values of your files as they are, such as uncalibrated radar"
     )
     parser.add_argument("--max-frames", type=int, metavar="T", help="longest series, or window of a video")
     parser.add_argument("--size", type=int, default=96, help="side of a simulated scene in pixels (%(default)s)")
@@ -123,6 +127,7 @@ def _files(options: argparse.Namespace) -> list[Path]:
         metadata = catalog.prepare(options.dataset, options.source, options.out, **cut, **common)
     else:
         own = dict(tile=options.tile, licence=options.licence, ignored=_ignored(options.ignore))
+        own |= dict(check_units=not options.any_unit)
         metadata = folder.prepare(options.source, options.out, **own, **common)
     for line in report.lines(metadata.labels):
         print(f"note: {line}")
@@ -186,6 +191,7 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
     scenes = [synthetic.draw([options.seed, i], size=size, gsd=options.gsd) for i in range(PREVIEWS)]
     sheet = figures.contact_sheet([preview.pictures(scene) for scene in scenes])
     picture = style.save(sheet, options.out / "preview.png")
+    files.seal(options.out, [picture.name])
     print(f"{picture}: scenes of this kind")
     return [options.out]
 
@@ -230,4 +236,4 @@ def _report(folders: list[Path], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

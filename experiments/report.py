@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.run import cli
+from ringmoe_jax import files
 
 
 def report(workdir: str) -> Path:
@@ -31,17 +32,17 @@ def report(workdir: str) -> Path:
     Raises:
         UserError: there is no checkpoint, or it cannot be evaluated.
     """
-    from ringmoe_jax.run import COMPRESSED, PRETRAINING, TASK, kind_of, read_record, results
+    from ringmoe_jax.run import COMPRESSED, IMPORTED, PRETRAINING, TASK, kind_of, read_record, results
     from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores
 
     folder = Path(workdir)
     if joined := results.load(SeedScores, folder / SEED_SCORES):
         text = _seeds(folder, joined)
     else:
-        pages = {PRETRAINING: _pretraining, TASK: _task, COMPRESSED: _compressed}
+        pages = {PRETRAINING: _pretraining, TASK: _task, COMPRESSED: _compressed, IMPORTED: _pretraining}
         text = pages[kind_of(read_record(folder))](folder)
     written = folder / "report.html"
-    written.write_text(text)
+    files.write_text(written, text)
     return written
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from configs.finetune import common
 from input_pipeline.schema import BOXES, CLASSES, MAP, MULTILABEL, TRACKS, Metadata
+from ringmoe_jax import files
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.models.swin import windows
 from ringmoe_jax.sensors import COMPLEX
@@ -117,10 +118,11 @@ def targets(metadata: Metadata) -> list[Target]:
         kind = ("change" if info.change else "segmentation") if info.kind == MAP else _TASKS.get(info.kind)
         if kind is None or (info.kind not in (BOXES, TRACKS) and len(info.names) < 2):
             continue
-        rotated = dict(rotated=True) if info.oriented else {}
+        more = dict(rotated=True) if info.oriented else {}
+        more |= dict(ignore=info.unscored) if info.unscored and kind == "segmentation" else {}
         head = {"change": _CHANGE, "segmentation": _FCN, "detection": _FCOS, "tracking": _FCOS}.get(kind, {})
         batch = FRAMES if info.kind == TRACKS else BATCH
-        found.append(Target(name, dict(name=kind) | rotated, head, info.names, info.sensor, batch))
+        found.append(Target(name, dict(name=kind) | more, head, info.names, info.sensor, batch))
     for name, info in metadata.sensors.items():
         if info.unit == HEIGHT and info.mean is not None and len(metadata.sensors) > 1:
             highest = 10.0 * math.ceil(max(1.0, info.mean[0] + 5 * info.std[0]) / 10)
@@ -154,9 +156,10 @@ def write(folder: Path, modules: Sequence[str] = (), sensors: Sequence[str] = ()
     path = folder / PRETRAIN
     texts[path] = _pretrain(folder, metadata, samples, own)
     commands.append(_command("pretrain", path, folder.name))
-    for path, text in texts.items():
-        if not path.exists():
-            path.write_text(text)
+    new = {path: text for path, text in texts.items() if not path.exists()}
+    for path, text in new.items():
+        files.write_text(path, text)
+    files.seal(folder, [path.name for path in new])
     return commands
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from input_pipeline import records, schema
 from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Sample, SensorInfo
+from ringmoe_jax import files
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 
@@ -39,42 +39,18 @@ def write_dataset(
         samples: by split; statistics are taken over the split "train".
         metadata: without statistics.
         shards: files a split (fewer only where a split has fewer samples); at least 8 a host reads well.
-        overwrite: replace a data set that is there already.
+        overwrite: replace a data set that is there already, see `files.check_replaceable`.
         progress: called with the split and the number of samples written so far.
 
     Returns:
         The metadata with statistics, as stored.
 
     Raises:
-        DataError: the folder is not empty and `overwrite` is False, a split is empty, an id appears twice
-            or a sample is not what the metadata says. Nothing is left behind then.
+        DataError: the folder is not empty and `overwrite` is False, or holds what we did not write, a split is empty,
+            an id appears twice or a sample is not what the metadata says. Nothing is left behind then.
     """
-    directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()) and not overwrite:
-        raise DataError(f"{directory} is not empty: choose another folder, or overwrite it (--overwrite)")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = directory.with_name(f".{directory.name}.incomplete-{os.getpid()}")
-    draft.mkdir()
-    try:
-        metadata = _write(draft, samples, metadata, shards, progress)
-        _publish(draft, directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return metadata
-
-
-def _publish(draft: Path, directory: Path) -> None:
-    """Renames; an older data set is put aside first and comes back if the renaming fails."""
-    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-    if directory.exists():
-        directory.rename(old)
-    try:
-        draft.rename(directory)
-    except OSError:
-        if old.exists():
-            old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with files.draft_folder(Path(directory), overwrite=overwrite) as draft:
+        return _write(draft, samples, metadata, shards, progress)
 
 
 def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> Metadata:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,14 @@ from etils import epath
 from input_pipeline import example, schema
 from input_pipeline.records import Records
 from input_pipeline.schema import LabelInfo, Metadata, SensorInfo
+from ringmoe_jax import files as stored_files
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.sensors import Sensor, Statistics
+
+FARTHEST = 1e6  # times the sensor's range: no mean or spread even of uncalibrated data lies beyond (our choice)
+LEAST_STD = 1e-9  # of the sensor's range: less, but not 0, is no spread of measured values (our choice)
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +68,19 @@ class Dataset:
         """Per-band statistics of the training split, in the order of the bands that are read.
 
         Raises:
-            DataError: the data set was written without a training split.
+            DataError: the data set was written without a training split, or a band has no spread.
         """
         info = self.metadata.sensors[sensor]
         if info.mean is None:
             raise DataError(
                 f'{self.directory} has no statistics of "{sensor}", for no valid pixel was in a split "train": '
                 'write it again with one, or set statistics = "table"'
+            )
+        low, high = self.sensors[sensor].valid_range
+        if min(info.std) < LEAST_STD * (high - low):
+            raise DataError(
+                f'{self.directory}: "{sensor}" has a band of std {min(info.std):g}, which shows nothing or is damaged: '
+                'leave the band out, or set statistics = "table"'
             )
         return Statistics(
             tuple(info.mean[i] for i in self.channels[sensor]),
@@ -181,19 +193,50 @@ def _load(directory: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[i
         found = f"holds {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else "is empty"
         raise DataError(f"{directory} {found}, but no dataset_info.json: it is not a data set; {hint}")
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        content = _checked(folder)
+        info = json.loads(content["dataset_info.json"])
         counts = {split["name"]: tuple(map(int, split["shardLengths"])) for split in info["splits"]}
         files = {split["name"]: _names(info, split) for split in info["splits"]}
-        stored = json.loads((folder / "metadata.json").read_text()) if (folder / "metadata.json").exists() else {}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        stored = json.loads(content.get("metadata.json", "{}"))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, IndexError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise DataError(f"{directory} cannot be opened ({type(error).__name__}: {reason}); {hint}") from error
     if not isinstance(stored, dict) or "sensors" not in stored:
         raise DataError(f"{directory} is a TFDS data set without our metadata.json; {hint}")
     try:
-        return files, counts, Metadata.from_json(stored, f"{directory}/metadata.json")
+        metadata = Metadata.from_json(stored, f"{directory}/metadata.json")
     except ConfigError as error:
         raise DataError(f"{error} (edited by hand?); {hint}") from error
+    for name, info in metadata.sensors.items():
+        _check_plausible(directory, name, info)
+    return files, counts, metadata
+
+
+def _checked(folder: epath.Path) -> dict[str, bytes]:
+    """What the files of a data set that describe it hold, by name, compared with their checksums."""
+    manifest = stored_files.read_manifest(folder)
+    if manifest is None:
+        _log.warning("%s has no %s: an older version wrote it, damage is not noticed", folder, stored_files.MANIFEST)
+    described = [name for name in ("dataset_info.json", "metadata.json", "features.json") if (folder / name).exists()]
+    return {name: stored_files.checked_bytes(folder, name, manifest) for name in described}
+
+
+def _check_plausible(directory: str, name: str, info: SensorInfo) -> None:
+    """Raises unless shape and statistics are possible for a sensor; those out of the table have no range."""
+    where = f'{directory}/metadata.json: "{name}"'
+    if len(info.shape) != 3 or min(info.shape) < 1 or not info.gsd > 0:
+        raise DataError(f"{where} has shape {list(info.shape)}, {info.gsd:g} m a pixel: wanted T, H, W and gsd > 0")
+    if info.mean is None or name not in sensor_table.SENSORS:
+        return
+    if not len(info.mean) == len(info.std or ()) == len(info.bands):
+        raise DataError(
+            f"{where} has {len(info.mean)} means of {len(info.bands)} bands: wanted a mean and a std a band"
+        )
+    low, high = sensor_table.get(name).valid_range
+    most = FARTHEST * (high - low)
+    for band, mean, std in zip(info.bands, info.mean, info.std, strict=True):
+        if not (abs(mean) <= most and 0 <= std <= most):
+            raise DataError(f"{where} has mean {mean:g}, std {std:g} in {band}: implausible; write the data set again")
 
 
 def _names(info: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[str, ...]:

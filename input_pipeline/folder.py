@@ -39,11 +39,11 @@ import numpy as np
 
 from input_pipeline import folder_labels
 from input_pipeline.builder import write_dataset
-from input_pipeline.folder_images import Frame, Images, listed
-from input_pipeline.layouts import annotations, tiles
+from input_pipeline.folder_images import EXTENSIONS, Frame, Images, listed
+from input_pipeline.layouts import tiles
 from input_pipeline.layouts.tiles import Report, Scene
 from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, Metadata, Sample, SensorInfo
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo, rasters, units
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError, nearest
@@ -52,6 +52,7 @@ from ringmoe_jax.sensors import Sensor
 TILE = 128  # pixels
 FEW = 5  # images, below which each is in both splits, by its columns
 LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
+SIDECARS = (".xml", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".ovr", ".msk", ".hdr", ".qml", ".json", ".txt", ".csv")
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,7 @@ def prepare(
     shards: int = 8,
     licence: str = "unknown",
     ignored: Sequence[int] | None = None,
+    check_units: bool = True,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     report: Report | None = None,
@@ -81,6 +83,7 @@ def prepare(
         shards: files a split.
         licence: licence of the data, for the metadata.
         ignored: values of masks that are void; None for 255, -1 and declared no-data, where they are no class.
+        check_units: refuse values that cannot be the sensor's unit; False for data that nobody calibrated.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
         report: counts what is missing or left out, and classes without an example.
@@ -96,6 +99,7 @@ def prepare(
         raise DataError(f"tile = {tile}, stride = {stride}: wanted pixels > 0")
     report = Report() if report is None else report
     chosen = [sensor_table.get(name) for name in sensors or _sensors(source)]
+    chosen = chosen if check_units else [units.unchecked(sensor) for sensor in chosen]
     folder = _Folder(source, chosen, tile, stride, report, ignored)
     metadata = folder.metadata("".join(c if c.isalnum() else "_" for c in out.resolve().name.lower()), licence)
     samples = {split: folder.samples(split, metadata) for split in folder.splits}
@@ -146,6 +150,12 @@ class _Folder:
                 self.report.notes.append(f"{what}, are not in {label.where}: their {label.name} is unknown")
         if hidden := sum(1 for _ in self.source.rglob("._*")):
             self.report.notes.append(f"{hidden} files named ._* are leftovers of macOS and no images: not read")
+        for folder in sorted(path for path in self.source.iterdir() if path.is_dir()):
+            name = folder.name.partition("@")[0]
+            endings = EXTENSIONS if name in self.images else folder_labels.FOLDERS.get(name)
+            if odd := [p for p in folder.rglob("*") if endings and p.is_file() and _unread(p, endings)]:
+                kinds = ", ".join(sorted({path.suffix or "nothing" for path in odd}))
+                self.report.notes.append(f"{len(odd)} files in {folder.name} end with {kinds}: not read")
 
     def place(self, stem: str) -> dict[str, list[Frame]]:
         """All images of one place, by sensor and date."""
@@ -154,15 +164,16 @@ class _Folder:
     def size(self, stem: str) -> tuple[int, int]:
         """Height and width of a place in pixels of the first sensor, from the header of one of its files."""
         name = next(name for name, images in self.images.items() if stem in images.ids)
-        height, width = self.images[name].size(stem)
-        return round(height / self.factors[name]), round(width / self.factors[name])
+        grid = self.images[name].grid(stem)
+        return round(grid.height / self.factors[name]), round(grid.width / self.factors[name])
 
     def metadata(self, name: str, licence: str) -> Metadata:
         """What the data set will say of itself; tile sizes and GSD as in the first place."""
         infos = {}
         for sensor, images in self.images.items():
             size, frames = round(self.tile * self.factors[sensor]), self.example[sensor]
-            infos[sensor] = SensorInfo.of(images.sensor, (len(frames), size, size), _gsd(frames[0], images.sensor))
+            gsd = frames[0].grid.gsd or images.sensor.gsd
+            infos[sensor] = SensorInfo.of(images.sensor, (len(frames), size, size), gsd)
         labels = {label.name: label.info for label in self.labels}
         for label in self.labels:
             if label.info.kind == BOXES:
@@ -186,11 +197,13 @@ class _Folder:
         for stem in self.splits[split]:
             frames, size = self.place(stem), self.size(stem)
             _same_ground(stem, frames)
-            images = {name: _stacked(stem, name, several) for name, several in frames.items()}
+            images = {name: _stacked(stem, name, several, self.report) for name, several in frames.items()}
+            for name, frame in ((name, frame) for name, several in frames.items() for frame in several):
+                self.report.note(frame.notes, str(frame.path))
+                self.report.measure(name, metadata.sensors[name].gsd, frame.grid.gsd)
             labels = {}
             for label in self.labels:
-                factor = self.factors[label.info.sensor or self.first]
-                value = label.at(stem, (round(size[0] * factor), round(size[1] * factor)))
+                value = label.at(stem, self._grid(label.info.sensor or self.first, frames, size))
                 labels[label.name] = self._part(split, value, size) if label.info.kind == BOXES else value
             scene = Scene(stem, images, labels, self._georeference(frames))
             corners = self._corners(split, size)
@@ -198,11 +211,19 @@ class _Folder:
                 scene, metadata.sensors, metadata.labels, stride=self.stride, corners=corners, report=self.report
             )
 
+    def _grid(self, sensor: str, frames: Mapping[str, Sequence[Frame]], size: tuple[int, int]) -> geo.Grid:
+        """Where a sensor's image of a place lies, or would lie if the place had one."""
+        if sensor in frames:
+            return frames[sensor][0].grid
+        factor = self.factors[sensor]
+        return geo.Grid.nowhere(round(size[0] * factor), round(size[1] * factor))
+
     def _georeference(self, frames: Mapping[str, Sequence[Frame]]) -> Callable[[float, float], tuple[float, float]]:
         """(row, column) in pixels of the first sensor to degrees, by the first sensor that the place has."""
         name, (frame, *_) = next(iter(frames.items()))
         factor = self.factors[name]
-        return lambda row, column: geo.latitude_longitude(frame.crs, frame.transform, row * factor, column * factor)
+        crs, transform = frame.grid.crs, frame.grid.transform
+        return lambda row, column: geo.latitude_longitude(crs, transform, row * factor, column * factor)
 
     def _room(self, label: folder_labels.Objects, infos: Mapping[str, SensorInfo]) -> int:
         """The largest number of objects in a tile: blank images are cut to see."""
@@ -210,7 +231,7 @@ class _Folder:
         for split, stems in self.splits.items():
             for stem in stems:
                 size = self.size(stem)
-                rows = label.at(stem, size)
+                rows = label.at(stem, geo.Grid.nowhere(*size))
                 if len(rows) <= most:
                     continue
                 blank = Image(np.broadcast_to(np.uint8(0), (1, *size, 1)))
@@ -315,40 +336,33 @@ def _factors(shapes: dict[str, tuple[int, ...]], tile: int, stride: int) -> dict
 
 
 def _same_ground(stem: str, frames: Mapping[str, Sequence[Frame]]) -> None:
-    """Raises unless all images have the same corners, where they are known."""
+    """Raises unless all images have the same corners, to a pixel, where they are known."""
     (first_name, (first, *_)), *_ = frames.items()
-    if not first.crs:
-        return
-    for name, frame in ((name, frame) for name, several in frames.items() for frame in several if frame.crs):
-        for row, column in ((0, 0), (1, 1)):
-            ours, theirs = (
-                geo.latitude_longitude(f.crs, f.transform, row * f.pixels.shape[0], column * f.pixels.shape[1])
-                for f in (first, frame)
+    for name, frame in ((name, frame) for name, several in frames.items() for frame in several):
+        far = first.grid.distance(frame.grid)
+        if far > max(filter(None, (first.grid.gsd, frame.grid.gsd)), default=0):  # not where unknown: NaN
+            raise DataError(
+                f'"{stem}": a corner of {name} is {far:.0f} m away from the one of {first_name}: '
+                "sensors of one place must cover the same ground; crop them to it (gdalwarp -te)"
             )
-            metres = 111_320 * np.hypot(ours[0] - theirs[0], (ours[1] - theirs[1]) * np.cos(np.radians(ours[0])))
-            pixel = max(np.sqrt(abs(f.transform.determinant)) for f in (first, frame)) if first.crs.is_projected else 50
-            if metres > pixel:
-                raise DataError(
-                    f'"{stem}": a corner of {name} is {metres:.0f} m away from the one of {first_name}: '
-                    "sensors of one place must cover the same ground; crop them to it (gdalwarp -te)"
-                )
 
 
-def _stacked(stem: str, name: str, frames: Sequence[Frame]) -> Image:
-    """The dates of a sensor as one image; times where all are known."""
+def _stacked(stem: str, name: str, frames: Sequence[Frame], report: Report) -> Image:
+    """The dates of a sensor as one image; times where all are known and ascend, as dates do."""
     if len({frame.pixels.shape for frame in frames}) > 1:
         sizes = " and ".join(f"{frame.pixels.shape[0]} x {frame.pixels.shape[1]} px" for frame in frames)
         raise DataError(f'"{stem}": the dates of {name} have {sizes}: wanted one size')
     days = np.array([frame.day for frame in frames])
     time = None if (days == NO_TIME).any() else days
+    if time is not None and (np.diff(time) < 0).any():
+        report.note([rasters.DISORDER], str(frames[0].path))
+        time = None
     return Image(np.stack([frame.pixels for frame in frames]), np.stack([frame.valid for frame in frames]), time)
 
 
-def _gsd(frame: Frame, sensor: Sensor) -> float:
-    """Metres a pixel of a projected image; the sensor table's where the file does not say."""
-    if frame.crs and getattr(frame.crs, "is_projected", False):
-        return float(np.sqrt(abs(frame.transform.determinant)))
-    return sensor.gsd
+def _unread(path: Path, endings: Collection[str]) -> bool:
+    """Whether a file is neither read nor one of those that programs put beside images."""
+    return path.suffix.lower() not in (*endings, *SIDECARS) and not path.name.startswith(".")
 
 
 def _lists(source: Path) -> dict[str, Path]:
@@ -367,7 +381,11 @@ def _splits(source: Path, ids: Sequence[str], fits: bool) -> tuple[dict[str, lis
         return {"train": list(ids)}, False
     chosen: dict[str, list[str]] = {}
     for split, path in lists.items():
-        lines = [listed(line.strip(), ids) for line in annotations.text(path).splitlines() if line.strip()]
+        lines = [
+            listed(line.strip(), ids)
+            for line in files.read_text(path, "a list of a split").splitlines()
+            if line.strip()
+        ]
         stems = [stem for line in lines for stem in ([line] if line in ids else line.split())]
         if unknown := sorted(set(stems) - set(ids)):
             raise DataError(f'{path}: "{unknown[0]}" has no file: {nearest(unknown[0], ids)}')

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from affine import Affine
 
-from ringmoe_jax import geo
+from ringmoe_jax import geo, rasters
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import COMPLEX, Sensor
 
 EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
+WANTED = "GeoTIFF, PNG, JPEG or NPY"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Frame:
 
     Attributes:
         pixels: [H, W, C] in storage dtype.
-        valid: [H, W] bool.
-        crs: coordinate reference system, or None.
-        transform: pixels to coordinates.
+        valid: [H, W] bool, see `ringmoe_jax.rasters`.
+        grid: where it lies.
         day: days since 1970-01-01, of the folder's name or TIFFTAG_DATETIME, or NO_TIME.
+        path: of its first file.
+        notes: what the file says otherwise than assumed, see `rasters.Plan`.
     """
 
     pixels: np.ndarray
     valid: np.ndarray
-    crs: object = None
-    transform: Affine = dataclasses.field(default_factory=Affine.identity)
-    day: int = NO_TIME
+    grid: geo.Grid
+    day: int
+    path: Path
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Images:
             order = {int(name): path for name, path in folders.items()}
             days = [NO_TIME] * len(folders)
         else:
-            order = {_day(path): path for path in folders.values()}
+            named = sorted(folders.values(), key=lambda path: path.name.partition("@")[2].isdecimal())
+            order = {_day(path): path for path in named}
             days = sorted(order)
         if len(order) < len(folders):
             raise DataError(f"{source}: two folders of {sensor.name} mean the same date: {', '.join(sorted(folders))}")
@@ -99,14 +102,14 @@ class Images:
             for frame, day in zip(frames, self.days, strict=True)
         ]
 
-    def size(self, stem: str) -> tuple[int, int]:
-        """Height and width of a place's first image, from its header."""
+    def grid(self, stem: str) -> geo.Grid:
+        """Where a place's first image lies, from its header."""
         path = self.dates[0][stem][0]
         if path.suffix.lower() == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            return shape[1:] if self.sensor.resampling == COMPLEX else shape[:2]
-        with geo.open_raster(path, "GeoTIFF, PNG, JPEG or NPY") as file:
-            return file.height, file.width
+            shape = rasters.load_array(path, WANTED).shape
+            return geo.Grid.nowhere(*(shape[1:3] if self.sensor.resampling == COMPLEX else shape[:2]))
+        with rasters.open_raster(path, WANTED) as file:
+            return rasters.grid(file)
 
 
 def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
@@ -123,12 +126,7 @@ def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
     if not paths:
         raise DataError(f"{folder} holds no image: wanted files that end with {', '.join(EXTENSIONS)}")
     if sensor.resampling != COMPLEX:
-        by_id: dict[str, list[Path]] = {}
-        for path in paths:
-            if path.stem in by_id:
-                raise DataError(f"{path} and {by_id[path.stem][0]} have the same ID: rename or remove one")
-            by_id[path.stem] = [path]
-        return by_id
+        return {stem: [path] for stem, path in by_stem(paths).items()}
     found: dict[str, list[Path]] = {}
     polarisations = [name.removesuffix("_re") for name in sensor.band_names[::2]]
     for path in paths:
@@ -140,6 +138,20 @@ def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
             if sorted(by_name) != sorted(polarisations):
                 raise DataError(f"{folder}/{stem}: got {sorted(by_name)}, wanted one file of each of {polarisations}")
             found[stem] = [by_name[p] for p in polarisations]
+    return found
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Paths by their name without folders and ending, sorted.
+
+    Raises:
+        DataError: two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        if path.stem in found:
+            raise DataError(f"{path} and {found[path.stem]} have the same ID: rename or remove one")
+        found[path.stem] = path
     return found
 
 
@@ -160,46 +172,50 @@ def read(paths: Sequence[Path], sensor: Sensor) -> Frame:
         sensor: what the file has to be.
 
     Raises:
-        DataError: bands, dtype or file format do not fit.
+        DataError: bands, dtype, unit or file format do not fit.
     """
-    frames = [_read_file(path, sensor, len(paths)) for path in paths]
-    pixels = np.concatenate([frame.pixels for frame in frames], -1)
-    where = ", ".join(path.name for path in paths)
+    if len(paths) == 1:
+        return _read_file(paths[0], sensor)
+    parts = [sensor.select(sensor.band_names[2 * i : 2 * i + 2]) for i in range(len(paths))]
+    frames = [_read_file(path, part) for path, part in zip(paths, parts, strict=True)]
+    if len({frame.pixels.shape[:2] for frame in frames}) > 1:
+        raise DataError(f"{paths[0]} and {paths[1]} have different sizes: wanted one for all polarisations")
+    pixels, valid = np.concatenate([frame.pixels for frame in frames], -1), np.all([f.valid for f in frames], 0)
+    return dataclasses.replace(frames[0], pixels=pixels, valid=valid)
+
+
+def _read_file(path: Path, sensor: Sensor) -> Frame:
+    if path.suffix.lower() == ".npy":
+        return _read_array(path, sensor)
+    with rasters.open_raster(path, WANTED, whole=True) as file:
+        how = rasters.plan(path, file, sensor)
+        pixels, valid, notes = rasters.read(path, file, how)
+        day, odd = rasters.day(file)
+        return Frame(pixels, valid, rasters.grid(file), day, path, (*how.notes, *notes, *odd))
+
+
+def _read_array(path: Path, sensor: Sensor) -> Frame:
+    pixels = rasters.load_array(path, WANTED)
+    wanted = "complex [P, H, W]" if sensor.resampling == COMPLEX else "[H, W, C]"
+    if pixels.ndim != 3 or np.iscomplexobj(pixels) != (sensor.resampling == COMPLEX) or not pixels.size:
+        raise DataError(f'{path} holds {pixels.dtype}{list(pixels.shape)}, wanted {wanted} for "{sensor.name}"')
+    pixels = geo.pairs(pixels.transpose(1, 2, 0)) if sensor.resampling == COMPLEX else pixels
+    rasters.check_pixels(path, *pixels.shape[:2])
     if pixels.shape[-1] != sensor.channels:
-        raise DataError(
-            f'{where} gives {pixels.shape[-1]} channels, "{sensor.name}" has {sensor.channels}: '
-            f"{', '.join(sensor.band_names)}; name the bands in the GeoTIFF (descriptions) or choose another sensor"
-        )
+        names = ", ".join(sensor.band_names)
+        raise DataError(f'{path} gives {pixels.shape[-1]} channels, "{sensor.name}" has {sensor.channels}: {names}')
     if pixels.dtype != sensor.dtype:
         raise DataError(
-            f'{where} holds {pixels.dtype}, "{sensor.name}" is stored as {sensor.dtype} in units of '
-            f"{sensor.scale:g} {sensor.unit}: convert it (gdal_translate -ot), or register a sensor of your own"
+            f'{path} holds {pixels.dtype}, "{sensor.name}" is stored as {sensor.dtype} in units of {sensor.scale:g} '
+            f"{sensor.unit}: convert it, or register a sensor of your own"
         )
-    return dataclasses.replace(frames[0], pixels=pixels, valid=np.all([frame.valid for frame in frames], 0))
-
-
-def _read_file(path: Path, sensor: Sensor, count: int) -> Frame:
-    if path.suffix.lower() == ".npy":
-        pixels = np.load(path, allow_pickle=False)
-        wanted = "complex [P, H, W]" if sensor.resampling == COMPLEX else "[H, W, C]"
-        if pixels.ndim != 3 or np.iscomplexobj(pixels) != (sensor.resampling == COMPLEX):
-            raise DataError(f'{path} holds {pixels.dtype}{list(pixels.shape)}, wanted {wanted} for "{sensor.name}"')
-        pixels = geo.pairs(pixels.transpose(1, 2, 0)) if sensor.resampling == COMPLEX else pixels
-        return Frame(pixels, np.ones(pixels.shape[:2], np.bool_))
-    with geo.open_raster(path, "GeoTIFF, PNG, JPEG or NPY") as file:
-        pixels, valid = file.read().transpose(1, 2, 0), file.dataset_mask() > 0
-        names, crs, transform = file.descriptions, file.crs, file.transform
-        day = file.tags().get("TIFFTAG_DATETIME", "").replace(":", "-")
-    if np.iscomplexobj(pixels):
-        pixels = geo.pairs(pixels)
-    elif count == 1 and all(names):
-        pixels = pixels[..., geo.bands_by_name(path, names, sensor)]
-    return Frame(pixels, valid, crs, transform, geo.days(day) if day else NO_TIME)
+    stored, valid, notes = rasters.settle(pixels, np.ones(pixels.shape[:2], np.bool_), sensor, str(path))
+    return Frame(stored, valid, geo.Grid.nowhere(*pixels.shape[:2]), NO_TIME, path, notes)
 
 
 def _day(folder: Path) -> int:
     try:
-        return geo.days(folder.name.partition("@")[2])
+        return geo.plausible_day(folder.name.partition("@")[2])
     except ValueError:
         name = folder.name.partition("@")[0]
         raise DataError(f"{folder}: wanted {name}@1, {name}@2, ... or {name}@YYYY-MM-DD for its dates") from None

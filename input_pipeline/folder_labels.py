@@ -20,16 +20,21 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline import folder_masks
-from input_pipeline.folder_images import listed
+from input_pipeline.folder_images import by_stem, listed
 from input_pipeline.folder_masks import Masks
 from input_pipeline.layouts import annotations
 from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import BOXES, CLASSES, MAP, MULTILABEL, UNLABELLED, LabelInfo
+from ringmoe_jax import files, geo
 from ringmoe_jax.errors import DataError
 
-FOLDERS = ("mask", "change", "boxes")
 CHANGE = ("unchanged", "changed")
 _PARSERS = {".xml": annotations.voc, ".txt": annotations.dota}
+FOLDERS = {
+    "mask": folder_masks.ENDINGS,
+    "change": folder_masks.ENDINGS,
+    "boxes": tuple(_PARSERS),
+}  # endings that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,32 +62,38 @@ class Table:
         """Places that have a row."""
         return self.rows.keys()
 
-    def at(self, stem: str, size: tuple[int, int]) -> int | np.ndarray:
-        """Label of a place; `size` does not matter."""
+    def at(self, stem: str, grid: geo.Grid) -> int | np.ndarray:
+        """Label of a place; `grid` does not matter."""
         return self.rows.get(stem, self.unknown)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Boxes; attributes as those of `Table`, rows [n, 6] in pixels of the whole image.
+    """Boxes, as an annotation file has them.
 
     A place without boxes shows none, so every place has to say that it was looked at.
+
+    Attributes:
+        name: as the further ones, see `Table`.
+        found: rows by ID, and the sizes of the images that they were drawn on.
+        report: notes boxes that are scaled.
     """
 
     name: str
     info: LabelInfo
     where: str
-    rows: Mapping[str, np.ndarray]
+    found: annotations.Annotations
+    report: Report
     complete: bool = True
 
     @property
     def ids(self) -> Collection[str]:
         """Places that have boxes, or are said to have none."""
-        return self.rows.keys()
+        return self.found.images.keys()
 
-    def at(self, stem: str, size: tuple[int, int]) -> np.ndarray:
-        """[n, 6] float64 of a place; `size` does not matter."""
-        return self.rows[stem]
+    def at(self, stem: str, grid: geo.Grid) -> np.ndarray:
+        """[n, 6] float64 of a place, in pixels of its whole image; see `Annotations.on`."""
+        return self.found.on(stem, (grid.height, grid.width), self.report)
 
 
 def find(
@@ -115,7 +126,7 @@ def _table(source: Path, ids: Collection[str], classes: Mapping[str, str], repor
     path = source / "labels.csv"
     if not path.exists():
         return _classes(classes, "folder that the image lies in", "the folders of classes") if classes else None
-    rows = csv.reader(annotations.text(path).splitlines())
+    rows = csv.reader(files.read_text(path, "a table").splitlines())
     lines = [(number, [cell.strip() for cell in row]) for number, row in enumerate(rows, 1) if row]
     if lines and len(lines[0][1]) == 2 and _is_header(*lines[0][1], [row for _, row in lines[1:]], ids):
         report.notes.append(
@@ -126,6 +137,7 @@ def _table(source: Path, ids: Collection[str], classes: Mapping[str, str], repor
     for number, row in lines:
         if len(row) != 2 or listed(row[0], ids) in given:
             hint = "one row an ID" if len(row) == 2 else "ID,label or ID,label|label"
+            hint += ", with commas in place of semicolons" if ";" in row[0] else ""
             raise DataError(f"{path}, line {number}: row {','.join(row)!r}: wanted {hint}")
         given[listed(row[0], ids)] = [name.strip() for name in row[1].split("|") if name.strip()]
     if any("|" in row[1] for _, row in lines):
@@ -189,7 +201,7 @@ def _objects(source: Path, sensor: str, report: Report) -> Objects | None:
     if table.exists():
         found, where, kind = annotations.coco(table), table.name, "COCO"
     elif folder.is_dir():
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PARSERS and p.name[0] != ".")
+        paths = list(by_stem(p for p in folder.iterdir() if p.suffix.lower() in _PARSERS and p.name[0] != ".").values())
         kinds = sorted({path.suffix.lower() for path in paths})
         if len(kinds) != 1:
             raise DataError(f"{folder} holds {', '.join(kinds) or 'no boxes'}: wanted ID.xml (VOC) or ID.txt (DOTA)")
@@ -201,4 +213,4 @@ def _objects(source: Path, sensor: str, report: Report) -> Objects | None:
     for why, images in found.left_out.items():
         for name, count in images.items():
             report.leave_out(why, name, count)
-    return Objects("boxes", LabelInfo(BOXES, found.names, f"{kind} files of the folder", sensor), where, found.images)
+    return Objects("boxes", LabelInfo(BOXES, found.names, f"{kind} files of the folder", sensor), where, found, report)

@@ -21,17 +21,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rasterio.enums import MaskFlags
 
-from input_pipeline.layouts import annotations, rasters
+from input_pipeline import folder_images
+from input_pipeline.layouts import rasters
 from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import UNLABELLED, LabelInfo
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.rasters import open_raster
 
 VOID = (255, UNLABELLED)
 BINARY = (0, 255)  # as most programs save masks of one thing
-_ENDINGS = (".png", ".tif", ".tiff")
+ENDINGS = (".png", ".tif", ".tiff")
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 _LISTED = 8  # values in a message
 
@@ -67,14 +68,18 @@ class Legend:
         """Values that are void in every file."""
         return tuple(value for value in (VOID if self.void is None else self.void) if value not in self.values)
 
-    def classes(self, path: Path) -> np.ndarray:
+    def classes(self, path: Path, image: geo.Grid | None = None) -> np.ndarray:
         """[H, W] int16 of a file: class indices, -1 where void.
 
+        Args:
+            path: of the file.
+            image: where its image lies, see `rasters.load_mask`.
+
         Raises:
-            DataError: a value means nothing, a class has the value that the file declares to be no data, or the file
-                holds several channels that are no colours of the legend.
+            DataError: a value means nothing, a class has the value that the file declares to be no data, the file lies
+                elsewhere than its image, or holds several channels that are no colours of the legend.
         """
-        values, no_data, hidden, _ = _read(path)
+        values, no_data, hidden, _ = rasters.load_mask(path, image)
         if values.shape[-1] != 1:
             if not self.colours or values.shape[-1] not in (3, 4):
                 raise DataError(
@@ -126,15 +131,15 @@ class Masks:
         """Places that have a file."""
         return self.files.keys()
 
-    def at(self, stem: str, size: tuple[int, int]) -> np.ndarray:
-        """[H, W] int16 of a place, whose grid has `size` = H, W pixels; void where it has no file.
+    def at(self, stem: str, grid: geo.Grid) -> np.ndarray:
+        """[H, W] int16 of a place, whose image lies on `grid`; void where it has no file.
 
         Raises:
             DataError: see `Legend.classes`.
         """
         if stem not in self.files:
-            return np.full(size, UNLABELLED, np.int16)
-        return self.legend.classes(self.files[stem])
+            return np.full((grid.height, grid.width), UNLABELLED, np.int16)
+        return self.legend.classes(self.files[stem], grid)
 
 
 def legend(source: Path, files: Mapping[str, Path], ignored: Sequence[int] | None, report: Report) -> Legend:
@@ -167,12 +172,12 @@ def legend(source: Path, files: Mapping[str, Path], ignored: Sequence[int] | Non
     if not known.stated and known.void is None and len(known.names) == 2 and _is_binary(files):
         known = dataclasses.replace(known, values=BINARY)
         report.notes.append(f'mask: no file holds a 1, so 255 is taken for "{known.names[1]}" and not for void')
-    no_data = _read(first)[1]
+    no_data = rasters.load_mask(first)[1]
     if known.void is None and len(known.names) == 2 and no_data in known.values:
         name = known.names[known.values.index(no_data)]
         known = dataclasses.replace(known, void=VOID)
         report.notes.append(f'mask: files declare {no_data:g} as no data, but it is taken for "{name}" of two classes')
-    if not known.colours and (palette := _read(first)[-1]):
+    if not known.colours and (palette := rasters.load_mask(first)[-1]):
         colours = tuple("#{:02x}{:02x}{:02x}".format(*palette.get(value, (0, 0, 0))[:3]) for value in known.values)
         if len(set(colours)) == len(colours):
             known = dataclasses.replace(known, colours=colours)
@@ -183,17 +188,17 @@ def mask_files(folder: Path) -> dict[str, Path]:
     """Masks by ID.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or two of one ID.
     """
-    files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in _ENDINGS and p.name[0] != "."}
+    files = folder_images.by_stem(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.name[0] != ".")
     if not files:
-        raise DataError(f"{folder} holds no mask: wanted ID{', ID'.join(_ENDINGS)}")
+        raise DataError(f"{folder} holds no mask: wanted ID{', ID'.join(ENDINGS)}")
     return files
 
 
 def size(path: Path) -> tuple[int, int]:
     """Height and width of a mask."""
-    with geo.open_raster(path, "a mask (PNG or GeoTIFF)") as file:
+    with open_raster(path, "a mask (PNG or GeoTIFF)") as file:
         return file.height, file.width
 
 
@@ -228,7 +233,7 @@ def _parsed(path: Path) -> Legend:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of the lines that are neither empty nor part of QGIS's header."""
-    for number, cells in enumerate(csv.reader(annotations.text(path).splitlines()), 1):
+    for number, cells in enumerate(csv.reader(files.read_text(path, "names of classes").splitlines()), 1):
         cells = [cell.strip() for cell in cells]
         if any(cells) and not re.match("# |INTERPOLATION:", cells[0]):
             yield number, cells
@@ -238,7 +243,7 @@ def _is_binary(files: Mapping[str, Path]) -> bool:
     """Whether masks hold 0 and 255 and nothing else, both somewhere; stops at the first that holds more."""
     found: set[float] = set()
     for path in files.values():
-        values, no_data, *_ = _read(path)
+        values, no_data, *_ = rasters.load_mask(path)
         found |= set(np.unique(values).tolist())
         if no_data == BINARY[1] or not found <= set(BINARY):
             return False
@@ -247,19 +252,6 @@ def _is_binary(files: Mapping[str, Path]) -> bool:
 
 def _listed(path: Path) -> str:
     """The values of a mask, for messages."""
-    values = np.unique(_read(path)[0])
+    values = np.unique(rasters.load_mask(path)[0])
     listed = ", ".join(f"{value:g}" for value in values[:_LISTED])
     return listed + (f" and {len(values) - _LISTED} more values" if len(values) > _LISTED else "")
-
-
-def _read(path: Path):
-    """A mask: values [H, W, C], declared no-data or None, [H, W] bool hidden by an internal mask, palette or None."""
-    with geo.open_raster(path, "a mask (PNG or GeoTIFF)") as file:
-        values, no_data, flags = file.read().transpose(1, 2, 0), file.nodata, file.mask_flag_enums[0]
-        internal = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-        hidden = file.read_masks(1) == 0 if internal else np.zeros(values.shape[:2], np.bool_)
-        try:
-            palette = file.colormap(1)
-        except ValueError:
-            palette = None
-    return values, no_data, hidden, palette

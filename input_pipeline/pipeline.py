@@ -203,7 +203,7 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
     if view.date_jitter:
         time = views.move_dates(time, view.date_jitter, date_seed)
     placed = {
-        "pixels": view.move(pixels),
+        "pixels": view.move_values(pixels, dataset.sensors[name]),
         "valid": view.move(valid[..., None])[..., 0],
         "time": time,
         "location": entry["location"],

@@ -190,7 +190,7 @@ class BatchIterator:
             if state.get(key) != own[key]:
                 raise DataError(
                     f"the saved data position has {key} = {state.get(key)}, this run {own[key]}: "
-                    "run as before on the same data, or choose a new --workdir"
+                    "start it as before (same data sets and seed), or in another --workdir"
                 )
         self.close()
         self._batches = int(state["batches"])

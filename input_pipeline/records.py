@@ -207,7 +207,8 @@ def _load_index(directory, split: str, files: Sequence[str], counts: Sequence[in
     folder = epath.Path(directory)
     try:
         stored = dict(np.load(io.BytesIO((folder / INDEX).read_bytes())))
-    except (OSError, ValueError):
+    except Exception as error:  # a damaged archive raises whatever its damaged part leads to; the files know better
+        _log.warning("%s cannot be read (%s): built anew from the records", folder / INDEX, type(error).__name__)
         stored = {}
     lengths = []
     for i, (name, count) in enumerate(zip(files, counts, strict=True)):

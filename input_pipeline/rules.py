@@ -31,6 +31,20 @@ UNTURN = (
 )
 
 
+def mirror_signs(sensor: Sensor) -> tuple[float, ...]:
+    """What a mirror multiplies the channels of a sensor by, one a band.
+
+    A turned or mirrored image is taken for one of a turned or mirrored world, its radar included. A quarter turn then
+    leaves the scattering matrix as it is, for horizontal and vertical go by the line of sight; a mirror turns the
+    horizontal axis around, S' = R S R with R = diag(-1, 1): the sign of the cross-polarised channels flips, that of
+    HH and VV does not. Powers and other sensors stay as they are.
+    """
+    if sensor.resampling != sensor_table.COMPLEX:
+        return (1.0,) * sensor.channels
+    polarisations = (name.partition("_")[0] for name in sensor.band_names)
+    return tuple(-1.0 if len(set(polarisation)) == 2 else 1.0 for polarisation in polarisations)
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewRules:
     """What the views of a stream's samples are drawn by.

@@ -37,9 +37,9 @@ from ringmoe_jax.contracts import (
     VALUE,
 )
 from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.geo import PLAUSIBLE
 
 SCHEMA_VERSION = 1
-PLAUSIBLE = ("1957-10-04", "2100-01-01")  # dates of an image: from the first satellite on
 
 _COLUMNS = {BOXES: BOX, TRACKS: TRACK}
 
@@ -146,6 +146,7 @@ class LabelInfo:
         colours: "#rrggbb" of every class, for maps and pictures; none where nobody said.
         change: for `MAP`: it says what differs between the first and the last date of its sensor.
         oriented: for `BOXES` and `TRACKS`: some are turned. Whoever writes the data set sees that and sets it.
+        unscored: for `MAP`: classes that the data set's own scores leave out of their means.
     """
 
     kind: str
@@ -156,6 +157,7 @@ class LabelInfo:
     colours: tuple[str, ...] = ()
     change: bool = False
     oriented: bool = False
+    unscored: tuple[str, ...] = ()
 
     def shape(self, sensors: Mapping[str, SensorInfo]) -> tuple[int, ...]:
         """Shape of one sample's label, as it is stored.

@@ -20,17 +20,15 @@ place, 10 m and 20 m bands fit, Sentinel-1 fits Sentinel-2 to 2 px, and 60 m ban
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio
 
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import Image, Metadata, Sample, SensorInfo
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
 
@@ -155,11 +153,9 @@ def read(products: Sequence[Path], name: str) -> tuple[Image, tuple]:
         bands = {}
         for band in sensor.bands:
             path = product / f"{band.name.replace('B0', 'B')}.tif"
-            try:
-                with rasterio.open(path) as file:
-                    bands[band.name], grid = file.read(1), (file.crs, file.transform)
-            except rasterio.errors.RasterioError as error:
-                raise DataError(f"{path} cannot be read ({error}): wanted band {band.name} of {name}") from error
+            wanted = f"wanted band {band.name} of {name}"
+            with rasters.open_raster(path, f"band {band.name} of {name}") as file, rasters.reading(path, wanted):
+                bands[band.name], grid = file.read(1), (file.crs, file.transform)
             side = round(SIDE * 10 / band.gsd)
             if bands[band.name].shape != (side, side) or bands[band.name].dtype != sensor.dtype:
                 raise DataError(
@@ -182,7 +178,7 @@ def _baseline(product: Path) -> float:
     path = product / "metadata.json"
     if path.exists():
         try:
-            return float(json.loads(path.read_text())["PROCESSING_BASELINE"])
+            return float(files.read_json(path, "its PROCESSING_BASELINE")["PROCESSING_BASELINE"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: PROCESSING_BASELINE is missing or no number ({error!r}): wanted e.g. 02.14"

@@ -25,21 +25,18 @@ the grids agree to about 3 m, because Sentinel pixels lie on multiples of 10 m a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
-import rasterio
 
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, MULTILABEL, VALUE, Image, LabelInfo, Metadata, Sample, SensorInfo
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
 
@@ -192,13 +189,9 @@ class _Archive:
 
 def aerial(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
     """[1, 300, 300, 4] uint8 of a file's centre, red, green, blue and near infrared, and its latitude and longitude."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                pixels, crs, transform = file.read(), file.crs, file.transform
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted an aerial GeoTIFF") from error
+    wanted = "an aerial GeoTIFF"
+    with rasters.open_raster(path, wanted, whole=True) as file, rasters.reading(path, f"wanted {wanted}"):
+        pixels, crs, transform = file.read(), file.crs, file.transform
     channels, height, width = pixels.shape
     if pixels.dtype != np.uint8 or channels != len(AERIAL_BANDS) or min(height, width) < AERIAL:
         raise DataError(
@@ -272,14 +265,14 @@ def _files(source: Path) -> dict[str, tuple[Path, Path]]:
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give the one that TreeSatAI-Time-Series was unpacked to")
     found: tuple[dict[str, Path], dict[str, Path]] = {}, {}
-    for kind, (end, files) in enumerate(zip((".tif", ".h5"), found, strict=True)):
+    for kind, (end, places) in enumerate(zip((".tif", ".h5"), found, strict=True)):
         for path in sorted(source.rglob(f"*{end}")):
             if kind == 0 and {"s1", "s2", "200m"} & set(path.relative_to(source).parts[:-1]):
                 continue
             stem = re.sub(r"_\d{4}$", "", path.stem) if kind else path.stem
-            if stem in files:
-                raise DataError(f'"{stem}" has two {end} files, {files[stem]} and {path}: remove one')
-            files[stem] = path
+            if stem in places:
+                raise DataError(f'"{stem}" has two {end} files, {places[stem]} and {path}: remove one')
+            places[stem] = path
     images, series = found
     if odd := sorted(set(images) ^ set(series)):
         lacking = "HDF5 file with the Sentinel series" if odd[0] in images else "aerial GeoTIFF"
@@ -299,7 +292,11 @@ def _splits(source: Path, ids: dict[str, tuple[Path, Path]]) -> dict[str, list[s
         return geo.split_places(ids)
     chosen: dict[str, list[str]] = {}
     for split, path in lists.items():
-        named = [line.strip().removesuffix(".tif") for line in path.read_text().splitlines() if line.strip()]
+        named = [
+            line.strip().removesuffix(".tif")
+            for line in files.read_text(path, "a list of a split").splitlines()
+            if line.strip()
+        ]
         here = [stem for stem in named if stem in ids]
         for earlier, stems in chosen.items():
             if both := set(stems) & set(here):
@@ -320,7 +317,7 @@ def _shares(source: Path, ids: dict[str, tuple[Path, Path]]) -> dict[str, np.nda
     path = _find(source, LABELS)
     if path is None:
         return {}
-    given, shares = json.loads(path.read_text()), {}
+    given, shares = files.read_json(path, "shares of genera"), {}
     for stem in ids:
         if f"{stem}.tif" not in given:
             raise DataError(f'{path} has no entry "{stem}.tif": add it, or remove the file to do without these labels')

@@ -15,7 +15,7 @@ from input_pipeline import augment, rules
 from input_pipeline.cpu_tf import tf
 from ringmoe_jax.contracts import NO_TIME, SECOND
 from ringmoe_jax.data_config import PhotometricConfig
-from ringmoe_jax.sensors import Statistics
+from ringmoe_jax.sensors import Sensor, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,13 @@ class View:
     def move(self, image):
         """Mirrors and rotates a [..., H, W, C] tensor as the view does."""
         return image if self.turned is None else augment.turn(image, *self.turned)
+
+    def move_values(self, pixels, sensor: Sensor):
+        """The same of the values of a sensor, of which some flip their sign in a mirror, see `rules.mirror_signs`."""
+        signs = rules.mirror_signs(sensor)
+        if self.turned is None or min(signs) > 0:
+            return self.move(pixels)
+        return self.move(pixels) * tf.where(self.turned[0], tf.constant(signs), 1.0)
 
     def move_boxes(self, rows, size: int):
         """Mirrors and rotates boxes or tracks of an image of `size` rows and columns as the view does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +84,8 @@ def _convert(hint: Any, value: Any, where: str, default: Any = None, beside: Ite
         return {key: _convert(arguments[1], item, f"{where}.{key}", beside=value) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value!r}: wanted a finite number")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}, wanted a {_type_name(hint)}")
     return value
@@ -105,6 +108,21 @@ def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> 
         elif ours != theirs:
             return path, ours, theirs
     return None
+
+
+def check_ranges(config: Any, where: str, **ranges: tuple[float, float]) -> None:
+    """Raises a `ConfigError` where a number of a config lies outside what makes sense.
+
+    Args:
+        config: a dataclass.
+        where: its dotted path, for messages.
+        **ranges: smallest and largest value of a field, both allowed.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise ConfigError(f"{where}.{name} = {value}: wanted {limits}")
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -223,16 +223,27 @@ def restore(standardised, statistics: Statistics):
 
 
 def day_of_year(days):
-    """Days since 1970-01-01, any integers, to days since 1 January of their year, 0..365 (Gregorian calendar).
+    """Days since 1970-01-01, any integers, to days since 1 January of their year, 0..365 (Gregorian calendar)."""
+    since_march, leap = _since_march(days)
+    return jnp.where(since_march >= 306, since_march - 306, since_march + 59 + leap)
 
-    Counts from 1 March of the era of 400 years, so that leap days come last (Hinnant, days_from_civil).
+
+def month(days):
+    """Days since 1970-01-01, any integers, to the month, 0 (January) to 11."""
+    since_march, _ = _since_march(days)
+    return ((5 * since_march + 2) // 153 + 2) % 12
+
+
+def _since_march(days):
+    """Days since the last 1 March, and whether the year that it lies in is a leap year.
+
+    Counts in the era of 400 years, so that leap days come last (Hinnant, days_from_civil).
     """
     days = days + 719_468  # days since 0000-03-01
     day = days % 146_097
     year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
     since_march = day - (365 * year + year // 4 - year // 100)
-    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    return jnp.where(since_march >= 306, since_march - 306, since_march + 59 + leap)
+    return since_march, (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
 
 
 def cells_to_pixels(mask, height: int, width: int):

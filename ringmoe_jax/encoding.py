@@ -10,14 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ringmoe_jax import models
+from ringmoe_jax import models, units
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED, NO_TIME
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import Model, Params
-from ringmoe_jax.sensors import AMPLITUDE, DECIBEL, Sensor, Statistics
-
-OUTSIDE = 0.01  # share of values beyond a sensor's range that are outliers and not another unit (our choice)
+from ringmoe_jax.sensors import Sensor, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,41 +218,10 @@ def _location(location: Any, rows: int) -> np.ndarray:
 
 def _check_units(sensor: Sensor, values: np.ndarray) -> None:
     """Raises a `DataError` where valid values [N, C] cannot be the sensor's unit, with what they look like."""
-    if not values.size:
-        return
-    low, high = sensor.valid_range
-    outside = (values < low) | (values > high)
-    empty = outside & (values == sensor.no_data) if sensor.no_data is not None else np.zeros_like(outside)
-    run = f'images["{sensor.name}"] runs from {values.min():g} to {values.max():g}'
-    if empty.any():
+    where, (low, high) = f'images["{sensor.name}"]', sensor.valid_range
+    if sensor.no_data is not None and not low <= sensor.no_data <= high and (values == sensor.no_data).any():
+        run = f"{where} runs from {values.min():g} to {values.max():g}"
         raise DataError(
             f"{run}, and {sensor.no_data:g} means not observed: set those pixels to NaN, or mark them by valid"
         )
-    # Backscatter of a whole image hardly ever is above 0 dB everywhere; linear power always is positive.
-    linear = sensor.resampling == DECIBEL and values.min() >= 0
-    if outside.mean() <= OUTSIDE and not linear:
-        return
-    wanted = f"{sensor.unit}, {low:g} to {high:g}" if not linear else sensor.unit
-    raise DataError(
-        f"{run}, wanted {wanted}: {_likely_unit(sensor, values)} (check_units=False takes values as they are)"
-    )
-
-
-def _likely_unit(sensor: Sensor, values: np.ndarray) -> str:
-    """The conversion that brings values [N, C] closest to the sensor's mean, in words."""
-    stored, shift = sensor.scale != 1 or sensor.offset, f" + {sensor.offset:g}" if sensor.offset else ""
-    conversions = {
-        f"{sensor.scale:g} * pixels{shift}": (stored, lambda x: sensor.scale * x + sensor.offset),
-        "pixels / 100": (stored, lambda x: x / 100),
-        "10 * numpy.log10(pixels)": (sensor.resampling == DECIBEL, lambda x: 10 * np.log10(np.maximum(x, 1e-12))),
-        "20 * numpy.log10(pixels)": (sensor.resampling == DECIBEL, lambda x: 20 * np.log10(np.maximum(x, 1e-12))),
-        "10 ** (pixels / 20)": (sensor.resampling == AMPLITUDE, lambda x: 10 ** (x / 20)),
-    }
-    mean, std = np.asarray(sensor.statistics.mean), np.asarray(sensor.statistics.std)
-    middle = np.median(values, axis=0)
-    fitting = {text: convert(middle) for text, (fits, convert) in conversions.items() if fits}
-    away = {text: np.abs((values - mean) / std).mean() for text, values in fitting.items()}
-    best = min(away, key=away.get, default=None)
-    if best is None or away[best] > 3:
-        return "they look like another unit: convert them"
-    return f"they look like another unit, give {best}"
+    units.check(sensor, values, where, "check_units=False takes values as they are")

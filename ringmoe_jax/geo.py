@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as to_crs
 
-from ringmoe_jax.errors import DataError, nearest
-from ringmoe_jax.sensors import Sensor
+from ringmoe_jax.errors import DataError
 
+PLAUSIBLE = ("1957-10-04", "2100-01-01")  # dates of an image: from the first satellite on
+METRES = 111_320  # a degree of latitude
 OFFSET_BASELINE, OFFSET = 4.0, 1000  # Sentinel-2 processing baseline that introduced it, and digital numbers
 
 
@@ -24,50 +27,144 @@ def offsets(length: int, tile: int, stride: int, start: int = 0) -> list[int]:
     return list(range(start, length - tile + 1, stride))
 
 
-def open_raster(path: Path, wanted: str):
-    """Opens a file by rasterio, without a warning where it has no coordinates.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie.
 
-    Args:
-        path: file.
-        wanted: kinds of files, for the message.
-
-    Raises:
-        DataError: GDAL cannot read it.
+    Attributes:
+        crs: coordinate reference system, or None.
+        transform: (column, row) to coordinates.
+        height: rows.
+        width: columns.
     """
+
+    crs: object
+    transform: Affine
+    height: int
+    width: int
+
+    @staticmethod
+    def nowhere(height: int, width: int) -> Grid:
+        """Of an image that nobody knows the place of."""
+        return Grid(None, Affine.identity(), height, width)
+
+    def coarser(self, cell: int) -> Grid:
+        """The grid of cells of `cell` x `cell` pixels from the upper left corner, the last ones cut short."""
+        a, b, c, d, e, f = self.transform[:6]
+        transform = Affine(a * cell, b * cell, c, d * cell, e * cell, f)
+        return Grid(self.crs, transform, math.ceil(self.height / cell), math.ceil(self.width / cell))
+
+    def coordinates(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x and y in the CRS of places counted in pixels from the upper left corner."""
+        a, b, c, d, e, f = self.transform[:6]
+        return a * columns + b * rows + c, d * columns + e * rows + f
+
+    def locations(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """[N, 2] float64 latitudes and longitudes in degrees (WGS 84) of such places; NaN where nobody knows."""
+        return places(self.crs, *self.coordinates(np.asarray(rows, float), np.asarray(columns, float)))
+
+    def corners(self, turned: tuple[bool, bool] = (False, False)) -> np.ndarray:
+        """[4, 2] places of the corners in pixels, row by row; of an image that is mirrored upside down or sideways."""
+        rows = np.array([0, 0, self.height, self.height], float)
+        columns = np.array([0, self.width, 0, self.width], float)
+        return np.stack([self.height - rows if turned[0] else rows, self.width - columns if turned[1] else columns], -1)
+
+    def middle(self) -> tuple[float, float]:
+        """Latitude and longitude of the middle."""
+        return latitude_longitude(self.crs, self.transform, self.height / 2, self.width / 2)
+
+    @property
+    def gsd(self) -> float | None:
+        """Metres a pixel in the middle, by the units of the CRS or the size of a degree there; None where unknown."""
+        row, column = self.height / 2, self.width / 2
+        here, below, right = self.locations([row, row + 1, row], [column, column, column + 1])
+        if projected_metres(self.crs):
+            return float(math.sqrt(abs(self.transform.determinant)) * projected_metres(self.crs))
+        size = math.sqrt(metres(here, below) * metres(here, right))
+        return size if math.isfinite(size) and size > 0 else None
+
+    def apart(self, other: Grid) -> float:
+        """Pixels that the corners of a grid of the same CRS and size are apart at most."""
+        x, y = np.subtract(other.coordinates(*self.corners().T), self.coordinates(*self.corners().T))
+        inverse = ~self.transform
+        return float(np.hypot(inverse.a * x + inverse.b * y, inverse.d * x + inverse.e * y).max())
+
+    def distance(self, other: Grid, turned: tuple[bool, bool] = (False, False)) -> float:
+        """Metres that the corners of two images are apart at most; NaN where one has no place.
+
+        Args:
+            other: of any number of pixels.
+            turned: the other is looked at upside down, or sideways.
+        """
+        ours, theirs = (g.coordinates(*g.corners(t).T) for g, t in ((self, (False, False)), (other, turned)))
+        if self.crs == other.crs and projected_metres(self.crs):
+            return float(np.hypot(*np.subtract(ours, theirs)).max() * projected_metres(self.crs))
+        ends = zip(places(self.crs, *ours), places(other.crs, *theirs), strict=True)
+        return float(np.max([metres(a, b) for a, b in ends]))
+
+
+def projected_metres(crs) -> float | None:
+    """Metres a unit of a projected CRS, 1 or such as 0.3048; None of others."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted {wanted}") from error
+        return float(crs.linear_units_factor[1]) if crs and crs.is_projected else None
+    except (rasterio.errors.CRSError, AttributeError):
+        return None
 
 
-def bands_by_name(path: Path, names: Sequence[str], sensor: Sensor) -> list[int]:
-    """Where the bands of a sensor stand among the named ones of a file, from 0 on.
+def metres(here: Sequence[float], there: Sequence[float]) -> float:
+    """Between two close places in degrees, also across the antimeridian."""
+    east = (there[1] - here[1] + 180) % 360 - 180
+    return METRES * math.hypot(there[0] - here[0], east * math.cos(math.radians(here[0])))
+
+
+def places(crs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[N, 2] latitudes and longitudes (WGS 84; -180 to 180) of coordinates; NaN without CRS, or where PROJ knows none.
 
     Raises:
-        DataError: one is not there; the message names the nearest.
+        DataError: PROJ's own tables are not found.
     """
-    positions = {name: i for i, name in enumerate(names)}
-    for band in sensor.bands:
-        if band.name not in positions and band.alias not in positions:
-            raise DataError(f'{path} has no band "{band.name}" of "{sensor.name}": {nearest(band.name, names)}')
-    return [positions.get(band.name, positions.get(band.alias)) for band in sensor.bands]
+    unknown = np.full((len(x), 2), np.nan)
+    if not crs:
+        return unknown
+    try:
+        longitudes, latitudes = to_crs(crs, "EPSG:4326", x, y)
+    except Exception as error:  # GDAL's own exceptions, too, which rasterio does not name
+        try:
+            rasterio.crs.CRS.from_epsg(4326)
+        except rasterio.errors.CRSError:
+            raise DataError(
+                f"PROJ cannot look up EPSG:4326 ({str(error).splitlines()[0]}): PROJ_DATA or PROJ_LIB names the tables "
+                "of another installation; unset them"
+            ) from error
+        return unknown
+    found = np.stack([latitudes, longitudes], -1)
+    found[~np.isfinite(found).all(-1) | (np.abs(found[:, 0]) > 90)] = np.nan
+    beyond = np.abs(found[:, 1]) > 180
+    found[beyond, 1] = (found[beyond, 1] + 180) % 360 - 180
+    return found
 
 
 def latitude_longitude(crs, transform, row: float, column: float) -> tuple[float, float]:
-    """Degrees (WGS 84) of a place in an image, counted in pixels from its upper left corner; NaN without CRS."""
-    if not crs:
-        return float("nan"), float("nan")
+    """Degrees (WGS 84) of a place in an image, counted in pixels from its upper left corner; NaN as `places`."""
     a, b, c, d, e, f = transform[:6]
-    x, y = a * column + b * row + c, d * column + e * row + f
-    (longitude,), (latitude,) = to_crs(crs, "EPSG:4326", [x], [y])
-    return latitude, longitude
+    return tuple(places(crs, [a * column + b * row + c], [d * column + e * row + f])[0].tolist())
 
 
 def days(date: str) -> int:
     """Days since 1970-01-01 of a text that begins with YYYY-MM-DD."""
     return int(np.datetime64(date[:10], "D").astype(int))
+
+
+def plausible_day(date: str) -> int:
+    """Days since 1970-01-01 of YYYY-MM-DD.
+
+    Raises:
+        ValueError: it is no date, or none of an image, see `PLAUSIBLE`.
+    """
+    first, last = map(days, PLAUSIBLE)
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", date) or not first <= days(date) <= last:
+        raise ValueError(date)
+    return days(date)
 
 
 def acquisition(product: str) -> np.datetime64:

@@ -91,6 +91,8 @@ class Sensor:
         valid_range: smallest and largest plausible value, in `unit`.
         no_data: stored value that means "not observed", or None. NaN and infinite
             values never are valid, whatever this says.
+        flags: first and last of the stored values that are no measurement in any band, such as saturation or what was
+            below zero and wrapped around in unsigned integers; or None.
         resampling: `LINEAR`, `DECIBEL`, `AMPLITUDE` or `COMPLEX` (channels are re, im pairs).
         looks: nominal number of looks L >= 1 of a SAR product, or None: not SAR. A SAR sensor with `LINEAR`
             resampling holds intensities.
@@ -109,6 +111,7 @@ class Sensor:
     no_data: float | None = None
     resampling: str = LINEAR
     looks: float | None = None
+    flags: tuple[float, float] | None = None
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -219,6 +222,7 @@ _EUROSAT_S2 = {
     "B12": (1118.924, 761.303),
 }
 _BIGEARTHNET = "BigEarthNet statistics as published in bigearthnet-common 2.8.0"
+_FLAGS = (64536, 65535)  # of uint16 reflectance x 10,000: -1,000 to -1 wrapped around; 65535 is saturated (ESA)
 _C_BAND = 55465.8  # micrometres, 5.405 GHz
 _SLC_STD = 0.129  # sqrt(sigma0 / 2) at the mean Sentinel-1 VV and VH backscatter
 
@@ -238,6 +242,7 @@ def _sentinel2(name: str, table: Mapping[str, tuple[float, float]], bands: Seque
         scale=1e-4,
         no_data=0,
         valid_range=(0.0, 2.0),  # snow, cloud and sun glint exceed 1
+        flags=_FLAGS,
         source=source,
         bands=tuple(
             Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2], _msi_noise(b))
@@ -298,6 +303,7 @@ _TABLE = (
         scale=1e-4,
         no_data=0,
         valid_range=(0.0, 2.0),
+        flags=_FLAGS,
         source=f"{_BIGEARTHNET}, bands B02 B03 B04 B08",
         bands=tuple(
             Band(alias, _BIGEARTHNET_S2[b][0] * 1e-4, _BIGEARTHNET_S2[b][1] * 1e-4, 4.0, _MSI[b][0], alias)

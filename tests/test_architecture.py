@@ -10,12 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors",
+    "files",
     "config",
     "registry",
     "sensors",
+    "units",
     "geo",
     "data_config",
     "contracts",
+    "rasters",
     "parallel",
     "moe",
     "models",
@@ -27,6 +30,7 @@ ORDER = [
     "compress",
     "tasks",
     "run",
+    "interop",
     "planning",
     "deploy",
 ]
@@ -68,7 +72,18 @@ def test_only_models_knows_flax():
 
 
 def test_pipeline_needs_only_the_contracts():
-    allowed = {"sensors", "contracts", "errors", "config", "data_config", "geo", "registry"}
+    allowed = {
+        "sensors",
+        "contracts",
+        "errors",
+        "files",
+        "config",
+        "data_config",
+        "geo",
+        "rasters",
+        "registry",
+        "units",
+    }
     for path in (ROOT / "input_pipeline").rglob("*.py"):
         for name in imported_modules(path):
             if name.startswith("ringmoe_jax."):

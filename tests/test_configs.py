@@ -81,6 +81,34 @@ def build_task(values):
     return run.finetuning(config, finetune.encoder_of(config), spec, {})
 
 
+@pytest.mark.parametrize(
+    ("group", "field", "value"),
+    [
+        ("optimizer", "learning_rate", -0.5),
+        ("optimizer", "weight_decay", float("inf")),
+        ("optimizer", "clip_norm", float("nan")),
+        ("optimizer", "beta2", 1.5),
+        ("model", "drop_path", 7.0),
+        ("model", "width", 0),
+        ("model", "depths", ()),
+        ("model", "image_size", -64),
+        ("model", "patch", 0),
+        ("model.moe", "capacity_factor", -1.0),
+        ("model.moe", "eval_capacity_factor", 0.0),
+        ("model.moe", "specialised", -4),
+    ],
+)
+def test_values_that_make_no_sense_are_one_line(group, field, value):
+    values = read_config("configs/ringmoe_micro.py")
+    entry = values
+    for key in group.split("."):
+        entry = entry.setdefault(key, {})
+    entry[field] = value
+    with pytest.raises(ConfigError, match=rf"{group}\.{field} = .*: wanted") as error:
+        run.pretraining(PretrainConfig.of(values), {})
+    assert "\n" not in str(error.value)
+
+
 RECIPES = {
     "ringmoe": lambda: common.ringmoe(width=8, depths=(1,), head_width=4),
     "skysense": lambda: common.skysense(("s2_12", "s1_grd")),

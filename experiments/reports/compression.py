@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.reports import compression_figures, page
 from experiments.run.tables import table, with_interval
+from ringmoe_jax import files
 from ringmoe_jax.compress.results import PART, RESULT, Compression, Front
 from ringmoe_jax.evaluate import style
 from ringmoe_jax.evaluate.metrics.base import Score
@@ -39,7 +40,7 @@ def of_run(folder: Path) -> str:
 def write(folder: Path, result: Compression) -> Path:
     """Writes the page of a compressed checkpoint, and its pictures to `report/`."""
     path = folder / PAGE
-    path.write_text(render(folder, result))
+    files.write_text(path, render(folder, result))
     return path
 
 
@@ -146,7 +147,7 @@ def write_front(folder: Path, front: Front) -> Path:
         simulated=any(point.quality.simulated for point in front.points),
     )
     path = folder / PAGE
-    path.write_text(text)
+    files.write_text(path, text)
     return path
 
 

@@ -25,6 +25,7 @@ from ringmoe_jax.run.evaluation import (
     LocationRow,
     ProbeRow,
     RankRow,
+    SpecialisationRow,
     chosen,
 )
 
@@ -71,11 +72,13 @@ class Pictures:
     Attributes:
         strips: tiles by data set and objective.
         places: locations by data set.
+        atlas: by data set and router group a layer, and painted tiles for each of its experts.
         captions: of sensors, see `quicklook.caption`.
     """
 
     strips: Sequence[Strips]
     places: Mapping[str, Places]
+    atlas: Mapping[tuple[str, str], tuple[int, Sequence[Sequence[np.ndarray]]]]
     captions: Mapping[str, str]
 
 
@@ -121,6 +124,9 @@ def draw(folder: Path, evaluation: Evaluation, pictures: Pictures) -> Evaluation
             add("labels", f"labels_{dataset}_{label}", figure)
     for group, summary in evaluation.routing.items():
         add("experts", f"experts_{group}", figures.experts(group, summary, evaluation.modalities))
+    for (dataset, group), (layer, liked) in pictures.atlas.items():
+        title = f"{dataset}, {group} experts of layer {layer}: tiles that each likes best"
+        add("atlas", f"atlas_{dataset}_{group}", figures.atlas(title, liked))
     return dataclasses.replace(evaluation, figures=drawn)
 
 
@@ -140,6 +146,8 @@ def _few_labels(evaluation: Evaluation, dataset: str, label: str) -> list[ArmSco
 
 def show(evaluation: Evaluation) -> None:
     """Prints the tables."""
+    for name, origin in evaluation.origins.items():
+        print(f"weights     {name}: {origin['source']}, licence {origin['licence']} ({origin['citation']})")
     if evaluation.probes:
         _show_probes(evaluation.probes)
     if evaluation.few_labels:
@@ -154,6 +162,8 @@ def show(evaluation: Evaluation) -> None:
         _show_locations(evaluation.locations)
     if evaluation.routing:
         _show_routing(evaluation)
+    if evaluation.specialisation:
+        _show_specialisation(evaluation.specialisation)
 
 
 def _show_probes(probes: Sequence[ProbeRow]) -> None:
@@ -250,6 +260,16 @@ def _show_routing(evaluation: Evaluation) -> None:
     ]
     head = ("group", "modality", "dropped", "entropy, nats", "mean gate", "busiest expert", "dead in group")
     print(table(head, rows))
+
+
+def _show_specialisation(rows: Sequence[SpecialisationRow]) -> None:
+    print("\nWhat experts tell apart: mutual information of expert and kind in the layer that tells most, nats")
+    cells = []
+    for row in rows:
+        layer = int(np.argmax(row.information))
+        told, chance, use = (f"{values[layer]:.3f}" for values in (row.information, row.shuffled, row.use))
+        cells.append((row.dataset, row.group, row.kind, str(layer + 1), told, chance, f"{use} of {row.experts}"))
+    print(table(("data set", "group", "kind", "layer", "information", "by chance", "experts in use"), cells))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,6 +225,31 @@ def similarity(row: LocationRow) -> Figure:
 
 
 @styled
+def atlas(title: str, experts: Sequence[Sequence[np.ndarray]], columns: int = 2) -> Figure:
+    """Tiles that every expert got the largest share of, the largest first; experts side by side in `columns`.
+
+    Args:
+        title: of the figure.
+        experts: [h, w, 3] images in 0..1, the same number of each.
+        columns: of experts.
+    """
+    each = len(experts[0])
+    lines = -(-len(experts) // columns)
+    side = WIDTH / (columns * each + 1)
+    figure, axes = layout(0.4 + (side + 0.08) * lines, lines, columns * each)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    for number, images in enumerate(experts):
+        line, first = number // columns, each * (number % columns)
+        for ax, image in zip(axes[line, first : first + each], images, strict=True):
+            ax.imshow(image, interpolation="nearest")
+        axes[line, first].set_ylabel(f"{number}", rotation=0, labelpad=8, va="center")
+    return titled(figure, title)
+
+
+@styled
 def contact_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Figure:
     """Pictures side by side, one row a scene.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from experiments.reports.evaluation import grouped
 from experiments.run import cli
+from ringmoe_jax import files
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import probes
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record, results
@@ -35,15 +37,16 @@ def append(path: Path, workdir: Path, config: str) -> int:
         UserError: the newest checkpoint has no evaluation with probes, the file has other columns, or no such config.
     """
     rows = list(rows_of(workdir, config))
-    there = path.read_text().splitlines() if path.exists() else []
+    text = files.read_text(path, "a leaderboard") if path.exists() else ""
+    there = text.splitlines()
     if there and there[0] != ",".join(COLUMNS):
         raise DataError(f"{path} has the columns {there[0]}: wanted {','.join(COLUMNS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not there:
-            writer.writeheader()
-        writer.writerows(rows)
+    new = io.StringIO()
+    writer = csv.DictWriter(new, COLUMNS, lineterminator="\n")
+    if not there:
+        writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text + new.getvalue())
     return len(rows)
 
 

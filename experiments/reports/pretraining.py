@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record
 from ringmoe_jax.run.evaluation import (
+    MODALITY,
     PLAIN,
     TRAINED,
     ComparisonRow,
@@ -28,6 +29,7 @@ from ringmoe_jax.run.evaluation import (
     LocationRow,
     ProbeRow,
     RankRow,
+    SpecialisationRow,
     chosen,
 )
 from ringmoe_jax.training import metrics
@@ -43,6 +45,7 @@ KINDS = (
     "labels",
     "routers",
     "experts",
+    "atlas",
 )  # of pictures, which the template names
 LOSSES = {
     "self_distillation": "self-distillation: cross-entropy in nats from the teacher's targets to the student's "
@@ -51,6 +54,7 @@ LOSSES = {
     "balance": "the balance loss: a sum over layers and router groups, with 1 for each that is perfectly balanced",
 }  # what the curves are; all other objectives look at hidden pixels
 UNDECIDED = 0.95  # of the largest entropy, from which on a router prefers no expert (our choice)
+CLEAR = 5  # times what chance gives, from which on experts tell kinds apart (our choice)
 POOR = 0.5  # of the rank of random weights, below which features have lost something (our choice)
 
 
@@ -92,11 +96,12 @@ def _logged(
     evaluation: Evaluation, config: PretrainConfig, records: Sequence[Mapping]
 ) -> Iterator[tuple[str, str, Figure]]:
     """Pictures of the training with kind and name."""
-    yield "losses", "losses", curves.losses(records)
+    if records:
+        yield "losses", "losses", curves.losses(records)
     for group, series in routing.history(records).items():
         yield "routers", f"routers_{group}", curves.routers(group, series, evaluation.modalities)
     logged = {name for line in records for name in line}
-    terms = objectives.build(config.objectives).items()
+    terms = objectives.build(config.objectives).items() if config.objectives else ()
     if watched := {label: (term.stream, term.level) for label, term in terms if f"{label}/usage" in logged}:
         yield "collapse", "collapse", curves.collapse(records, watched)
 
@@ -125,6 +130,8 @@ def findings(evaluation: Evaluation) -> Iterator[str]:
         yield from _located(row)
     for name, group in evaluation.routing.items():
         yield _routed(name, group)
+    for row in evaluation.specialisation:
+        yield _specialised(row)
 
 
 def _reconstructed(rows: Sequence[ComparisonRow]) -> str:
@@ -194,6 +201,17 @@ def _routed(name: str, group: GroupSummary) -> str:
         layers = len({layer for layer, _ in group.dead})
         parts.append(f"{len(group.dead)} experts in {layers} layer{'s' * (layers > 1)} are dead, they get no token")
     return "; ".join(parts) + "."
+
+
+def _specialised(row: SpecialisationRow) -> str:
+    layer = int(np.argmax(row.information))
+    told, chance = row.information[layer], row.shuffled[layer]
+    says = "tell" if told > CLEAR * chance else "hardly tell"
+    kinds = "modalities" if row.kind == MODALITY else f"kinds of {row.kind}"
+    return (
+        f"{row.dataset}: {row.group} experts {says} {kinds} apart: {told:.3f} nats in layer {layer + 1}, "
+        f"{chance:.3f} by chance."
+    )
 
 
 # ---- Tables -------------------------------------------------------------------------------------------

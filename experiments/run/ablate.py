@@ -14,6 +14,7 @@ from experiments.run.fit import once, require_done
 from experiments.run.pretrain import pretrain
 from experiments.run.tables import with_interval
 from ringmoe_jax import config as configuration
+from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.evaluate import seeds as over_seeds
 from ringmoe_jax.evaluate import style
@@ -171,7 +172,7 @@ def summarise(scores: Mapping[tuple[str, int], Mapping[str, float]], study: Stud
 
 def _write(out: Path, studied: Mapping[str, Ablation]) -> None:
     results.write(out / "ablation.json", studied)
-    (out / "ablation.md").write_text("\n".join(markdown(name, study) for name, study in studied.items()))
+    files.write_text(out / "ablation.md", "\n".join(markdown(name, study) for name, study in studied.items()))
     for name, study in studied.items():
         style.save(arms.ablation(name, study), out / f"ablation_{name}.png")
 

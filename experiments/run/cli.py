@@ -12,6 +12,8 @@ import importlib.util
 import inspect
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +21,11 @@ from typing import Any
 
 from absl import logging
 
+from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.parallel import host, processes
 
+LENGTH = 300  # of an error that nobody foresaw, in letters
 CACHE = ".cache/jax"  # of compiled programs
 INSTALLED = Path(__file__).parents[2]  # what holds `configs` as well: a checkout, or where a wheel was unpacked
 CONFIG_HELP = """\
@@ -34,7 +38,10 @@ configuration:
 
 
 def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator: a `UserError` becomes one line on standard error and exit status 1. Tunes the host's allocator.
+    """Decorator of a verb: every error becomes one line on standard error and exit status 1.
+
+    A `UserError` says itself what to do. Of any other exception the traceback goes to a file that the line names.
+    Tunes the host's allocator.
 
     Processes of one job end together: the last thing that each does is to wait for the others, or to tell them why not.
     """
@@ -49,13 +56,37 @@ def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
             sys.exit(status)
         except UserError as error:
             processes.give_up(error)
-            print(f"error: {error}", file=sys.stderr)
+            _fail(str(error))
+        except BrokenPipeError:  # whoever read the output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except (Exception, KeyboardInterrupt) as error:
+        except Exception as error:
+            processes.give_up(error)
+            _fail(f"{_named(error)} (details in {_details()})")
+        except KeyboardInterrupt as error:
             processes.give_up(error)
             raise
 
     return run
+
+
+def _fail(message: str) -> None:
+    """Ends the program with one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _named(error: Exception) -> str:
+    """What went wrong in one line: the kind of exception and the first line of its text, at most `LENGTH` letters."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:LENGTH]
+
+
+def _details() -> str:
+    """Writes the traceback of the exception that is handled, and says where."""
+    with tempfile.NamedTemporaryFile("w", prefix="ringmoe-error-", suffix=".txt", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return file.name
 
 
 def read_run(
@@ -90,16 +121,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def folder(text: str) -> str:
-    """Type of an argument that names a folder or file of results.
-
-    Raises:
-        ConfigError: it lies in an object store, and a path would be taken for one below this folder.
-    """
-    if "://" in text:
-        raise ConfigError(
-            f"{text}: runs, maps and reports lie in folders. Mount the bucket on all hosts (docs/launch.md) and give "
-            "the path there; data sets may be read from gs://"
-        )
+    """Type of an argument that names a folder or file of results, see `files.check_local`."""
+    files.check_local(text)
     return text
 
 

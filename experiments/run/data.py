@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -53,6 +54,18 @@ def open_for(run: Run, directories: Sequence[str] = ()) -> list[Dataset]:
             raise DataError(f"{directory} holds {', '.join(stored)}, the model reads {', '.join(run.sensors)}")
         opened.append(open_dataset(directory, sensors, run.data.bands))
     return opened
+
+
+def by_name(folders: Sequence[str]) -> dict[str, str]:
+    """Folders of `--beside` by their own names, which tables show.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    named = {Path(folder).name: str(folder) for folder in folders}
+    if len(named) < len(folders):
+        raise ConfigError(f"--beside {' '.join(map(str, folders))}: two folders have one name, rename one of them")
+    return named
 
 
 def open_labelled(config: FinetuneConfig, encoder: Encoder, directory: str = "") -> Dataset:

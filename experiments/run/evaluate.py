@@ -7,8 +7,9 @@ penalty is chosen on a part of "train". Nothing is fitted on the split that is s
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from experiments.reports.evaluation import Pictures, Places
 from experiments.run import data as run_data
 from experiments.run import probe
 from experiments.run.data import TRAIN
+from experiments.run.experts import Experts
 from experiments.run.masked import Masked
 from experiments.run.probe import Protocol
 from experiments.run.tiles import Tiles
@@ -27,10 +29,10 @@ from input_pipeline.dataset import Dataset
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.evaluate import baselines, locations, quicklook, reconstruction, routing
-from ringmoe_jax.evaluate.features import POOLED, collect
+from ringmoe_jax.evaluate.features import POOLED, Features, collect
 from ringmoe_jax.models import Params
 from ringmoe_jax.run import FEATURES, Run, read_record, results
-from ringmoe_jax.run.evaluation import EVALUATION, Evaluation, Lattice, LocationRow, PlaceSummary
+from ringmoe_jax.run.evaluation import EVALUATION, TRAINED, Evaluation, Lattice, LocationRow, PlaceSummary
 
 PLACES = 6  # tiles whose locations and frames are looked at
 FRAMES = 24  # in a matrix of similarities, but at least those of one tile
@@ -52,6 +54,7 @@ def evaluate(
     out: str | None = None,
     max_tiles: int = MAX_TILES,
     brief: bool = False,
+    beside: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluates the newest checkpoint of a pre-training run.
 
@@ -69,6 +72,7 @@ def evaluate(
         out: default `<checkpoint>/report`, or a folder in it for other data and splits than the default ones.
         max_tiles: the first so many tiles of a split are read.
         brief: only the model, without baselines beside its probes and without pictures.
+        beside: folders of other runs whose features are probed on the same tiles, each shown as its own run says.
 
     Raises:
         UserError: no checkpoint, no such protocol, split or sensor, or data that the model cannot read.
@@ -83,12 +87,15 @@ def evaluate(
     print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
-    parts = [_Part(run, dataset, rules, max_tiles, inspect, random) for dataset in run_data.open_for(run, datasets)]
-    evaluation = _joined(run, rules, parts, time.perf_counter() - started)
+    others = {name: Run.open(other, kinds=FEATURES) for name, other in run_data.by_name(beside).items()}
+    opened = run_data.open_for(run, datasets)
+    parts = [_Part(run, dataset, rules, max_tiles, inspect, random, others) for dataset in opened]
+    evaluation = _joined(run, others, rules, parts, time.perf_counter() - started)
     if not brief:
         pictures = Pictures(
             [strips for part in parts for strips in part.masked.strips],
             {part.data.name: part.places for part in parts if part.places},
+            {(part.data.name, group): liked for part in parts for group, liked in part.experts.atlas.items()},
             {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
         )
         evaluation = report.draw(folder, evaluation, pictures)
@@ -97,13 +104,14 @@ def evaluate(
     return evaluation
 
 
-def _joined(run: Run, rules: Protocol, parts: Sequence[_Part], seconds: float) -> Evaluation:
+def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequence[_Part], seconds: float) -> Evaluation:
     """The numbers of all data sets."""
     probes = [row for part in parts for row in part.probes]
     tokens = [statistics for part in parts for statistics in part.masked.routing]
     return Evaluation(
         checkpoint=str(run.folder),
         step=run.step,
+        origins={name: r.origin for name, r in {TRAINED: run, **others}.items() if r.origin},
         protocol=rules.text,
         seed=rules.seed,
         parameters=run.parameters,
@@ -117,6 +125,7 @@ def _joined(run: Run, rules: Protocol, parts: Sequence[_Part], seconds: float) -
         likelihood=tuple(row for part in parts for row in part.masked.likelihoods),
         locations=tuple(part.locations for part in parts if part.locations),
         routing=routing.summarise(routing.add(tokens)) if tokens else {},
+        specialisation=tuple(row for part in parts for row in part.experts.rows),
         seconds=seconds,
         **results.provenance(),
     )
@@ -144,12 +153,14 @@ class _Part:
         max_tiles: of a split that are read.
         inspect: of `reconstruction.inspector`, one compiled pass for all data sets.
         random: fresh parameters of the model; None for the model alone, without baselines and pictures.
+        others: further runs by name, whose features are probed as well.
 
     Attributes:
         data: the data set in words.
         probes: of every share of the labels.
         ranks: of features.
         masked: masked losses, likelihoods, routing and tiles to show.
+        experts: what they tell apart.
         places: locations to show; None without any.
         locations: numbers of these; None for a model without a fusion.
     """
@@ -157,18 +168,44 @@ class _Part:
     places: Places | None = None
     locations: LocationRow | None = None
 
-    def __init__(self, run: Run, dataset: Dataset, rules: Protocol, max_tiles: int, inspect, random: Params | None):
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        rules: Protocol,
+        max_tiles: int,
+        inspect,
+        random: Params | None,
+        others: Mapping[str, Run],
+    ):
         tiles = Tiles(run, dataset, rules, max_tiles)
         self.data = tiles.describe()
         means = reconstruction.training_means(run.model, tiles.objectives, run.params, tiles(TRAIN))
         encoders = probe.encoders(run, random, partial(inspect, means=means), rules)
         collected = {name: collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
+        for name, other in others.items():
+            _add(collected, name, other, dataset.directory, rules, max_tiles)
         self.probes = probe.probe(dataset, collected, rules)
         self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
+        self.experts = Experts(run, tiles, rules.seed)
         if random is not None:
             shown = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
             self.places, self.locations = _locations(tiles, shown) if shown else (None, None)
+
+
+def _add(
+    collected: dict[str, Features], name: str, other: Run, directory: str, rules: Protocol, max_tiles: int
+) -> None:
+    """Adds another run's features of the same tiles, which it is shown as it was trained."""
+    (dataset,) = run_data.open_for(other, [directory])
+    tiles = Tiles(other, dataset, rules, max_tiles)
+    inspect = partial(reconstruction.inspector(other.model, {}), means={})
+    encoder = {name: probe.encoders(other, None, inspect, rules)[TRAINED]}
+    for split, known in collected.items():
+        found = collect(tiles(split), encoder, max_tiles)
+        observed = {s: known.observed.get(s, seen) for s, seen in found.observed.items()} | known.observed
+        collected[split] = dataclasses.replace(known, values=known.values | found.values, observed=observed)
 
 
 # ---- Locations ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from experiments.reports import arms
 from experiments.run import data as run_data
 from experiments.run.finetune import encoder_of, finetune
 from experiments.run.fit import once
+from ringmoe_jax import files
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds as over_seeds
@@ -33,7 +34,9 @@ RESULT = "few_labels_run.json"  # the score of a finished run
 SHOWN = 2  # metrics in the picture
 
 
-def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds: Sequence[int]) -> FewLabels:
+def study(
+    values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds: Sequence[int], beside: Sequence[str] = ()
+) -> FewLabels:
     """Trains every arm on every share of the labels with every seed.
 
     All have the same encoder, head, steps and batches. A seed chooses the labels, their order and new parameters;
@@ -44,6 +47,7 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
         out: folder.
         fractions: shares of the training samples, above 0, at most 1; of every class where the target is a class.
         seeds: of the runs.
+        beside: folders of further encoders, each with arms of its own, frozen and fine-tuned.
 
     Returns:
         What `few_labels.json` holds: each metric a mean over seeds with its interval.
@@ -54,12 +58,12 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
     config = FinetuneConfig.of(values)
     if not config.init_from:
         raise ConfigError("few_labels compares a pre-trained encoder with a new one: give --config.init_from=runs/...")
-    stratified = _stratified(config)
+    stratified, compared = _stratified(config), ARMS | anchors(beside)
     rows: list[ArmScores] = []
     for fraction in fractions:
-        scored: dict[str, list[TaskScore]] = {arm: [] for arm in ARMS}
+        scored: dict[str, list[TaskScore]] = {arm: [] for arm in compared}
         for seed in seeds:
-            for arm, changes in ARMS.items():
+            for arm, changes in compared.items():
                 own = _values(values, changes, fraction, seed, stratified)
                 workdir = Path(out) / arm.replace(", ", "_").replace(" ", "_") / f"{fraction:g}" / f"seed{seed}"
                 scored[arm].append(_run(own, workdir))
@@ -69,6 +73,20 @@ def study(values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds
     summary = FewLabels(title=title, seeds=tuple(seeds), config=dict(values), results=tuple(rows))
     _write(Path(out), summary)
     return summary
+
+
+def anchors(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Arms of other encoders, as `ARMS`, by the names of their folders.
+
+    Raises:
+        ConfigError: two folders have one name.
+    """
+    ways = {"fine-tuned": "full", "frozen": "frozen"}
+    return {
+        f"{name}, {way}": dict(adaptation=dict(method=method), init_from=folder)
+        for name, folder in run_data.by_name(folders).items()
+        for way, method in ways.items()
+    }
 
 
 def _stratified(config: FinetuneConfig) -> str:
@@ -87,6 +105,7 @@ def _values(values: Mapping, changes: Mapping, fraction: float, seed: int, strat
     own = copy.deepcopy(dict(values))
     own["adaptation"] = dict(own.get("adaptation", {})) | changes["adaptation"]
     own["weights"] = changes.get("weights", CHECKPOINT)
+    own["init_from"] = changes.get("init_from", own["init_from"])
     own.setdefault("train", {})["seed"] = seed
     own["data"]["shuffle_seed"] = seed
     for stream in own["data"]["streams"].values():
@@ -101,7 +120,7 @@ def _mean(arm: str, fraction: float, runs: Sequence[Mapping[str, Score]]) -> Arm
 
 def _write(out: Path, summary: FewLabels) -> None:
     results.write(out / "few_labels.json", summary)
-    (out / "few_labels.md").write_text(markdown(summary))
+    files.write_text(out / "few_labels.md", markdown(summary))
     shown = list(summary.results[0].scores)[:SHOWN]
     style.save(arms.labels(summary.title, summary.results, shown), out / "few_labels.png")
 

@@ -17,14 +17,15 @@ from input_pipeline.reader import BatchIterator
 from ringmoe_jax import models
 from ringmoe_jax import run as runs
 from ringmoe_jax.data_config import DataConfig
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds
-from ringmoe_jax.models import Params, count
+from ringmoe_jax.models import Params, count, resampling
 from ringmoe_jax.models.downstream import DECODER, ENCODER
 from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import (
     CHECKPOINT,
     FEATURES,
+    IMPORTED,
     TASK,
     Encoder,
     FinetuneConfig,
@@ -113,6 +114,7 @@ def encoder_of(config: FinetuneConfig) -> Encoder:
         {name: tuple(chosen) for name, chosen in saved["data"].get("bands", {}).items()},
         {name: Statistics(**s) for name, s in record["statistics"].items()},
         record["step"],
+        record.get(IMPORTED, {}),
     )
 
 
@@ -127,18 +129,15 @@ def fill(state: TrainState, params: Params) -> TrainState:
         params: of the pre-training run.
 
     Raises:
-        DataError: a parameter has another shape: images of another size have other position tables.
+        DataError: a parameter has another shape, and is no position table, which is resampled, see
+            `ringmoe_jax.models.resampling`.
     """
 
     def filled(new, old, where):
         if isinstance(new, Mapping):
             return {k: filled(part, old[k], f"{where}/{k}") if k in old else part for k, part in new.items()}
-        if np.shape(old) != new.shape:
-            raise DataError(
-                f"the checkpoint's {where} is {list(np.shape(old))}, the model wants {list(new.shape)}: fine-tune with "
-                "the image size and window that the encoder was pre-trained with"
-            )
-        return jax.make_array_from_callback(new.shape, new.sharding, lambda part: np.asarray(old[part]))
+        fitting = resampling.fitted(np.asarray(old), new.shape, where)
+        return jax.make_array_from_callback(new.shape, new.sharding, lambda part: fitting[part])
 
     trained, frozen = state.params.get(ENCODER, {}), state.pretext.get("frozen", {})
     parts = state.params | ({ENCODER: filled(trained, params, ENCODER)} if trained else {})
@@ -169,6 +168,8 @@ def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: Trai
     (name,) = data.datasets
     shown = jax.process_count() * data.sizes[name]
     source = f"{config.init_from} at step {encoder.step}" if config.init_from else "new"
+    if encoder.origin:
+        source += f" ({encoder.origin['source']}, {encoder.origin['licence']})"
     fresh = ", but fresh weights" if config.init_from and config.weights != CHECKPOINT else ""
     print(f"devices     {len(jax.devices())} x {jax.devices()[0].device_kind}")
     print(f"encoder     {encoder.model['name']} of {source}{fresh}; shown {', '.join(parts.sensors)}")

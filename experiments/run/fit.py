@@ -17,7 +17,7 @@ from ringmoe_jax.compress.online import OnlinePruning
 from ringmoe_jax.errors import ConfigError, TrainingError
 from ringmoe_jax.parallel import processes
 from ringmoe_jax.parallel.lock import lock
-from ringmoe_jax.run import COMPRESSED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
+from ringmoe_jax.run import COMPRESSED, IMPORTED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
 from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
@@ -133,10 +133,10 @@ def _resume(
 ) -> TrainState:
     """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
     saved = checkpointer.record()
-    if kind_of(saved) == COMPRESSED:
+    if (kind := kind_of(saved)) in (COMPRESSED, IMPORTED):
         raise ConfigError(
-            f"{checkpointer.directory.parent} holds a compressed model, which has no optimiser state to resume from: "
-            "choose a new --workdir"
+            f"{checkpointer.directory.parent} holds a model that is {kind}, without an optimiser state to resume "
+            "from: choose a new --workdir"
         )
     before, now = type(config).of(saved["config"]).complete(), config.complete()
     for section in sections:

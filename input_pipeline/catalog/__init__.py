@@ -21,7 +21,7 @@ from input_pipeline.catalog import images, objects, pixels
 from input_pipeline.catalog.entry import CustomReader, Entry
 from input_pipeline.layouts import Opened, Request, tiles
 from input_pipeline.layouts.tiles import Report
-from input_pipeline.schema import CLASSES, MULTILABEL, Metadata, Sample, SensorInfo
+from input_pipeline.schema import CLASSES, MAP, MULTILABEL, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
 from ringmoe_jax.registry import Registry
@@ -167,7 +167,10 @@ def _metadata(entry: Entry, request: Request, opened: Opened) -> Metadata:
         licence=entry.licence,
         source=entry.source,
         citation=entry.citation,
-        labels=dict(opened.labels),
+        labels={
+            label: dataclasses.replace(info, unscored=entry.unscored) if info.kind == MAP else info
+            for label, info in opened.labels.items()
+        },
     )
 
 

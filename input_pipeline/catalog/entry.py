@@ -43,6 +43,7 @@ class Entry:
         source: address.
         citation: how to cite it.
         note: traps.
+        unscored: classes that the data set's own scores leave out of their means.
         divisions: other published splits that `--splits` names, in place of the layout's own.
         evidence: where names of files, bands, classes and splits are known from. Nothing here was tried on a whole
             data set unless it says so.
@@ -61,4 +62,5 @@ class Entry:
     note: str = ""
     stride: int | None = None
     series: bool = False
+    unscored: tuple[str, ...] = ()
     divisions: Mapping[str, Lists] = dataclasses.field(default_factory=dict)

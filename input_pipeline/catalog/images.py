@@ -193,7 +193,7 @@ def _bigearthnet_cube(example) -> Image:
 
 
 def _ordered(name: str, values: np.ndarray, bands: tuple[str, ...]) -> Image:
-    pixels, valid, _ = ordered(values, None, None, sensor_table.get(name), bands, 1, "TFDS")
+    pixels, valid = ordered(values, sensor_table.get(name), bands, 1, "TFDS")
     return Image(pixels[None], valid[None])
 
 

@@ -10,7 +10,7 @@ from input_pipeline.layouts.cubes import Pastis
 from input_pipeline.layouts.files import Files
 from input_pipeline.layouts.rasters import Colours, Layers, Mask, Raster, Values
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo
 
 # Class, colour of iSAID's masks.
 ISAID = {
@@ -57,7 +57,8 @@ def _areas(prefix: str, **areas: str) -> dict[str, tuple[str, ...]]:
 
 def _oscd_dates(source: Path, fields) -> list[int]:
     """The two days in dates.txt, lines that end with yyyymmdd."""
-    text = (source / f"Onera Satellite Change Detection dataset - Images/{fields['id']}/dates.txt").read_text()
+    path = source / f"Onera Satellite Change Detection dataset - Images/{fields['id']}/dates.txt"
+    text = files.read_text(path, "two lines that end with yyyymmdd")
     return [
         geo.days(f"{year}-{month}-{day}") for year, month, day in re.findall(r"(\d{4})(\d\d)(\d\d)\s*$", text, re.M)
     ]
@@ -103,6 +104,7 @@ _SEGMENTATION = (
             Mask("5_Labels_all/{id}_label.tif", Colours(tuple(ISPRS.values()))),
         ),
         classes=tuple(ISPRS),
+        unscored=("clutter",),
         tile=512,
         licence=_ISPRS_LICENCE,
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-potsdam.aspx",
@@ -127,6 +129,7 @@ _SEGMENTATION = (
             Mask("{id}.tif", Colours(tuple(ISPRS.values()))),
         ),
         classes=tuple(ISPRS),
+        unscored=("clutter",),
         tile=512,
         licence=_ISPRS_LICENCE,
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-vaihingen.aspx",

@@ -94,6 +94,8 @@ def _place(shows: Shows, name: str, sample: Mapping, look: Look) -> dict:
     if box is not None:
         window = resampling.window(box, look.mirrored, look.quarters, height, width, size, rule)
         pixels, valid = resampling.resample(pixels, valid, window, rule)
+        if min(signs := rules.mirror_signs(dataset.sensors[name])) < 0:
+            pixels = pixels * jnp.where(look.mirrored, jnp.array(signs), 1.0)
     if name in shows.photometric:
         given = shows.photometric[name], rule, shows.statistics[name]
         pixels, valid = values.disturb(pixels, valid, drawn[2], *given)

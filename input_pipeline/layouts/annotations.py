@@ -16,19 +16,22 @@ or outside the image are returned as they are: `tiles.cut` leaves them out and c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.parsers import expat
 
 import numpy as np
 
+from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import BOX, TRACK
 from ringmoe_jax.errors import DataError, nearest
+from ringmoe_jax.files import read_bytes, read_json, read_text
 
 _CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # of DIOR-R
+XML_BYTES, XML_DEPTH = 2**26, 64  # of a file of one image (our choice)
 _HEADER = ("imagesource", "gsd")  # of DOTA
 
 
@@ -41,11 +44,39 @@ class Annotations:
         images: float64 rows by image, [n, 6] of `schema.BOX`, or by sequence, [n, 8] of `schema.TRACK`; [0, 6] where
             a file says that there is nothing. An image is named by its file's name without folders and ending.
         left_out: rows that are not in `images`, for each reason by image; the reason completes "12 boxes ...".
+        sizes: height and width of the images that the objects were drawn on, where files say them.
     """
 
     names: tuple[str, ...]
     images: dict[str, np.ndarray]
     left_out: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def on(self, name: str, size: tuple[int, int], report: Report) -> np.ndarray:
+        """Rows of an image, scaled where the objects were drawn on it at another size.
+
+        Args:
+            name: of the image.
+            size: height and width of its file.
+            report: notes what is scaled.
+
+        Raises:
+            DataError: the sizes differ in shape, so the file shows another part of the ground, or turned.
+        """
+        rows, drawn = self.images[name], self.sizes.get(name, size)
+        if drawn == size:
+            return rows
+        ratio = size[0] / drawn[0], size[1] / drawn[1]
+        if abs(ratio[0] / ratio[1] - 1) * max(size) > 1:
+            raise DataError(
+                f'"{name}" has {size[0]} x {size[1]} px, its objects were drawn on {drawn[0]:g} x {drawn[1]:g}: wanted '
+                "the same image; correct the size in the annotations, or give the image that they belong to"
+            )
+        report.note([f"have another size than their objects say, {ratio[1]:g} times as large: scaled"], name)
+        scaled = rows.copy()
+        scaled[:, [BOX.index("x"), BOX.index("width")]] *= ratio[1]
+        scaled[:, [BOX.index("y"), BOX.index("height")]] *= ratio[0]
+        return scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +98,15 @@ def coco(path: Path, names: Sequence[str] | None = None) -> Annotations:
     Raises:
         DataError: the file is no COCO file, a class is not in `names`, or two images share a name.
     """
+    content = read_json(path, "a COCO file")
     try:
-        content = json.loads(text(path))
         files = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-        classes = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        sizes = {files[i["id"]]: (float(i["height"]), float(i["width"])) for i in content["images"] if _sized(i)}
+        classes = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         entries = [(a["image_id"], a["category_id"], a["bbox"], a.get("iscrowd", 0)) for a in content["annotations"]]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: {error.msg}: wanted a COCO file (JSON)") from None
-    except (KeyError, TypeError) as error:
+        for image, kind, *_ in entries:
+            hash(image), hash(kind)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} lacks {error}: wanted images, categories and annotations as COCO has them") from None
     objects: dict[str, list[_Object]] = {stem: [] for stem in files.values()}
     if len(objects) < len(files):
@@ -92,7 +124,13 @@ def coco(path: Path, names: Sequence[str] | None = None) -> Annotations:
         objects[files[image]].append(
             _Object(where, classes[kind], (left + width / 2, top + height / 2, width, height, 0))
         )
-    return _indexed(objects, classes.values() if names is None else names, {"were crowds": crowds} if crowds else {})
+    names = classes.values() if names is None else names
+    return _indexed(objects, names, {"were crowds": crowds} if crowds else {}, sizes)
+
+
+def _sized(image: Mapping) -> bool:
+    """Whether an image of COCO says its size."""
+    return bool(image.get("height")) and bool(image.get("width"))
 
 
 def voc(paths: Iterable[Path], names: Sequence[str] | None = None) -> Annotations:
@@ -150,7 +188,7 @@ def dota(paths: Iterable[Path], names: Sequence[str] | None = None) -> Annotatio
     objects = {}
     for path in _distinct(paths):
         found = objects[path.stem] = []
-        for i, line in enumerate(text(path).splitlines()):
+        for i, line in enumerate(read_text(path, "annotations").splitlines()):
             words, where = line.split(), f"{path}, line {i + 1}"
             if not words or line.partition(":")[0] in _HEADER:
                 continue
@@ -180,7 +218,7 @@ def motchallenge(paths: Iterable[Path], names: Sequence[str]) -> Annotations:
         if sequence in images:
             raise DataError(f'{path}: there is a sequence "{sequence}" already: rename it')
         rows, seen = [], set()
-        for i, line in enumerate(text(path).splitlines()):
+        for i, line in enumerate(read_text(path, "annotations").splitlines()):
             words, where = line.split(","), f"{path}, line {i + 1}"
             if not line.strip():
                 continue
@@ -245,18 +283,22 @@ def _xml(
     box: Callable[[_Entry], Sequence[float]],
 ) -> Annotations:
     """Objects of XML files: elements `tag` below `root`, with their class at `name`, or of the only class."""
-    objects = {
-        path.stem: [
-            _Object(entry.where, entry.text(name) if name else names[0], box(entry))
-            for entry in _Entries(path, root, tag).found
+    objects, sizes = {}, {}
+    for path in _distinct(paths):
+        read = _Entries(path, root, tag)
+        objects[path.stem] = [
+            _Object(entry.where, entry.text(name) if name else names[0], box(entry)) for entry in read.found
         ]
-        for path in _distinct(paths)
-    }
-    return _indexed(objects, names)
+        if read.size:
+            sizes[path.stem] = read.size
+    return _indexed(objects, names, sizes=sizes)
 
 
 def _indexed(
-    objects: dict[str, list[_Object]], names: Iterable[str] | None, left_out: dict | None = None
+    objects: dict[str, list[_Object]],
+    names: Iterable[str] | None,
+    left_out: dict | None = None,
+    sizes: dict | None = None,
 ) -> Annotations:
     """Gives classes their index; case does not matter, for files of one data set differ in it (DIOR)."""
     if names is None:
@@ -273,7 +315,7 @@ def _indexed(
                 raise DataError(f'{entry.where}: unknown class "{entry.name}": {nearest(entry.name, names)}')
             row[:] = index[entry.name.lower()], *entry.box
         images[stem] = rows
-    return Annotations(names, images, left_out or {})
+    return Annotations(names, images, left_out or {}, sizes or {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,40 +338,59 @@ class _Entry:
 
 
 class _Entries:
-    """All elements `tag` of an XML file, with their lines, which ElementTree does not tell."""
+    """All elements `tag` of an XML file, with their lines, which ElementTree does not tell.
+
+    Attributes:
+        found: the elements.
+        size: height and width of the image, where <size> says them.
+    """
 
     def __init__(self, path: Path, root: str, tag: str):
         self.found: list[_Entry] = []
         self._path, self._root, self._tag = path, root, tag
-        self._depth, self._below, self._text = 0, None, ""
+        self.size: tuple[float, float] | None = None
+        self._path_to: list[str] = []
+        self._size: dict[str, str] = {}
+        self._depth, self._below, self._text = 0, None, []
         self._parser = expat.ParserCreate()
         self._parser.StartElementHandler, self._parser.EndElementHandler = self._start, self._end
-        self._parser.CharacterDataHandler = self._add
+        self._parser.CharacterDataHandler = lambda text: self._text.append(text)
+        self._parser.StartDoctypeDeclHandler = self._refuse
         try:
-            self._parser.Parse(_bytes(path), True)
+            self._parser.Parse(read_bytes(path, "XML of annotations", XML_BYTES), True)
         except expat.ExpatError as error:
             message = expat.ErrorString(error.code)
             raise DataError(f"{path}, line {error.lineno}: {message}: wanted XML with <{root}>") from None
+        with contextlib.suppress(KeyError, ValueError):
+            height, width = (float(self._size[name]) for name in ("height", "width"))
+            self.size = (height, width) if height > 0 and width > 0 else None
+
+    def _refuse(self, *_) -> None:
+        raise DataError(f"{self._path} declares a document type, which may hold anything: remove <!DOCTYPE ...>")
 
     def _start(self, name: str, _) -> None:
         if not self._depth and name != self._root:
             raise DataError(f"{self._path} begins with <{name}>, wanted <{self._root}>: is it of another data set?")
-        self._depth, self._text = self._depth + 1, ""
+        self._depth, self._text = self._depth + 1, []
+        if self._depth > XML_DEPTH:
+            raise DataError(f"{self._path} is nested deeper than {XML_DEPTH} elements: wanted annotations")
+        self._path_to.append(name)
         if self._below is not None:
             self._below.append(name)
         elif name == self._tag:
             self._below = []
             self.found.append(_Entry(f"{self._path}, line {self._parser.CurrentLineNumber}", {}))
 
-    def _add(self, text: str) -> None:
-        self._text += text
-
     def _end(self, _) -> None:
         self._depth -= 1
+        *_, parent, name = ("", *self._path_to)
+        self._path_to.pop()
+        if parent == "size" and self._depth == 2:
+            self._size[name] = "".join(self._text)
         if self._below:
-            self.found[-1].values.setdefault("/".join(self._below), []).append(self._text.strip())
+            self.found[-1].values.setdefault("/".join(self._below), []).append("".join(self._text).strip())
             self._below.pop()
-            self._text = ""
+            self._text = []
         else:
             self._below = None
 
@@ -343,25 +404,6 @@ def _numbers(values: Sequence, count: int, where: str, wanted: str) -> list[floa
     except (TypeError, ValueError):
         pass
     raise DataError(f"{where} holds {values}: wanted {wanted}")
-
-
-def text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: it cannot be read, or is in another encoding.
-    """
-    try:
-        return _bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text ({error}): wanted UTF-8") from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted a file of annotations") from error
 
 
 def _distinct(paths: Iterable[Path]) -> list[Path]:

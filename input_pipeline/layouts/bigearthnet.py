@@ -80,7 +80,7 @@ def _scenes(request: Request, rows: list[Mapping], rasters) -> Iterator[Scene]:
         s2, s1 = row["patch_id"], row["s1_name"]
         # Patches lie in a folder of their Sentinel-2 tile, S2A_..._T33UUP, or of their Sentinel-1 product.
         fields = {"s2": s2, "s2_tile": s2.rsplit("_", 2)[0], "s1": s1, "s1_product": s1.rsplit("_", 3)[0]}
-        read = {raster.sensor: raster.read(request.source, fields) for raster in rasters}
+        read = {raster.sensor: raster.read(request.source, fields, request.report) for raster in rasters}
         labels = np.zeros(len(request.classes), np.float32)
         labels[[index(name, request.classes, s2) for name in row["labels"]]] = 1
         images = {name: image for name, (image, _) in read.items()}

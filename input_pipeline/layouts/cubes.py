@@ -16,7 +16,7 @@ from input_pipeline.layouts.files import LABEL
 from input_pipeline.layouts.rasters import ordered
 from input_pipeline.layouts.tiles import Scene
 from input_pipeline.schema import CLASSES, MAP, UNLABELLED, Image, LabelInfo
-from ringmoe_jax import geo
+from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
@@ -71,7 +71,7 @@ class So2Sat:
 def so2sat_optical(values: np.ndarray, where: str) -> Image:
     """`s2_10` [1, H, W, 10] of reflectance [H, W, 10]."""
     sensor = sensor_table.get("s2_10")
-    pixels, valid, _ = ordered(values, None, None, sensor, sensor.band_names, 1 / sensor.scale, where)
+    pixels, valid = ordered(values, sensor, sensor.band_names, 1 / sensor.scale, where)
     return Image(pixels[None], valid[None])
 
 
@@ -107,12 +107,12 @@ class Pastis:
     def open(self, request: Request) -> Opened:
         """Reads the metadata, see `Opened`."""
         path = request.source / "metadata.geojson"
+        content = files.read_json(path, "the file of PASTIS")
         try:
-            content = json.loads(path.read_text())
             crs = content.get("crs", {}).get("properties", {}).get("name", "EPSG:4326")
             patches = [feature["properties"] | {"outline": feature["geometry"]} for feature in content["features"]]
             folds = {int(patch["Fold"]) for patch in patches}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} cannot be read ({error!r}): wanted the file of PASTIS") from error
         splits = {s: [p for p in patches if int(p["Fold"]) in chosen] for s, chosen in self.folds.items()}
         if empty := [split for split, found in splits.items() if not found]:
@@ -145,7 +145,7 @@ def _series(request: Request, patch: Mapping, name: str) -> Image:
         raise DataError(f"{path} has {len(values)} dates, metadata.geojson {len(days)}")
     order = np.argsort(days, kind="stable")
     order = order[geo.evenly(len(order), request.max_frames)]
-    pixels, valid, _ = ordered(values[order], None, None, sensor, sensor.band_names, 1, str(path))
+    pixels, valid = ordered(values[order], sensor, sensor.band_names, 1, str(path))
     return Image(pixels, valid, np.array(days)[order])
 
 
@@ -172,10 +172,7 @@ def _rings(outline: Mapping) -> list:
 
 
 def _array(path: Path, dimensions: int) -> np.ndarray:
-    try:
-        values = np.load(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted an array of PASTIS") from error
+    values = rasters.load_array(path, "an array of PASTIS")
     if values.ndim != dimensions:
         raise DataError(f"{path} has shape {values.shape}, wanted {dimensions} dimensions")
     return values

@@ -79,10 +79,11 @@ class Files:
     def _scenes(self, request: Request, places: Sequence[Mapping[str, str]], rasters) -> Iterator[Scene]:
         naming = templates.names(self.rasters[0].template)
         for fields in places:
-            read = {raster.sensor: raster.read(request.source, fields) for raster in rasters}
+            read = {raster.sensor: raster.read(request.source, fields, request.report) for raster in rasters}
             labels = {}
             if self.mask:
-                classes = self.mask.read(request.source, fields, len(request.classes))
+                grid = rasters[0].grid(request.source, fields)
+                classes = self.mask.read(request.source, fields, len(request.classes), grid)
                 if self.mask.observed:
                     for image, _ in read.values():
                         classes[~image.valid.all(axis=0)] = UNLABELLED

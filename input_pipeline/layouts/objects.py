@@ -56,7 +56,10 @@ class Boxes(_OfOneSensor):
         for split, found in places.items():
             paths = [request.source / templates.fill(self.annotations, fields) for fields in found]
             read = _noted(self.parse(paths, request.classes), request)
-            rows[split] = [read.images[path.stem] for path in paths]
+            rows[split] = [
+                _on_image(read, path.stem, self.raster, fields, request)
+                for path, fields in zip(paths, found, strict=True)
+            ]
         return _boxes(self.raster, request, places, rows, rule)
 
 
@@ -83,7 +86,7 @@ class Coco(_OfOneSensor):
         for split, path in self.files.items():
             read = _noted(annotations.coco(request.source / path, request.classes), request)
             places[split] = [{"id": name} for name in read.images]
-            rows[split] = list(read.images.values())
+            rows[split] = [_on_image(read, place["id"], self.raster, place, request) for place in places[split]]
         return _boxes(self.raster, request, places, rows, self.splits.rule)
 
 
@@ -140,7 +143,7 @@ class Tracks(_OfOneSensor):
 
     def _scenes(self, request: Request, parts) -> Iterator[Scene]:
         for frames, rows, name in parts:
-            images = [self.raster.read(request.source, fields)[0] for fields in frames]
+            images = [self.raster.read(request.source, fields, request.report)[0] for fields in frames]
             if len({image.pixels.shape for image in images}) > 1:
                 raise DataError(f'"{name}": frames differ in size: wanted one')
             image = Image(
@@ -165,7 +168,7 @@ def _boxes(
 
     def scenes(split: str) -> Iterator[Scene]:
         for fields, objects in zip(places[split], rows[split], strict=True):
-            image, place = raster.read(request.source, fields)
+            image, place = raster.read(request.source, fields, request.report)
             yield Scene("/".join(fields.values()), {raster.sensor: image}, {"boxes": objects}, place)
 
     info = LabelInfo(BOXES, request.classes, "objects of the data set", raster.sensor, max(count, 1))
@@ -176,6 +179,13 @@ def _boxes(
         {raster.sensor: raster.gsd},
         rule,
     )
+
+
+def _on_image(read: Annotations, name: str, raster: Raster, fields: Mapping[str, str], request: Request) -> np.ndarray:
+    """Rows of one image in its pixels, see `Annotations.on`; headers are read where annotations say a size."""
+    if name not in read.sizes:
+        return read.images[name]
+    return read.on(name, raster.size(request.source, fields), request.report)
 
 
 def _noted(read: Annotations, request: Request) -> Annotations:

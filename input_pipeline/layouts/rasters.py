@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import warnings
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio
+from rasterio.enums import MaskFlags
 
-from input_pipeline.layouts import templates, tiles
+from input_pipeline.layouts import templates
+from input_pipeline.layouts.tiles import Report
 from input_pipeline.schema import UNLABELLED, Image
-from ringmoe_jax import geo
+from ringmoe_jax import geo, rasters
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.sensors import Sensor
 
 Fields = Mapping[str, str]
+WANTED = "an image"
 _UNKNOWN = -2  # class of a pixel whose value nobody has named
 
 
@@ -33,7 +34,7 @@ class Raster:
         gsd: metres a pixel.
         bands: names of a file's bands in its order; those of the sensor by default. More than the sensor has are
             left out.
-        gain: stored value = gain x value of the file.
+        gain: stored value = gain x value of the file, see `rasters.plan`.
         dates: function (source, fields) -> days since 1970-01-01, one a path; unknown by default.
         void: value of a file's pixels that were not observed, where every band has it; other files say so themselves,
             or the sensor does.
@@ -52,42 +53,64 @@ class Raster:
         """Path of the first file of a place; its fields name the place."""
         return self.paths[0].replace("{band}", sensor_table.get(self.sensor).band_names[0])
 
-    def read(self, source: Path, fields: Fields) -> tuple[Image, Callable[[float, float], tuple[float, float]]]:
+    def read(
+        self, source: Path, fields: Fields, report: Report | None = None
+    ) -> tuple[Image, Callable[[float, float], tuple[float, float]]]:
         """The image [T, H, W, C] of a place, and its georeference as `tiles.Scene.place` says.
 
+        Args:
+            source: the data set's folder.
+            fields: of the place.
+            report: counts what files say otherwise than the entry.
+
         Raises:
-            DataError: a file cannot be read, or has other bands, values or another size than it should.
+            DataError: a file cannot be read, or has other bands, values, unit or size than it should.
         """
-        frames = [self._frame(source, path, fields) for path in self.paths]
-        pixels, valid, place = zip(*frames, strict=True)
+        pixels, valid, grids = zip(*[self._frame(source, path, fields, report) for path in self.paths], strict=True)
         if len({frame.shape for frame in pixels}) > 1:
             shapes = " and ".join(f"{frame.shape[0]} x {frame.shape[1]} px" for frame in pixels)
             raise DataError(f"{source / templates.fill(self.template, fields)}: dates have {shapes}: wanted one size")
         days = np.array(self.dates(source, fields)) if self.dates else None
-        return Image(np.stack(pixels), np.stack(valid), days), place[0]
+        place = functools.partial(geo.latitude_longitude, grids[0].crs, grids[0].transform)
+        return Image(np.stack(pixels), np.stack(valid), days), place
+
+    def grid(self, source: Path, fields: Fields) -> geo.Grid:
+        """Where a place's image lies, from the header of its first file."""
+        with rasters.open_raster(source / templates.fill(self.template, fields), WANTED) as file:
+            return rasters.grid(file)
 
     def size(self, source: Path, fields: Fields) -> tuple[int, int]:
         """Height and width of a place's image, from the header of its first file."""
-        with _opened(source / templates.fill(self.template, fields)) as file:
-            return file.height, file.width
+        grid = self.grid(source, fields)
+        return grid.height, grid.width
 
-    def _frame(self, source: Path, template: str, fields: Fields):
+    def _frame(self, source: Path, template: str, fields: Fields, report: Report | None):
+        """[H, W, C] as stored, [H, W] bool and the grid of one date."""
         sensor = sensor_table.get(self.sensor)
         path = source / templates.fill(template, {**fields, "band": "{band}"})
         if "{band}" not in template:
-            values, no_data, place = load(path)
-            bands = self.bands or sensor.band_names
-            stored, valid, place = ordered(values, no_data, place, sensor, bands, self.gain, str(path))
-            return stored, valid if self.void is None else valid & (values != self.void).any(-1), place
-        files = {name: load(path.with_name(path.name.replace("{band}", name))) for name in sensor.band_names}
-        bands = {name: values[..., 0] for name, (values, *_) in files.items()}
-        if len({band.shape for band in bands.values()}) > 1:
-            values = geo.to_finest(bands, sensor.band_names)
-        else:
-            values = np.stack(list(bands.values()), -1)
-        finest = max(files, key=lambda name: bands[name].shape[0])
-        _, no_data, place = files[finest]
-        return ordered(values, no_data, place, sensor, sensor.band_names, self.gain, str(path))
+            return self._read(path, sensor, self.bands or sensor.band_names, report)
+        found = {}
+        for band in sensor.bands:
+            one = path.with_name(path.name.replace("{band}", band.name))
+            found[band.name] = self._read(one, dataclasses.replace(sensor, bands=(band,)), (band.name,), report)
+        finest = max(found, key=lambda name: found[name][0].shape[0])
+        pixels = _stacked({name: stored[..., 0] for name, (stored, *_) in found.items()})
+        valid = _stacked({name: valid for name, (_, valid, _) in found.items()})
+        return pixels, valid.all(-1), found[finest][2]
+
+    def _read(self, path: Path, sensor: Sensor, bands: Sequence[str], report: Report | None):
+        """The same of one file."""
+        with rasters.open_raster(path, WANTED, whole=True) as file:
+            how = rasters.plan(path, file, sensor, bands, self.gain)
+            stored, valid, notes = rasters.read(path, file, how)
+            grid = rasters.grid(file)
+        if self.void is not None:
+            valid = valid & (stored != self.void).any(-1)
+        if report is not None:
+            report.note((*how.notes, *notes), str(path))
+            report.measure(self.sensor, self.gsd, grid.gsd)
+        return stored, valid, grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,35 +193,77 @@ class Mask:
     change: bool = False
     observed: bool = False
 
-    def read(self, source: Path, fields: Fields, classes: int) -> np.ndarray:
+    def read(self, source: Path, fields: Fields, classes: int, image: geo.Grid | None = None) -> np.ndarray:
         """[H, W] int16 of a place, 0..`classes` - 1, -1 void.
 
+        Args:
+            source: the data set's folder.
+            fields: of the place.
+            classes: their number.
+            image: where the place's image lies, see `load_mask`.
+
         Raises:
-            DataError: the file cannot be read, or holds a value that is neither a class nor void.
+            DataError: the file cannot be read, lies elsewhere, or holds a value that is neither a class nor void.
         """
         path = source / templates.fill(self.path, fields)
-        found = self.code.classes(load(path)[0], str(path))
-        return np.where(found < classes, found, UNLABELLED).astype(np.int16)
+        values, _, hidden, _ = load_mask(path, image)
+        found = self.code.classes(values, str(path))
+        return np.where((found < classes) & ~hidden, found, UNLABELLED).astype(np.int16)
 
 
-def load(path: Path):
-    """An image file: values [H, W, C], its no-data value or None, and its georeference as `tiles.Scene.place` says."""
-    with _opened(path) as file:
-        values, no_data, crs, transform = file.read(), file.nodata, file.crs, file.transform
-    place = functools.partial(geo.latitude_longitude, crs, transform) if crs else tiles.nowhere
-    return values.transpose(1, 2, 0), no_data, place
-
-
-def ordered(values: np.ndarray, no_data, place, sensor: Sensor, bands: Sequence[str], gain: float, where: str):
-    """Values as the sensor table stores them, where they are valid, and `place`.
-
-    A grey image is repeated for `rgb`, a second and third channel of a grey sensor and the transparency of `rgb` are
-    dropped.
+def load_mask(path: Path, image: geo.Grid | None = None):
+    """A mask, turned to lie as its image does.
 
     Args:
-        values: [..., C] of a file.
-        no_data: value of pixels that were not observed, or None.
-        place: handed on.
+        path: of the file.
+        image: where its image lies.
+
+    Returns:
+        Values [H, W, C], declared no-data or None, [H, W] bool hidden by an internal mask, and palette or None.
+
+    Raises:
+        DataError: it cannot be read, or lies elsewhere than its image.
+    """
+    with rasters.open_raster(path, "a mask (PNG or GeoTIFF)", whole=True) as file:
+        with rasters.reading(path, "the mask is damaged"):
+            values, no_data, flags = file.read().transpose(1, 2, 0), file.nodata, file.mask_flag_enums[0]
+            internal = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+            hidden = file.read_masks(1) == 0 if internal else np.zeros(values.shape[:2], np.bool_)
+        try:
+            palette = file.colormap(1)
+        except ValueError:
+            palette = None
+        rows, columns = (slice(None), slice(None)) if image is None else _turn(path, rasters.grid(file), image)
+    return values[rows, columns], no_data, hidden[rows, columns], palette
+
+
+def _turn(path: Path, mask: geo.Grid, image: geo.Grid) -> tuple[slice, slice]:
+    """In which order rows and columns of a mask follow those of its image; raises where it lies elsewhere."""
+    turns = {turn: image.distance(mask, turn) for turn in itertools.product((False, True), repeat=2)}
+    turn = min(turns, key=turns.get)
+    pixel = max(filter(None, (image.gsd, mask.gsd)), default=0)
+    if turns[turn] > pixel:  # not where a place is unknown: NaN
+        raise DataError(
+            f"{path}: a corner is {turns[turn]:.0f} m away from the one of its image: masks lie on their image's grid; "
+            "crop or warp them to it (gdalwarp -te -ts)"
+        )
+    return tuple(slice(None, None, -1 if reverse else None) for reverse in turn)
+
+
+def _stacked(bands: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[H, W, C] of bands [h, w], coarser ones repeated."""
+    if len({band.shape for band in bands.values()}) == 1:
+        return np.stack(list(bands.values()), -1)
+    return geo.to_finest(bands, tuple(bands))
+
+
+def ordered(
+    values: np.ndarray, sensor: Sensor, bands: Sequence[str], gain: float, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays [..., C] of a published data set as the sensor table stores them, and where they are valid [...].
+
+    Args:
+        values: of the bands `bands`.
         sensor: what is wanted.
         bands: names of the C channels.
         gain: stored value = gain x value.
@@ -207,41 +272,12 @@ def ordered(values: np.ndarray, no_data, place, sensor: Sensor, bands: Sequence[
     Raises:
         DataError: other channels or values than wanted.
     """
-    channels = values.shape[-1]
-    if sensor.dtype == "uint8" and channels != len(bands) and values.dtype == np.uint8:
-        if (channels, len(bands)) == (1, 3):
-            values = np.repeat(values, 3, -1)
-        elif (channels, len(bands)) in ((3, 1), (4, 1), (4, 3)):
-            values = values[..., : len(bands)]
     if values.shape[-1] != len(bands):
-        raise DataError(f"{where} has {channels} bands, wanted {len(bands)}: {', '.join(bands)}")
+        raise DataError(f"{where} has {values.shape[-1]} bands, wanted {len(bands)}: {', '.join(bands)}")
     values = values[..., [bands.index(name) for name in sensor.band_names]]
     valid = np.isfinite(values).all(-1)
-    if no_data is not None and np.isfinite(no_data):
-        valid &= (values != no_data).all(-1)
-    if gain != 1:
-        values = values * gain
-    stored = _stored(values, valid, sensor, where)
-    if sensor.no_data is not None:
-        valid &= (stored != sensor.no_data).all(-1)
-    return stored, valid, place
-
-
-def _stored(values: np.ndarray, valid: np.ndarray, sensor: Sensor, where: str) -> np.ndarray:
-    """Values in the sensor's dtype. Whole numbers below its range, which nothing reflects, become "no data"."""
-    wanted = np.dtype(sensor.dtype)
-    if values.dtype == wanted or wanted.kind == "f":
-        return values.astype(wanted, copy=False)
-    limits = np.iinfo(wanted)
-    rounded = np.rint(np.where(valid[..., None], values, 0))
-    if sensor.no_data is not None:
-        rounded = np.maximum(rounded, sensor.no_data)
-    if rounded.min(initial=0) < limits.min or rounded.max(initial=0) > limits.max:
-        raise DataError(
-            f'{where} holds {values.dtype} from {rounded.min():g} to {rounded.max():g}, "{sensor.name}" is stored as '
-            f"{wanted} in units of {sensor.scale:g} {sensor.unit}"
-        )
-    return rounded.astype(wanted)
+    gains, shifts = [gain] * sensor.channels, [0] * sensor.channels
+    return rasters.settle(rasters.convert(values, valid, sensor, gains, shifts, where), valid, sensor, where)[:2]
 
 
 def _looked_up(values: np.ndarray, of_class: Sequence[int], void: Sequence[int], where: str, shown) -> np.ndarray:
@@ -259,16 +295,3 @@ def _looked_up(values: np.ndarray, of_class: Sequence[int], void: Sequence[int],
             f"{', '.join(map(shown, of_class))}{unknown}"
         )
     return found
-
-
-@contextlib.contextmanager
-def _opened(path: Path):
-    """`rasterio.open` that says which file it was, and nothing of missing coordinates."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            file = rasterio.open(path)
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path} cannot be read ({error}): wanted an image") from error
-    with file:
-        yield file

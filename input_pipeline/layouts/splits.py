@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from input_pipeline.layouts import Request, templates
+from ringmoe_jax import files
 from ringmoe_jax.errors import DataError, nearest
 
 Places = dict[str, list[dict[str, str]]]  # fields of the places by split
@@ -128,10 +129,8 @@ class Lists:
         return _chosen(request, template, listed), f"{self.whose}, lists {', '.join(self.files.values())}"
 
     def _listed(self, path: Path, split: str) -> list[dict[str, str]]:
-        try:
-            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error}): wanted the list of the split {split}") from error
+        text = files.read_text(path, f"the list of the split {split}")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         if len(set(self.files.values())) < len(self.files):
             lines = _section(lines, split, path)
         fields = [templates.parse(self.row, line, _WORD) for line in lines]

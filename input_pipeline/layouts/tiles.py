@@ -31,6 +31,7 @@ from input_pipeline.schema import (
 from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
+GSD_SPREAD = 1.05  # of metres a pixel, from which on it is noted (our choice)
 _COLUMNS = {BOXES: len(BOX), TRACKS: len(TRACK)}
 _X, _Y, _WIDTH, _HEIGHT, _ANGLE = range(1, 6)  # columns of BOX and TRACK after the class
 
@@ -72,6 +73,24 @@ class Report:
         self.left_out: dict[str, collections.Counter] = {}
         self.seen: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
+        self._said: dict[str, dict[str, None]] = {}
+        self._gsd: dict[str, list[float]] = {}
+
+    def note(self, sentences: Iterable[str], where: str) -> None:
+        """Counts the files that something is true of.
+
+        Args:
+            sentences: each completes "3 files, a.tif among them, ...".
+            where: the file; naming it again changes nothing.
+        """
+        for sentence in sentences:
+            self._said.setdefault(sentence, {})[where] = None
+
+    def measure(self, sensor: str, stored: float, found: float | None) -> None:
+        """Compares metres a pixel of a file with those that the metadata says; None of a file without place."""
+        if found is not None:
+            known = self._gsd.setdefault(sensor, [stored, found, found])
+            known[1:] = min(known[1], found), max(known[2], found)
 
     def leave_out(self, why: str, where: str, count: int = 1) -> None:
         """Counts rows that were left out.
@@ -96,7 +115,13 @@ class Report:
 
     def lines(self, labels: Mapping[str, LabelInfo]) -> list[str]:
         """What a person should know, a line each; empty where all is well."""
-        lines = list(self.notes) + [
+        lines = list(self.notes)
+        for sentence, said in self._said.items():
+            lines.append(f"{len(said)} files, {next(iter(said))} among them, {sentence}")
+        for name, (stored, low, high) in self._gsd.items():
+            if high > GSD_SPREAD * min(low, stored) or stored > GSD_SPREAD * low:
+                lines.append(f"{name}: files have {low:.3g} to {high:.3g} m a pixel, the metadata says {stored:.3g} m")
+        lines += [
             f"{sum(images.values())} boxes of {len(images)} images {why}: left out"
             for why, images in sorted(self.left_out.items())
         ]

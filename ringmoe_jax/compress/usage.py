@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.moe.contribution import Contribution
 from ringmoe_jax.moe.statistics import RoutingStatistics
@@ -64,14 +65,11 @@ class Usage:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz file: whole or not at all."""
-        path = Path(path)
         leaves = jax.tree_util.tree_flatten_with_path(self.statistics)[0]
         arrays = {path_name(where): leaf for where, leaf in leaves}
         arrays[_ABOUT] = json.dumps({"modalities": self.modalities, "images": self.images})
-        partial = path.with_name(path.name + ".tmp")
-        with partial.open("wb") as file:
+        with files.replaced(path) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
-        partial.replace(path)
 
     @staticmethod
     def load(path: str | Path) -> Usage:

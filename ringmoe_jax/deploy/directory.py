@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
 
+from ringmoe_jax import files
 from ringmoe_jax.deploy.program import Program
 from ringmoe_jax.deploy.stac import SCHEMA
 from ringmoe_jax.errors import ConfigError, DataError
@@ -43,7 +43,7 @@ TEXT = """# {name}
 {description}
 
 Weights: {licence}. What every input and output means, bands and statistics are in `{json}`, a STAC Item with the
-Machine Learning Model extension. It needs `pip install jax safetensors`, written with JAX {jax}:
+Machine Learning Model extension. It needs `pip install jax flatbuffers safetensors`, written with JAX {jax}:
 
 ```python
 import jax
@@ -68,10 +68,11 @@ print({{name: x.shape for name, x in outputs.items()}})
 
 
 def check_target(out: str | Path) -> None:
-    """Raises a `ConfigError` where a folder holds anything but an export, which would be replaced."""
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and (_is_export(out) or not any(out.iterdir()))):
+    """Raises a `UserError` unless a folder is absent, empty or an export as it was written, which would be replaced."""
+    out = files.check_local(out)
+    if (out / files.MANIFEST).exists() and not _is_export(out):
         raise ConfigError(f"{out} exists and is not an exported model: give a new folder, or one to replace")
+    files.check_replaceable(out, overwrite=True)
 
 
 def save(out: str | Path, program: Program, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,23 +87,17 @@ def save(out: str | Path, program: Program, item: Mapping[str, Any]) -> dict[str
         What model.json holds: `item` with assets, their sizes and checksums.
 
     Raises:
-        ConfigError: the folder holds something else.
+        UserError: the folder holds something else, or cannot be written.
     """
     check_target(out)
-    out = Path(out)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / PROGRAM).write_bytes(program.serialised)
-    save_file(program.weights, part / WEIGHTS)
-    (part / WEIGHTS).chmod((part / PROGRAM).stat().st_mode)  # safetensors writes for its owner alone
-    (part / README).write_text(_readme(item))
-    assets = {name: asset | _facts(part / asset["href"]) for name, asset in ASSETS.items()}
-    text = json.dumps({**item, "assets": assets}, indent=1)
-    (part / DESCRIPTION).write_text(text + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    part.rename(out)
+    with files.draft_folder(Path(out), overwrite=True) as draft:
+        (draft / PROGRAM).write_bytes(program.serialised)
+        save_file(program.weights, draft / WEIGHTS)
+        (draft / WEIGHTS).chmod((draft / PROGRAM).stat().st_mode)  # safetensors writes for its owner alone
+        (draft / README).write_text(_readme(item))
+        assets = {name: asset | _facts(draft / asset["href"]) for name, asset in ASSETS.items()}
+        text = json.dumps({**item, "assets": assets}, indent=1)
+        (draft / DESCRIPTION).write_text(text + "\n")
     return json.loads(text)
 
 
@@ -122,9 +117,12 @@ def load(directory: str | Path) -> tuple[Callable[[Mapping[str, Any]], dict[str,
             inputs that are missing, unknown or of another shape or dtype.
     """
     directory = Path(directory)
+    if not (directory / DESCRIPTION).is_file():
+        raise DataError(f"no exported model in {directory}: give a folder that experiments.export wrote")
+    described = files.checked_bytes(directory, DESCRIPTION, files.read_manifest(directory))
     if not _is_export(directory):
         raise DataError(f"no exported model in {directory}: give a folder that experiments.export wrote")
-    metadata = json.loads((directory / DESCRIPTION).read_text())
+    metadata = json.loads(described)
     if (schema := metadata["properties"]["ringmoe:schema"]) != SCHEMA:
         raise DataError(f"{directory / DESCRIPTION} has schema {schema}, this program reads {SCHEMA}: export it again")
     for asset in metadata["assets"].values():

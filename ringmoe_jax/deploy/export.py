@@ -62,7 +62,7 @@ def select_sensors(run: Run, names: Sequence[str] = ()) -> dict[str, Sensor]:
     return {name: sensor for name, sensor in run.sensors.items() if not names or name in names}
 
 
-def export(run: Run, tiles: Tiles, out: str | Path, *, int8: bool = False, licence: str = "other") -> dict[str, Any]:
+def export(run: Run, tiles: Tiles, out: str | Path, *, int8: bool = False, licence: str = "") -> dict[str, Any]:
     """Exports a run, pre-trained or fine-tuned.
 
     Args:
@@ -71,7 +71,7 @@ def export(run: Run, tiles: Tiles, out: str | Path, *, int8: bool = False, licen
             reads, and with the sensor that its answers lie on.
         out: folder to write, or an older export to replace.
         int8: kernels as 8-bit integers with one float32 scale an output.
-        licence: of the weights, an SPDX identifier; "other" where nobody has said.
+        licence: of the weights, an SPDX identifier; "" is that of imported weights, and "other" where nobody has said.
 
     Returns:
         What model.json holds.
@@ -95,6 +95,9 @@ def export(run: Run, tiles: Tiles, out: str | Path, *, int8: bool = False, licen
         "compared": {"tiles": dict(tiles.source), "outputs": compare(used, program, tiles.batch)},
     }
     name = re.sub(r"[^a-zA-Z0-9]+", "-", f"{card.architecture} {Path(out).name}").strip("-")
+    if run.origin:
+        facts["origin"] = run.origin
+    licence = licence or run.origin.get("licence", "other")
     card = dataclasses.replace(card, name=name, licence=licence, facts={**card.facts, **facts})
     parameters = sum(leaf.size for leaf in used.params.values())
     return deploy.save(out, program, deploy.describe(program, card, parameters))

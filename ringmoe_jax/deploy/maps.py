@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ import shapely
 from pyarrow import parquet
 from rasterio.windows import Window
 
-from ringmoe_jax.deploy.scenes import CACHE, Grid
+from ringmoe_jax import files
+from ringmoe_jax.deploy.scenes import CACHE
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.geo import Grid
 
 BLOCK_BYTES = 2**23  # of all bands of a COG's block, at most, where it may be made smaller
 GEOPARQUET = "1.1.0"
@@ -57,7 +61,8 @@ class Draft:
     """The rows of a map so far, in a folder beside it.
 
     A strip of rows is on disk before the journal counts it, so a program that is killed at any time loses the strip
-    it was at, and nothing else.
+    it was at, and nothing else. Rows that are not what the journal says, by length or checksum, are computed again. One
+    process writes a draft.
 
     Attributes:
         folder: `<out>.draft`.
@@ -76,24 +81,42 @@ class Draft:
             dtype: of all of them.
 
         Raises:
-            DataError: the draft that is there is another command's, or cannot be written.
+            DataError: the draft that is there is another command's, another process writes it, or it cannot be written.
         """
         self.folder = draft_folder(out)
         self._journal, self._pixels = self.folder / "journal.json", self.folder / "pixels"
         self.settings, self._shape, self._dtype = dict(settings), (width, channels), np.dtype(dtype)
-        self.strips = self._rows = 0
-        if self._journal.exists():
-            journal = json.loads(self._journal.read_text())
-            _check_same(self.folder, journal["settings"], self.settings)
-            self.strips, self._rows = journal["strips"], journal["rows"]
-        else:
-            try:
-                self.folder.mkdir(exist_ok=True)
-            except OSError as error:
-                raise DataError(f"{self.folder} cannot be made ({error.strerror}): give another --out") from error
+        self.strips = self._rows = self._checksum = 0
+        self._held = contextlib.ExitStack()
+        with files.writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self._held.enter_context(files.locked(self.folder, out))
+            if self._journal.exists():
+                self._resume()
+            elif any(self.folder.iterdir()):
+                raise DataError(f"{self.folder} holds no draft of a map: move it away, or give another --out")
             self._write_journal()
-        self._pixels.touch()
-        os.truncate(self._pixels, self._rows * self._row_bytes)  # what the journal does not count
+            self._pixels.touch()
+            os.truncate(self._pixels, self._rows * self._row_bytes)  # what the journal does not count
+
+    def _resume(self) -> None:
+        """Takes over the strips that the journal counts, if they are on the disk as they were written."""
+        journal = files.read_json(self._journal, "the journal of a draft; delete the folder")
+        try:
+            settings, strips, rows, checksum = (journal[key] for key in ("settings", "strips", "rows", "crc32"))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self._journal} is no journal of a draft ({error!r}): delete the folder") from error
+        _check_same(self.folder, settings, self.settings)
+        if self._pixels.exists() and checksum == self._crc32(rows):
+            self.strips, self._rows, self._checksum = strips, rows, checksum
+
+    def _crc32(self, rows: int) -> int | None:
+        """Of so many rows on the disk; None where there are fewer."""
+        checksum, left = 0, rows * self._row_bytes
+        with self._pixels.open("rb") as file:
+            while left and (part := file.read(min(left, 2**24))):
+                checksum, left = zlib.crc32(part, checksum), left - len(part)
+        return None if left else checksum
 
     @property
     def _row_bytes(self) -> int:
@@ -101,11 +124,13 @@ class Draft:
 
     def append(self, rows: np.ndarray) -> None:
         """Adds a strip: [n, width, channels], n may be 0."""
-        with self._pixels.open("ab") as file:
-            file.write(np.ascontiguousarray(rows, self._dtype).data)
+        content = np.ascontiguousarray(rows, self._dtype).tobytes()
+        with files.writing(self._pixels), self._pixels.open("ab") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self.strips, self._rows = self.strips + 1, self._rows + len(rows)
+        self._checksum = zlib.crc32(content, self._checksum)
         self._write_journal()
 
     def read(self, first: int, rows: int) -> np.ndarray:
@@ -118,12 +143,11 @@ class Draft:
     def remove(self) -> None:
         """Deletes the folder."""
         shutil.rmtree(self.folder)
+        self._held.close()
 
     def _write_journal(self) -> None:
-        text = json.dumps({"settings": self.settings, "strips": self.strips, "rows": self._rows}, indent=1)
-        new = self._journal.with_suffix(".new")
-        new.write_text(text + "\n")
-        new.replace(self._journal)
+        counted = {"strips": self.strips, "rows": self._rows, "crc32": self._checksum}
+        files.write_text(self._journal, json.dumps({"settings": self.settings} | counted, indent=1) + "\n")
 
 
 def identity(settings: Mapping[str, Any]) -> str:
@@ -162,7 +186,7 @@ def write_cog(draft: Draft, out: Path, grid: Grid, layers: Layers) -> None:
         transform=grid.transform, nodata=layers.no_data, tiled=True, blockxsize=block, blockysize=block,
         interleave="pixel", bigtiff="if_safer",
     )  # fmt: skip
-    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+    with files.writing(out), rasterio.Env(GDAL_CACHEMAX=CACHE):
         with rasterio.open(tiled, "w", **profile) as file:
             file.descriptions = layers.names
             file.update_tags(**layers.tags, **{SETTINGS: identity(draft.settings)})
@@ -174,7 +198,8 @@ def write_cog(draft: Draft, out: Path, grid: Grid, layers: Layers) -> None:
         resampling = "AVERAGE" if layers.colours is None else "MODE"
         options = dict(BLOCKSIZE=block, COMPRESS="DEFLATE", PREDICTOR="YES", BIGTIFF="IF_SAFER")
         rasterio.shutil.copy(tiled, final, driver="COG", OVERVIEW_RESAMPLING=resampling, **options)
-    final.replace(out)
+        _check_written(final, draft, block)
+        final.replace(out)
 
 
 def write_geoparquet(draft: Draft, out: Path, grid: Grid, tags: Mapping[str, str]) -> int:
@@ -205,7 +230,7 @@ def write_geoparquet(draft: Draft, out: Path, grid: Grid, tags: Mapping[str, str
         metadata={"geo": json.dumps(_geo(grid)), **tags, SETTINGS: identity(draft.settings)},
     )
     step = max(1, ROWS // grid.width)
-    with parquet.ParquetWriter(final, schema, compression="zstd") as file:
+    with files.writing(out), parquet.ParquetWriter(final, schema, compression="zstd") as file:
         for first in range(0, grid.height, step):
             cells = draft.read(first, step)
             rows, columns = np.nonzero(cells[..., -1] > 0)
@@ -224,8 +249,19 @@ def write_geoparquet(draft: Draft, out: Path, grid: Grid, tags: Mapping[str, str
                     schema=schema,
                 )
             )
-    final.replace(out)
+    with files.writing(out):
+        final.replace(out)
     return left_out
+
+
+def _check_written(path: Path, draft: Draft, block: int) -> None:
+    """Raises an `OSError` unless a GeoTIFF holds a draft: GDAL does not always say that a disk is full."""
+    with rasterio.open(path) as file:
+        for first in range(0, file.height, block):
+            rows = np.moveaxis(draft.read(first, block), -1, 0)
+            stored = file.read(window=Window(0, first, file.width, rows.shape[1]))
+            if not np.array_equal(stored, rows, equal_nan=stored.dtype.kind == "f"):
+                raise OSError(f"what is on the disk differs from row {first} on")
 
 
 def _geo(grid: Grid) -> dict[str, Any]:

@@ -4,59 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
-from rasterio.enums import MaskFlags
-from rasterio.warp import transform as to_crs
 from rasterio.windows import Window
 
-from ringmoe_jax import geo
-from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax import rasters
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
-from ringmoe_jax.sensors import COMPLEX, Sensor
+from ringmoe_jax.sensors import Sensor
 
+DISORDER = f"{rasters.DISORDER} (the order of the command line counts)"
+SHIFT = 0.1  # pixels that grids may lie apart, the errors of writing a transform (our choice)
 CACHE = 256  # MB of decoded blocks that GDAL may keep
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Where the pixels of a raster lie.
-
-    Attributes:
-        crs: coordinate reference system, or None.
-        transform: (column, row) to coordinates.
-        height: rows.
-        width: columns.
-    """
-
-    crs: object
-    transform: Affine
-    height: int
-    width: int
-
-    def coarser(self, cell: int) -> Grid:
-        """The grid of cells of `cell` x `cell` pixels from the upper left corner, the last ones cut short."""
-        a, b, c, d, e, f = self.transform[:6]
-        transform = Affine(a * cell, b * cell, c, d * cell, e * cell, f)
-        return Grid(self.crs, transform, math.ceil(self.height / cell), math.ceil(self.width / cell))
-
-    def coordinates(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x and y in the CRS of places counted in pixels from the upper left corner."""
-        a, b, c, d, e, f = self.transform[:6]
-        return a * columns + b * rows + c, d * columns + e * rows + f
-
-    def locations(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """[N, 2] float32 latitudes and longitudes in degrees (WGS 84) of such places; NaN without CRS."""
-        if not self.crs:
-            return np.full((len(rows), 2), np.nan, np.float32)
-        longitudes, latitudes = to_crs(self.crs, "EPSG:4326", *self.coordinates(rows, columns))
-        return np.stack([latitudes, longitudes], -1).astype(np.float32)
 
 
 class Scene:
@@ -66,7 +28,7 @@ class Scene:
         sensor: with the bands that are read.
         grid: where it lies.
         day: days since 1970-01-01 of TIFFTAG_DATETIME, or NO_TIME.
-        notes: what the file declares otherwise than the sensor table, one line each.
+        notes: what the file says otherwise than the sensor table, and what reading it met so far; one line each.
     """
 
     def __init__(self, path: str | Path, sensor: Sensor):
@@ -82,23 +44,31 @@ class Scene:
             DataError: no raster, other bands or another dtype.
         """
         self.path, self.sensor = Path(path), sensor
-        self._file = geo.open_raster(self.path, "a GeoTIFF or another raster of GDAL")
+        self._file = rasters.open_raster(self.path, "a GeoTIFF or another raster of GDAL")
         try:
-            self._indexes, self._channels = _channels(self.path, self._file, sensor)
+            self._plan = rasters.plan(self.path, self._file, sensor)
         except DataError:
             self._file.close()
             raise
-        self.grid = Grid(self._file.crs, self._file.transform, self._file.height, self._file.width)
-        date = self._file.tags().get("TIFFTAG_DATETIME", "").replace(":", "-")
-        self.day = geo.days(date) if date else NO_TIME
-        self.notes = _notes(self.path, self._file, sensor)
-        self._masked = _needs_mask(self._file, sensor)
+        self.grid = rasters.grid(self._file)
+        self.day, odd = rasters.day(self._file)
+        self._said = dict.fromkeys((*self._plan.notes, *odd))
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"files such as {self.path} {said}" for said in self._said]
 
     def __enter__(self) -> Scene:
         return self
 
     def __exit__(self, *error) -> None:
         self._file.close()
+
+    def forget(self, others: Sequence[Scene]) -> None:
+        """Takes the times of this and further dates for those of processing."""
+        self._said[DISORDER] = None
+        for scene in (self, *others):
+            scene.day = NO_TIME
 
     def read(self, first: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Whole rows of the scene; those above and below it are mirrored.
@@ -108,27 +78,16 @@ class Scene:
             rows: how many.
 
         Returns:
-            [rows, width, C] in storage dtype, and [rows, width] bool, True where every band was observed: neither the
-            file's mask, nor the sensor's no-data value, nor a number that is not finite says otherwise.
+            [rows, width, C] in storage dtype, and [rows, width] bool, True where all were observed, see `rasters`.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file is damaged, or its values cannot be the sensor's unit.
         """
         wanted = mirrored(first, rows, self.grid.height)
         low = int(wanted.min())
         window = Window(0, low, self.grid.width, int(wanted.max()) + 1 - low)
-        try:
-            stored = np.moveaxis(self._file.read(self._indexes, window=window), 0, -1)
-            valid = self._file.dataset_mask(window=window) > 0 if self._masked else None
-        except rasterio.errors.RasterioError as error:
-            raise DataError(f"{self.path} cannot be read at row {low} ({error}): the file is damaged") from error
-        if np.iscomplexobj(stored):
-            stored = geo.pairs(stored)[..., self._channels]
-        valid = np.ones(stored.shape[:2], np.bool_) if valid is None else valid
-        if self.sensor.no_data is not None:
-            valid &= (stored != stored.dtype.type(self.sensor.no_data)).all(-1)
-        if stored.dtype.kind == "f":
-            valid &= np.isfinite(stored).all(-1)
+        stored, valid, notes = rasters.read(self.path, self._file, self._plan, window)
+        self._said |= dict.fromkeys(notes)
         return stored[wanted - low], valid[wanted - low]
 
 
@@ -136,7 +95,8 @@ class Stack:
     """Scenes of one or several sensors and dates on one grid, open files: a context manager.
 
     Attributes:
-        scenes: of every sensor, in order of time where all times are known, else as given.
+        scenes: of every sensor, in the order in which they are given: the order of their dates. Where TIFFTAG_DATETIME
+            says another, it is the time of processing, and their times are unknown.
         grid: that all share.
     """
 
@@ -160,8 +120,9 @@ class Stack:
             for scene in others:
                 _check_grid(first, scene)
             for dates in self.scenes.values():
-                if all(scene.day != NO_TIME for scene in dates):
-                    dates.sort(key=lambda scene: scene.day)
+                days = [scene.day for scene in dates]
+                if NO_TIME not in days and days != sorted(days):
+                    dates[0].forget(dates[1:])
             self.grid = first.grid
             self._opened = opened.pop_all()
 
@@ -247,61 +208,17 @@ def mirrored(first: int, count: int, length: int) -> np.ndarray:
     return np.minimum(around, 2 * length - 1 - around)
 
 
-def _channels(path: Path, file, sensor: Sensor) -> tuple[list[int], list[int]]:
-    """Bands of the file to read, from 1 on, and of complex ones the channels of `geo.pairs`."""
-    whole, stored = sensor_table.get(sensor.name), np.dtype(file.dtypes[0])
-    is_complex = stored.kind == "c"
-    if is_complex != (sensor.resampling == COMPLEX) or not (is_complex or set(file.dtypes) == {sensor.dtype}):
-        wanted = "complex64, one band a polarisation" if sensor.resampling == COMPLEX else sensor.dtype
-        raise DataError(
-            f'{path} holds {file.dtypes[0]}, "{sensor.name}" is stored as {wanted} in units of '
-            f"{sensor.scale:g} {sensor.unit}: convert it (gdal_translate -ot), or register a sensor of your own"
-        )
-    if all(file.descriptions) and not is_complex:
-        return [i + 1 for i in geo.bands_by_name(path, file.descriptions, sensor)], []
-    channels = file.count * (2 if is_complex else 1)
-    if channels == whole.channels:
-        chosen = [whole.band_index(band.name) for band in sensor.bands]
-    elif channels == sensor.channels:
-        chosen = list(range(channels))
-    else:
-        raise DataError(
-            f'{path} gives {channels} channels without names, "{sensor.name}" has {whole.channels}: '
-            f"{', '.join(whole.band_names)}; name the bands in the GeoTIFF (descriptions) or choose another sensor"
-        )
-    return (list(range(1, file.count + 1)), chosen) if is_complex else ([i + 1 for i in chosen], [])
-
-
-def _needs_mask(file, sensor: Sensor) -> bool:
-    """Whether the file's mask, slow to read, says more than the sensor's no-data value and finiteness do."""
-    if all(flags == [MaskFlags.nodata] for flags in file.mask_flag_enums):
-        return not all(value == sensor.no_data or math.isnan(value) for value in file.nodatavals)
-    return any(MaskFlags.all_valid not in flags for flags in file.mask_flag_enums)
-
-
-def _notes(path: Path, file, sensor: Sensor) -> list[str]:
-    notes = []
-    declared = {value for value in file.nodatavals if value is not None and not math.isnan(value)}
-    if other := sorted(declared - {sensor.no_data}):
-        table = "has none" if sensor.no_data is None else f"has {sensor.no_data:g}"
-        notes.append(f'{path} declares the no-data value {other[0]:g}, "{sensor.name}" {table}: both are not observed')
-    scalings = {*zip(file.scales, file.offsets, strict=True)} - {(1.0, 0.0), (sensor.scale, sensor.offset)}
-    for scale, offset in sorted(scalings)[:1]:
-        notes.append(
-            f"{path} declares unit = {scale:g} stored + {offset:g}, which is not used: "
-            f'"{sensor.name}" is {sensor.scale:g} stored + {sensor.offset:g}'
-        )
-    return notes
-
-
 def _check_grid(first: Scene, other: Scene) -> None:
     a, b = first.grid, other.grid
     if a.crs != b.crs:
         differs = f"has the CRS {b.crs}, {first.path} {a.crs}"
     elif (a.height, a.width) != (b.height, b.width):
         differs = f"has {b.height} x {b.width} pixels, {first.path} {a.height} x {a.width}"
-    elif not a.transform.almost_equals(b.transform, precision=1e-6 * abs(a.transform.a)):
-        differs = f"has the transform {tuple(b.transform)[:6]}, {first.path} {tuple(a.transform)[:6]}"
+    elif a.apart(b) > SHIFT:
+        differs = (
+            f"has the transform {tuple(b.transform)[:6]}, {first.path} {tuple(a.transform)[:6]}, {a.apart(b):.3g} px "
+            "apart"
+        )
     else:
         return
     raise DataError(f"{other.path} {differs}: scenes share one grid; resample one to the other (gdalwarp)")

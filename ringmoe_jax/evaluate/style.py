@@ -20,6 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from ringmoe_jax import files
+
 WIDTH = 7.2  # inches: the width of a page
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A"
 YELLOW, AMBER, BLACK = "#F0E442", "#E69F00", "#000000"
@@ -62,10 +64,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a PNG, 200 dots an inch, and makes its folder."""
+    """Writes a PNG, 200 dots an inch, whole or not at all, and makes its folder."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    with files.replaced(path) as draft:
+        figure.savefig(draft, dpi=200, format="png")
     return path
 
 

@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ringmoe_jax.models import ringmoe as _ringmoe  # noqa: F401  (registers)
+from ringmoe_jax.models import galileo as _galileo  # noqa: F401  (registers)
+from ringmoe_jax.models import ringmoe as _ringmoe  # noqa: F401
 from ringmoe_jax.models import skysense as _skysense  # noqa: F401
+from ringmoe_jax.models import vision as _vision  # noqa: F401
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Params, from_module
 from ringmoe_jax.models.layers import count
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.keys import Keys
 from ringmoe_jax.parallel.compiling import run_once
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -167,7 +168,7 @@ def from_module(
     made: dict[str, Any] = {}
 
     def create(key: jax.Array) -> Params:
-        graph, state = nnx.split(make(nnx.Rngs(key)))
+        graph, state = nnx.split(make(Keys(key)))
         made["graph"] = graph
         made["state"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         return nnx.to_pure_dict(state)

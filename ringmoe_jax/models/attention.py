@@ -80,14 +80,17 @@ class WindowAttention(nnx.Module):
     def __call__(self, x: jax.Array, shifted: jax.Array | bool = False) -> jax.Array:
         """[B, h, w, D] -> [B, h, w, D].
 
-        Windows shrink to a grid that is smaller than they are, and tile every other grid; a smaller window takes its
-        position bias from the same offsets of the full one, so parameters do not depend on the grid.
+        Windows shrink to a grid that is smaller than they are; a smaller window takes its position bias from the same
+        offsets of the full one, so parameters do not depend on the grid. A grid that they do not tile is filled up
+        with zeros below and on the right, which take part in attention (released SkySense code).
 
         `shifted` moves the windows by half a window, cyclically. It may be traced, so that shifted and plain
         blocks share one compiled body; the constant False leaves the shift out of the program.
         """
-        batch, height, width, depth = x.shape
-        window = min(self.window, height, width)
+        batch, rows, columns, depth = x.shape
+        window = min(self.window, rows, columns)
+        x = jnp.pad(x, [(0, 0), (0, -rows % window), (0, -columns % window), (0, 0)])
+        height, width = x.shape[1:3]
         shift = window // 2 if shifted is not False else 0
         if shift:
             x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (-shift, -shift), axis=(1, 2)), lambda y: y, x)
@@ -109,7 +112,7 @@ class WindowAttention(nnx.Module):
         x = x.swapaxes(2, 3).reshape(batch, height, width, depth)
         if shift:
             x = jax.lax.cond(shifted, lambda y: jnp.roll(y, (shift, shift), axis=(1, 2)), lambda y: y, x)
-        return x
+        return x[:, :rows, :columns]
 
     def _position_bias(self, window: int) -> jax.Array:
         """[K, window^2, window^2] float32, for windows up to the full one."""

@@ -15,6 +15,7 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.heads import HEADS, HeadConfig
 from ringmoe_jax.models.heads.neck import PAIR, Neck, NeckConfig, pyramids
+from ringmoe_jax.models.keys import Keys
 
 ENCODER, DECODER = "encoder", "decoder"  # the two parts of the parameters
 
@@ -118,7 +119,7 @@ def attach(
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key)
-        decoder = nnx.to_pure_dict(nnx.split(make(nnx.Rngs(keys[1])))[1])
+        decoder = nnx.to_pure_dict(nnx.split(make(Keys(keys[1])))[1])
         return {ENCODER: encoder.init(keys[0]), DECODER: decoder}
 
     def apply(params: Params, batch: Mapping, *, key: jax.Array | None = None, train: bool = False) -> dict:

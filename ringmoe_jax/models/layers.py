@@ -19,11 +19,11 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, dtype, bias: bool = Tru
     )
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0) -> nnx.LayerNorm:
+def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0, epsilon: float = 1e-5) -> nnx.LayerNorm:
     """Layer norm with float32 statistics and parameters, output in `dtype`; `scale` is the initial gain."""
     return nnx.LayerNorm(
         width,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         param_dtype=jnp.float32,
         scale_init=nnx.initializers.constant(scale),
@@ -32,14 +32,28 @@ def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0) -> nnx.
 
 
 class Mlp(nnx.Module):
-    """D -> F -> D with GELU. Call: [..., D] -> [..., D]."""
+    """D -> F -> D with GELU: its usual approximation by a tanh (released RingMoE code), or `exact` (timm, SkySense).
 
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs, *, dtype):
+    Call: [..., D] -> [..., D].
+    """
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs, *, dtype, exact: bool = False):
+        self.exact = exact
         self.wi = linear(width, hidden, rngs, dtype=dtype)
         self.wo = linear(hidden, width, rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.wo(jax.nn.gelu(self.wi(x)))
+        return self.wo(jax.nn.gelu(self.wi(x), approximate=not self.exact))
+
+
+class FeedForward(nnx.Module):
+    """One `Mlp`, called as blocks call a mixture of experts, see `moe_ffn.MoEFeedForward`; there are no statistics."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs, *, dtype, exact: bool = False):
+        self.shared = Mlp(width, hidden, rngs, dtype=dtype, exact=exact)
+
+    def __call__(self, x: jax.Array, slots: tuple[int, ...] | None, *, train: bool, mesh) -> tuple[jax.Array, dict]:
+        return self.shared(x), {}
 
 
 class PatchEmbed(nnx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from ringmoe_jax.config import check_ranges
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp
 from ringmoe_jax.moe import contribution, parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 
+LEAST_CAPACITY = 1e-3  # of a buffer over its expected load: it holds one row at least anyway
 SHARED = "shared"  # in statistics, where contributions are measured
 
 
@@ -63,6 +66,9 @@ class MoEConfig:
 
     def __post_init__(self):
         parallel.find(self.engine)
+        factors = dict.fromkeys(("capacity_factor", "eval_capacity_factor"), (LEAST_CAPACITY, math.inf))
+        counts = dict.fromkeys(("specialised", "collaborative", "groups"), (0, math.inf))
+        check_ranges(self, "model.moe", **factors, **counts)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
         self.build_router()

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.config import check_ranges
 from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
@@ -91,6 +92,10 @@ class RingMoEConfig(ModelConfig):
         super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
+        sizes = ("width", "image_size", "patch", "window", "head_width", "hidden_ratio")
+        check_ranges(self, "model", drop_path=(0, 1), adapter=(0, math.inf), **dict.fromkeys(sizes, (1, math.inf)))
+        if not self.depths or min(self.depths) < 1:
+            raise ConfigError(f"model.depths = {self.depths}: wanted one block or more in every stage")
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
         if self.stem not in STEMS:

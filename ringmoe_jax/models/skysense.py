@@ -24,10 +24,11 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed, PixelDecoder, layer_norm, linear
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, FeedForward, PixelDecoder, linear
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
-from ringmoe_jax.models.swin import SwinConfig, SwinPyramid
+from ringmoe_jax.models.swin import SwinConfig
 from ringmoe_jax.models.transformer import Transformer, TransformerConfig
+from ringmoe_jax.models.vision import SwinV2
 from ringmoe_jax.models.vit import VisionTransformer
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -60,12 +61,17 @@ class SkySenseConfig(ModelConfig):
         dated: sensors whose tokens carry their date; () is all (the formula; the released code: Sentinel-2 only).
         modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays.
         moe: the fusion's feed-forward layers; dense by default. Beyond the paper: routers see which sensor a
-            token is from.
+            token is from. Experts have the approximate GELU.
         geo_context: prototypes of regions beside the fused features; None leaves them out.
         dtype: "float32" or "bfloat16" for activations.
         remat: "none", "dots" or "full", of the high-resolution encoder; `frame` and `fusion` have their own.
         adapter: width of convolutional bypasses in the high-resolution encoder's blocks, see
             `ringmoe_jax.models.adapters`; 0 is none.
+        exact_gelu: of the high-resolution encoder; `frame` and `fusion` have their own. True in the released code.
+        shift_thin: whether windows shift in a grid that is one window high or wide. False in the released code.
+        pad_windows: whether images are taken that windows do not tile: their grids are filled up with zeros. True in
+            the released code.
+        frame_resize: how a ViT's positions are resized, see `vit.VisionTransformer`. "sampled" in the released code.
     """
 
     title: ClassVar[str] = "SkySense"
@@ -90,6 +96,10 @@ class SkySenseConfig(ModelConfig):
     dtype: str = "float32"
     remat: str = "none"
     adapter: int = 0
+    exact_gelu: bool = False
+    shift_thin: bool = True
+    pad_windows: bool = False
+    frame_resize: str = "antialiased"
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,9 +132,14 @@ class SkySenseConfig(ModelConfig):
         return self.patch * 2 ** (len(self.depths) - 1)
 
     def tiled(self, height: int, width: int) -> bool:
-        """Whether windows tile a high-resolution image of these pixels in every stage; small ones shrink windows."""
+        """Whether windows tile a high-resolution image of these pixels in every stage, or may be padded.
+
+        Windows shrink to small images.
+        """
         if min(height, width) < 1 or height % self.stride or width % self.stride:
             return False
+        if self.pad_windows:
+            return True
         steps = [self.patch * 2**i for i in range(len(self.depths))]
         grids = [(height // step, width // step) for step in steps]
         return all(side % min(self.window, *grid) == 0 for grid in grids for side in grid)
@@ -151,6 +166,7 @@ class SkySenseConfig(ModelConfig):
             self.head_width,
             cosine=True,
             norm_every=self.norm_every,
+            shift_thin=self.shift_thin,
             drop_path=self.drop_path,
             remat=self.remat,
             adapter=self.adapter,
@@ -200,32 +216,14 @@ class SkySenseConfig(ModelConfig):
         return from_module(functools.partial(SkySense, self, table, values, mesh), streams, self.blocks_above)
 
 
-class HighResolutionEncoder(nnx.Module):
-    """SwinV2 with cosine attention. Call: [B, T, H, W, C] -> the stages; the last one normed, [B, T, h, w, d]."""
-
-    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
-        self.embed = PatchEmbed(channels, config.patch, config.width, rngs, dtype=dtype)
-        make_ffn = lambda width, rngs, layer: MoEFeedForward(DENSE, 1, width, 4 * width, rngs, dtype=dtype)  # noqa: E731
-        self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=constrain, dtype=dtype)
-        self.norm = layer_norm(config.token_width, rngs, dtype=dtype)
-
-    def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
-        stages, _ = self.backbone(self.embed(images), (0,) * images.shape[1], key=key, train=train, mesh=mesh)
-        return (*stages[:-1], self.norm(stages[-1]))
-
-
 class SeriesEncoder(nnx.Module):
     """A ViT for every frame and an up-projection. Call: [B, T, H, W, C] -> frame tokens and [B, T, H, W, d]."""
 
     def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
         frame = config.frame
-        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
-            DENSE, 1, width, frame.hidden_ratio * width, rngs, dtype=dtype
-        )
+        options = dict(constrain=constrain, dtype=dtype, resize=config.frame_resize)
         grid = config.frame_size // config.frame_patch
-        self.vit = VisionTransformer(
-            channels, config.frame_patch, grid, frame, make_ffn, rngs, constrain=constrain, dtype=dtype
-        )
+        self.vit = VisionTransformer(channels, config.frame_patch, grid, frame, rngs, **options)
         self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype, alike=True)
 
     def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
@@ -244,9 +242,13 @@ class Fusion(nnx.Module):
 
     def __init__(self, config: SkySenseConfig, modalities: int, rngs: nnx.Rngs, *, constrain, dtype):
         width = config.fusion.width
-        make_ffn = lambda width, rngs: MoEFeedForward(  # noqa: E731
-            config.moe, 1 + modalities, width, config.fusion.hidden_ratio * width, rngs, dtype=dtype
-        )
+
+        def make_ffn(width, rngs):
+            hidden = config.fusion.hidden_ratio * width
+            if config.moe.routed:
+                return MoEFeedForward(config.moe, 1 + modalities, width, hidden, rngs, dtype=dtype)
+            return FeedForward(width, hidden, rngs, dtype=dtype, exact=config.fusion.exact_gelu)
+
         self.project = linear(config.token_width, width, rngs, dtype=dtype)
         self.token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (width,), jnp.float32))
         self.transformer = Transformer(config.fusion, make_ffn, rngs, constrain=constrain, dtype=dtype)
@@ -280,7 +282,7 @@ class SkySense(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.encoders = nnx.Dict(
             {
-                name: HighResolutionEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
+                name: SwinV2(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
                 if name == config.high_resolution
                 else SeriesEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
                 for name, sensor in sensors.items()

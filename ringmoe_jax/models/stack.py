@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from ringmoe_jax.models.keys import Keys
+
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -16,7 +18,7 @@ REMAT_POLICIES = {
 
 def stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """`depth` blocks with random numbers of their own, as one module whose parameters have a leading axis."""
-    return nnx.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+    return nnx.vmap(lambda key: make_block(Keys(key)))(jax.random.split(rngs.params(), depth))
 
 
 def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str, *, unroll: bool = False):

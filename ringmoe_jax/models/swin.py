@@ -86,15 +86,18 @@ class SwinBlock(nnx.Module):
 class SwinStage(nnx.Module):
     """The blocks of one resolution, stacked and scanned.
 
-    Odd blocks shift their windows by half a window, unless one window covers the grid.
+    Odd blocks shift their windows by half a window, unless one window covers the grid; without `shift_thin` unless one
+    covers a side of it.
 
     Args:
         width: D.
         runs: numbers of the layers, in runs of equal layers; each run is one stack.
-        window: side of an attention window, in tokens; tiles the grid or is larger.
+        window: side of an attention window, in tokens.
         make_block: builds a `SwinBlock` from `rngs` and the number of its layer.
         spread: `spread(statistics, run)` brings those of a run into the shapes that all runs share.
         norm_every: a layer norm follows every so many blocks (SwinV2-H; released SkySense code); 0 is none.
+        shift_thin: whether windows shift in a grid that is one window high or wide, and longer the other way; they do
+            in the released RingMoE code, and do not in that of SkySense.
     """
 
     def __init__(
@@ -107,9 +110,10 @@ class SwinStage(nnx.Module):
         *,
         spread: Callable,
         norm_every: int,
+        shift_thin: bool,
         dtype,
     ):
-        self.runs, self.window, self.spread = runs, window, spread
+        self.runs, self.window, self.spread, self.shift_thin = runs, window, spread, shift_thin
         self.depth = depth = sum(map(len, runs))
         self.norm_every = norm_every if depth >= norm_every else 0
         stacks = [stack(lambda r, run=run: make_block(r, run.start), len(run), rngs) for run in runs]
@@ -122,9 +126,10 @@ class SwinStage(nnx.Module):
         number = jnp.arange(self.depth)
         keys = None if key is None else jax.random.split(key, self.depth)
         norm, norms = self._norms()
+        side = max(x.shape[2:4]) if self.shift_thin else min(x.shape[2:4])
 
         def call(block, x, number, rate, key, params):
-            shifted = number % 2 == 1 if max(x.shape[2:4]) > self.window else False
+            shifted = number % 2 == 1 if side > self.window else False
             x, collected = block(x, shifted, slots, rate=rate, key=key, train=train, mesh=mesh)
             if norm:
                 x = jax.lax.cond((number + 1) % self.norm_every == 0, norm, lambda params, y: y, params, x)
@@ -161,6 +166,7 @@ class SwinConfig:
         pre_norm: see `SwinBlock`.
         norm_gain: see `SwinBlock`.
         norm_every: see `SwinStage`.
+        shift_thin: see `SwinStage`.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
         unroll: see `stack.scan`.
@@ -177,6 +183,7 @@ class SwinConfig:
     pre_norm: bool = False
     norm_gain: float = 0.0
     norm_every: int = 0
+    shift_thin: bool = True
     drop_path: float = 0.0
     remat: str = "none"
     unroll: bool = False
@@ -267,6 +274,7 @@ class SwinPyramid(nnx.Module):
             rngs,
             spread=self.spread,
             norm_every=config.norm_every,
+            shift_thin=config.shift_thin,
             dtype=dtype,
         )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ringmoe_jax.models.layers import drop_path, layer_norm, linear
+from ringmoe_jax.models.layers import FeedForward, drop_path, layer_norm, linear
 from ringmoe_jax.models.stack import scan, stack
 
 
@@ -24,6 +24,8 @@ class TransformerConfig:
         hidden_ratio: F / D.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         remat: key of `stack.REMAT_POLICIES`.
+        exact_gelu: GELU by the error function (released SkySense code, timm), not by its usual approximation.
+        epsilon: of layer norms; timm's ViT and SkySense++ have 1e-6.
     """
 
     width: int = 1024
@@ -32,6 +34,8 @@ class TransformerConfig:
     hidden_ratio: int = 4
     drop_path: float = 0.3
     remat: str = "none"
+    exact_gelu: bool = False
+    epsilon: float = 1e-5
 
     @property
     def blocks_above(self) -> dict[str, tuple[int, ...]]:
@@ -60,12 +64,13 @@ class Block(nnx.Module):
         width: D.
         heads: attention heads.
         make_ffn: builds the feed-forward module from `rngs`, called as in `swin.SwinBlock`.
+        epsilon: of both norms.
     """
 
-    def __init__(self, width: int, heads: int, make_ffn: Callable, rngs: nnx.Rngs, *, dtype):
-        self.attention_norm = layer_norm(width, rngs, dtype=dtype)
+    def __init__(self, width: int, heads: int, make_ffn: Callable, rngs: nnx.Rngs, *, dtype, epsilon: float):
+        self.attention_norm = layer_norm(width, rngs, dtype=dtype, epsilon=epsilon)
         self.attention = SelfAttention(width, heads, rngs, dtype=dtype)
-        self.ffn_norm = layer_norm(width, rngs, dtype=dtype)
+        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, epsilon=epsilon)
         self.ffn = make_ffn(rngs)
 
     def __call__(self, x: jax.Array, visible, slots, *, rate, key, train: bool, mesh):
@@ -88,8 +93,11 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, make_ffn: Callable, rngs: nnx.Rngs, *, constrain: Callable, dtype):
         self.config, self.constrain = config, constrain
-        width, heads = config.width, config.heads
-        make_block = lambda rngs: Block(width, heads, lambda r: make_ffn(width, r), rngs, dtype=dtype)  # noqa: E731
+
+        def make_block(rngs):
+            ffn = lambda rngs: make_ffn(config.width, rngs)  # noqa: E731
+            return Block(config.width, config.heads, ffn, rngs, dtype=dtype, epsilon=config.epsilon)
+
         self.blocks = stack(make_block, config.depth, rngs)
 
     def __call__(self, x: jax.Array, visible: jax.Array | None, slots, *, key, train: bool, mesh):
@@ -105,3 +113,10 @@ class Transformer(nnx.Module):
 
         x = self.constrain(x)
         return scan(call, self.blocks, x, (jnp.linspace(0.0, config.drop_path, config.depth), keys), config.remat)
+
+
+def dense_transformer(config: TransformerConfig, rngs: nnx.Rngs, *, constrain: Callable, dtype) -> Transformer:
+    """A `Transformer` whose feed-forward layers are dense, and as `config` says."""
+    options = dict(dtype=dtype, exact=config.exact_gelu)
+    make_ffn = lambda width, rngs: FeedForward(width, config.hidden_ratio * width, rngs, **options)  # noqa: E731
+    return Transformer(config, make_ffn, rngs, constrain=constrain, dtype=dtype)

@@ -6,25 +6,52 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed
-from ringmoe_jax.models.transformer import Transformer, TransformerConfig
+from ringmoe_jax.models.transformer import TransformerConfig, dense_transformer
+
+
+def antialiased(table: jax.Array, height: int, width: int) -> jax.Array:
+    """[h, w, D] -> [height, width, D] by Keys' cubic (a = -0.5), widened where the table shrinks."""
+    return jax.image.resize(table, (height, width, table.shape[-1]), "cubic")
+
+
+def sampled(table: jax.Array, height: int, width: int) -> jax.Array:
+    """[h, w, D] -> [height, width, D] by a cubic of a = -0.75 at the new centres, without looking farther."""
+    rows, columns = (_cubic(old, new) for old, new in zip(table.shape[:2], (height, width), strict=True))
+    return jnp.einsum("yh,xw,hwd->yxd", rows, columns, table)
+
+
+RESIZES = {"antialiased": antialiased, "sampled": sampled}
+
+
+def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """[new, old] weights of the four neighbours of every new centre; the border repeats (PyTorch's "bicubic")."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first, weights = np.floor(centres).astype(int), np.zeros((new, old))
+    for tap in range(-1, 3):
+        x = np.abs(centres - first - tap)
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4)
+        np.add.at(weights, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
 
 
 class VisionTransformer(nnx.Module):
     """Patch embedding without norm, class token, learned positions, pre-norm blocks, no final norm.
 
-    Positions are resized (bicubic) where the grid is not the one they were made for. The class token takes part
-    in attention and is dropped from the output.
+    Positions are resized where the grid is not the one they were made for. The class token takes part in attention
+    and is dropped from the output.
 
     Args:
         channels: C of a frame.
         patch: side of a patch in pixels.
         grid: tokens along a side that positions are made for.
-        config: geometry of the blocks.
-        make_ffn: see `transformer.Transformer`.
-        constrain: see there.
+        config: geometry of the blocks, whose feed-forward layers are dense.
+        constrain: see `transformer.Transformer`.
+        resize: of positions: "antialiased" (timm's way, and ours) or "sampled" (released SkySense code).
     """
 
     def __init__(
@@ -33,17 +60,19 @@ class VisionTransformer(nnx.Module):
         patch: int,
         grid: int,
         config: TransformerConfig,
-        make_ffn: Callable,
         rngs: nnx.Rngs,
         *,
         constrain: Callable,
         dtype,
+        resize: str = "antialiased",
     ):
-        self.grid = grid
+        if resize not in RESIZES:
+            raise ConfigError(f'positions cannot be resized by "{resize}": {nearest(resize, RESIZES)}')
+        self.grid, self.resize = grid, RESIZES[resize]
         self.embed = PatchEmbed(channels, patch, config.width, rngs, dtype=dtype, norm=False)
         self.class_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
         self.positions = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (1 + grid * grid, config.width), jnp.float32))
-        self.transformer = Transformer(config, make_ffn, rngs, constrain=constrain, dtype=dtype)
+        self.transformer = dense_transformer(config, rngs, constrain=constrain, dtype=dtype)
 
     def __call__(self, frames: jax.Array, *, key, train: bool, mesh) -> jax.Array:
         """[N, H, W, C] standardised pixels -> [N, H / patch, W / patch, D]."""
@@ -61,4 +90,4 @@ class VisionTransformer(nnx.Module):
         if (h, w) == (self.grid, self.grid):
             return table
         table = table.reshape(self.grid, self.grid, -1)
-        return jax.image.resize(table, (h, w, table.shape[-1]), "cubic").reshape(h * w, -1)
+        return self.resize(table, h, w).reshape(h * w, -1)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.registry import Registry
 
 
@@ -79,11 +80,22 @@ class SoftmaxTopK(Router):
     """The k likeliest of the experts that a token's modality may choose (released RingMoE code; V-MoE).
 
     Ties go to the lower expert index.
+
+    Attributes:
+        temperature: divides the scores; 1 is the released code's. Kernels start at 0.02, so scores of tokens of unit
+            variance start at 0.02 sqrt(D), and narrow models' routers stay undecided for thousands of steps: below 1
+            they decide sooner, and what a choice gains reaches the kernel as a larger gradient (our choice).
     """
+
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ConfigError(f"softmax_top_k: temperature = {self.temperature}: wanted above 0")
 
     def __call__(self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int) -> Routing:
         """See `Router`."""
-        probabilities = jax.nn.softmax(masked(scores, modality, allowed), axis=-1)
+        probabilities = jax.nn.softmax(masked(scores / self.temperature, modality, allowed), axis=-1)
         gates, experts = jax.lax.top_k(probabilities, k)
         return Routing(experts, gates, probabilities)
 

@@ -2,12 +2,13 @@
 
 from ringmoe_jax.run.build import Encoder, Parts, TaskSpec, build_objectives, finetuning, make_mesh, pretraining
 from ringmoe_jax.run.config import CHECKPOINT, RANDOM, FinetuneConfig, PretrainConfig
-from ringmoe_jax.run.folder import COMPRESSED, FEATURES, PRETRAINING, TASK, Run, claim, kind_of, read_record
+from ringmoe_jax.run.folder import COMPRESSED, FEATURES, IMPORTED, PRETRAINING, TASK, Run, claim, kind_of, read_record
 
 __all__ = [
     "CHECKPOINT",
     "COMPRESSED",
     "FEATURES",
+    "IMPORTED",
     "PRETRAINING",
     "RANDOM",
     "TASK",

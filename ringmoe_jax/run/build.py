@@ -59,19 +59,21 @@ class Encoder:
         bands: that it reads, by sensor; all of the table's where absent.
         statistics: normalisation by sensor as it was trained; {} for a new one.
         step: of the checkpoint, 0 for a new one.
+        origin: see `Run.origin`.
     """
 
     model: dict[str, Any]
     bands: dict[str, tuple[str, ...]]
     statistics: dict[str, Statistics]
     step: int = 0
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Encoder:
         """Inverse of `dataclasses.asdict`, after a way through JSON."""
         statistics = {name: Statistics(**s) for name, s in values["statistics"].items()}
         bands = {name: tuple(chosen) for name, chosen in values["bands"].items()}
-        return Encoder(values["model"], bands, statistics, values["step"])
+        return Encoder(values["model"], bands, statistics, values["step"], values.get("origin", {}))
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -131,6 +133,17 @@ def pretraining(config: PretrainConfig, statistics: Mapping[str, Statistics], me
     if config.pruning.every:
         passes = online.counted(passes, config.model, config.pruning)
     return Parts(sensors, statistics, model, terms, passes, mesh)
+
+
+def encoding(config: PretrainConfig, statistics: Mapping[str, Statistics], mesh=None) -> Parts:
+    """A model without objectives, whose weights came from elsewhere."""
+    sensors = config.sensors
+    model = models.build(config.model, sensors=sensors, statistics=statistics, mesh=mesh)
+
+    def apply(params, state, batch, *, key, train):
+        return model.apply(params, batch, key=key, train=train), state
+
+    return Parts(sensors, dict(statistics), model, {}, Pretext(apply), mesh)
 
 
 def build_objectives(config: PretrainConfig) -> tuple[dict[str, objectives.Objective], dict[str, dict[str, int]]]:

@@ -22,6 +22,7 @@ EVALUATION = "evaluation.json"  # an `Evaluation`
 TASK_SCORE = "task.json"  # a `TaskScore`
 SEED_SCORES = "seeds.json"  # a `SeedScores`
 TRAINED = "pre-trained"  # encoder of a probe
+MODALITY = "modality"  # kind of a token, beside the labels of tiles
 PLAIN = "fused without context"  # features: fused, less what was read for the place's coordinates
 FEW_LABELS = (
     "Few labels: a share of the tiles of every class, but one at least, or of all tiles where they have several "
@@ -255,6 +256,29 @@ class LocationRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialisationRow:
+    """What the experts of one router group tell apart.
+
+    Attributes:
+        dataset: name of the data set.
+        group: of routers.
+        kind: label of the tiles, or "modality".
+        information: of chosen expert and kind, layer by layer, in nats; see `evaluate.specialisation`.
+        shuffled: the same by chance.
+        use: perplexity of the experts' use, layer by layer.
+        experts: of a layer.
+    """
+
+    dataset: str
+    group: str
+    kind: str
+    information: tuple[float, ...]
+    shuffled: tuple[float, ...]
+    use: tuple[float, ...]
+    experts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Provenance):
     """What `evaluation.json` holds: how good an encoder is.
 
@@ -275,7 +299,9 @@ class Evaluation(Provenance):
         likelihood: what objectives say of hidden pixels.
         locations: of models with a fusion.
         routing: by router group.
+        specialisation: what experts tell apart.
         figures: file names of pictures by what they show.
+        origins: where imported weights come from, by encoder of a probe, see `Run.origin`.
     """
 
     checkpoint: str
@@ -294,7 +320,9 @@ class Evaluation(Provenance):
     likelihood: tuple[LikelihoodRow, ...] = ()
     locations: tuple[LocationRow, ...] = ()
     routing: dict[str, GroupSummary] = dataclasses.field(default_factory=dict)
+    specialisation: tuple[SpecialisationRow, ...] = ()
     figures: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 # ---- Tasks --------------------------------------------------------------------------------------------

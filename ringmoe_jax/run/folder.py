@@ -28,11 +28,12 @@ from ringmoe_jax.sensors import Sensor, Statistics
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
 
-PRETRAINING, TASK, COMPRESSED = "pre-training", "task", "compressed"
-FEATURES = (PRETRAINING, COMPRESSED)  # kinds whose model is an encoder without a head
+PRETRAINING, TASK, COMPRESSED, IMPORTED = "pre-training", "task", "compressed", "imported"
+FEATURES = (PRETRAINING, COMPRESSED, IMPORTED)  # kinds whose model is an encoder without a head
 ADVICE = {  # what to do where a verb wants another kind
     PRETRAINING: "give the folder of an experiments.pretrain",
     COMPRESSED: "give the folder of an experiments.compress",
+    IMPORTED: "give the folder of an experiments.convert",
     TASK: "give the folder of an experiments.finetune",
 }
 
@@ -43,7 +44,7 @@ class Run:
 
     Attributes:
         record: JSON types that lie beside the arrays: "config", "statistics", "step", "versions"; of a task also
-            "encoder" and "subject"; of a compressed run "compressed".
+            "encoder" and "subject"; of a compressed run "compressed", of imported weights "imported".
         params: what `model` takes: trained parameters, or those that the pretext task exports (a teacher's).
         trained: number of parameters that training changed.
         folder: where it lies; None for one that is in memory only.
@@ -59,10 +60,10 @@ class Run:
         """Opens the newest checkpoint of a run, or the one of `step`.
 
         Args:
-            folder: of `experiments.pretrain`, `finetune` or `compress`.
+            folder: of `experiments.pretrain`, `finetune`, `compress` or `convert`.
             step: optimiser steps of the checkpoint.
             engine: that computes the experts, default the run's; see `ringmoe_jax.moe.engines`.
-            kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`; any by default.
+            kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`, `IMPORTED`; any by default.
 
         Raises:
             DataError: there is no checkpoint, or one of another kind.
@@ -81,7 +82,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """`PRETRAINING`, `TASK` or `COMPRESSED`."""
+        """`PRETRAINING`, `TASK`, `COMPRESSED` or `IMPORTED`."""
         return kind_of(self.record)
 
     @property
@@ -105,7 +106,13 @@ class Run:
         if self.kind == TASK:
             return Encoder.from_json(self.record["encoder"])
         bands = {name: tuple(chosen) for name, chosen in self.config.data.bands.items()}
-        return Encoder(self.record["config"]["model"], bands, self.statistics, self.step)
+        return Encoder(self.record["config"]["model"], bands, self.statistics, self.step, self.origin)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where imported weights come from, of an encoder or of one that a task was trained on: source, file, sha256,
+        licence, citation; {} of weights of our own."""
+        return self.encoder.origin if self.kind == TASK else self.record.get(IMPORTED, {})
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
@@ -123,6 +130,8 @@ class Run:
         """The parts on a mesh."""
         if self.kind == TASK:
             return build.finetuning(self.config, self.encoder, self.spec, self.statistics, mesh)
+        if self.kind == IMPORTED:
+            return build.encoding(self.config, self.statistics, mesh)
         return build.pretraining(self.config, self.statistics, mesh)
 
     @property
@@ -171,16 +180,17 @@ class Run:
         record = {**self.record, "config": config, "statistics": statistics, "step": self.step + steps}
         return Run(record, network.params, models.count(network.params))
 
-    def save(self, folder: Path, compressed: Mapping[str, Any]) -> Run:
+    def save(self, folder: Path, origin: Mapping[str, Any], kind: str = COMPRESSED) -> Run:
         """Writes a checkpoint without an optimiser's state, and gives the run that lies there.
 
         Args:
             folder: of the run.
-            compressed: where it comes from, JSON types for the record.
+            origin: where it comes from, JSON types for the record.
+            kind: of the run that lies there: `COMPRESSED` or `IMPORTED`.
         """
         params, state = self.parts.pretext.init(self.params, jax.random.key(0))
         kept = {name: self.record[name] for name in ("config", "statistics")}
-        record = {**kept, "compressed": results.plain(compressed)}
+        record = {**kept, kind: results.plain(origin)}
         checkpointer = Checkpointer(folder)
         checkpointer.save(self.step, TrainState(np.int32(self.step), params, {}, state), record)
         checkpointer.wait()
@@ -196,7 +206,7 @@ class Run:
 
 def kind_of(record: Mapping[str, Any]) -> str:
     """The kind of the run that a checkpoint's record is of."""
-    return TASK if "encoder" in record else COMPRESSED if "compressed" in record else PRETRAINING
+    return TASK if "encoder" in record else next((k for k in (COMPRESSED, IMPORTED) if k in record), PRETRAINING)
 
 
 def read_record(folder: str | Path, kinds: Collection[str] = ()) -> dict[str, Any]:

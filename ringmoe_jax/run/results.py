@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from ringmoe_jax import files
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.parallel import processes
 from ringmoe_jax.training.checkpoint import versions
@@ -73,18 +74,14 @@ def write(path: Path, result: Any) -> dict[str, Any]:
     Of several processes the first one writes.
     """
     values = plain(result)
-    if processes.number():
-        return values
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(values, indent=1) + "\n")
-    draft.replace(path)
+    if processes.number() == 0:
+        files.write_text(path, json.dumps(values, indent=1) + "\n")
     return values
 
 
 def read(path: Path, step: int | None = None) -> dict[str, Any] | None:
     """What `write` wrote; None where there is nothing, or where it is about another step than the one asked for."""
-    values = json.loads(path.read_text()) if path.exists() else None
+    values = files.read_json(path, "results of this library") if path.exists() else None
     return values if values is not None and (step is None or values.get("step") == step) else None
 
 

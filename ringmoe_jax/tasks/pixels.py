@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ringmoe_jax.contracts import MAP, Meaning
-from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.height import FLOOR, HeightMetric
@@ -65,8 +65,13 @@ class _Map(Task):
 @register("segmentation")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segmentation(_Map):
-    """Land cover and the like; void is -1. Scores: mean IoU, overall accuracy, mean F1; IoU of every class."""
+    """Land cover and the like; void is -1. Scores: mean IoU, overall accuracy, mean F1; IoU of every class.
 
+    Attributes:
+        ignore: classes that are learnt, but left out of the means, such as the clutter of ISPRS.
+    """
+
+    ignore: tuple[str, ...] = ()
     head: ClassVar = "upernet"
     dates: ClassVar = MEAN
 
@@ -75,8 +80,30 @@ class Segmentation(_Map):
         deep = self.head_spec(target).chosen(head).deep_supervision
         return terms | {name: terms["cross_entropy"] | dict(output=name, scale=AUXILIARY) for name in deep}
 
+    def check(self, target: Target) -> None:
+        super().check(target)
+        for name in self.ignore:
+            if name not in target.names:
+                raise ConfigError(
+                    f'task.ignore names "{name}", no class of "{target.name}": {nearest(name, target.names)}'
+                )
+        if len(set(target.names) - set(self.ignore)) < 2:
+            raise ConfigError(f"task.ignore = {self.ignore}: wanted two classes or more that are scored")
+
     def metric(self, target: Target) -> SegmentationMetric:
-        return self.metric_class("segmentation")(target.names)
+        ignored = (self.ignore,) if self.ignore else ()
+        return self.metric_class("segmentation")(target.names, *ignored)
+
+    def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
+        """The most frequent class everywhere; raises a `DataError` where there is no other."""
+        answer = super().constant(truths, target)
+        (only,) = np.unique(answer["classes"])
+        if all(np.isin(truth, (-1, only)).all() for truth in truths):
+            raise DataError(
+                f'the truth of "{target.name}" is void or "{target.names[only]}" everywhere in training: a score of '
+                "one class says nothing; is another value void that means a class (prepare --ignore)?"
+            )
+        return answer
 
     def figures(
         self, title: str, metric: SegmentationMetric, examples: Sequence[Example], target: Target

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
 import jax
 import optax
 
+from ringmoe_jax.config import check_ranges
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models import depth
 from ringmoe_jax.models.downstream import DECODER
@@ -57,6 +59,9 @@ class OptimizerConfig:
     layer_decay: float = 1.0
 
     def __post_init__(self):
+        rates = dict.fromkeys(("learning_rate", "min_learning_rate", "warmup_learning_rate"), (0, math.inf))
+        check_ranges(self, "optimizer", **rates, weight_decay=(0, math.inf), clip_norm=(0, math.inf))
+        check_ranges(self, "optimizer", beta1=(0, 1), beta2=(0, 1), epsilon=(0, 1))
         if not 0 <= self.average < 1:
             raise ConfigError(f"optimizer.average = {self.average}: wanted at least 0 and below 1")
         if not 0 < self.layer_decay <= 1:

@@ -12,7 +12,7 @@ import pytest
 
 from ringmoe_jax import deploy
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.errors import DataError
 
 SENSORS = {name: sensor_table.get(name) for name in ("s2_10", "s1_grd")}
 CARD = deploy.Card(
@@ -121,15 +121,19 @@ def test_meanings_must_fit(program):
 
 
 def test_an_older_export_is_replaced_and_nothing_else(folder, program, tmp_path):
-    (folder / "stale").touch()
     deploy.save(folder, program, deploy.describe(program, CARD, 2))
-    assert not (folder / "stale").exists()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(
+        DataError, match=r"holds notes.txt, which was not written by this command.*nothing was replaced"
+    ):
+        deploy.save(folder, program, deploy.describe(program, CARD, 2))
+    assert (folder / "notes.txt").read_text() == "mine"
     other = tmp_path / "photos"
     other.mkdir()
     deploy.check_target(other)
     (other / "one.png").touch()
     for path in (other, other / "one.png"):
-        with pytest.raises(ConfigError, match="is not an exported model"):
+        with pytest.raises(DataError, match=r"holds one\.png|is a file"):
             deploy.save(path, program, deploy.describe(program, CARD, 2))
     assert (other / "one.png").exists()
 
@@ -138,6 +142,7 @@ def spoil_schema(folder):
     item = json.loads((folder / "model.json").read_text())
     item["properties"]["ringmoe:schema"] = 99
     (folder / "model.json").write_text(json.dumps(item))
+    (folder / "checksums.json").unlink()  # as of a version before checksums
 
 
 def spoil_weights(folder):
@@ -150,7 +155,8 @@ def spoil_weights(folder):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "model.json").unlink(), "no exported model in"),
-        (lambda folder: (folder / "model.json").write_text("{"), "no exported model in"),
+        (lambda folder: (folder / "model.json").write_text("{"), "model.json is not what was written"),
+        (lambda folder: (folder / "README.md").write_text("{"), "README.md has file:size 1"),
         (lambda folder: (folder / "model.stablehlo").unlink(), "model.stablehlo is missing"),
         (spoil_weights, "model.safetensors has file:checksum"),
         (lambda folder: (folder / "model.stablehlo").write_bytes(b""), "model.stablehlo has file:size 0"),

@@ -12,8 +12,8 @@ from rasterio.crs import CRS
 
 from ringmoe_jax.deploy import maps
 from ringmoe_jax.deploy.maps import Draft, Layers
-from ringmoe_jax.deploy.scenes import Grid
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.geo import Grid
 
 SETTINGS = {"checkpoint": "runs/seg", "step": 7}
 
@@ -35,6 +35,9 @@ def test_a_draft_keeps_what_its_journal_counts(tmp_path):
     first.append(rows[1:1])  # a strip may finish no row
     with (tmp_path / "map.tif.draft" / "pixels").open("ab") as file:
         file.write(b"killed while writing")
+    with pytest.raises(DataError, match="is being written by another process"):
+        Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
+    del first
     again = Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
     assert again.strips == 2
     again.append(rows[1:])
@@ -42,11 +45,35 @@ def test_a_draft_keeps_what_its_journal_counts(tmp_path):
     np.testing.assert_array_equal(again.read(2, 1), rows[2:3])
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(bytes(24))])
+def test_rows_that_are_not_what_was_written_are_made_again(tmp_path, damage):
+    Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32").append(np.ones((1, 3, 2), np.float32))
+    damage(tmp_path / "map.tif.draft" / "pixels")
+    again = Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
+    assert (again.strips, len(again.read(0, 9))) == (0, 0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": 3}'])
+def test_a_damaged_journal_is_one_line(tmp_path, text):
+    Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
+    (tmp_path / "map.tif.draft" / "journal.json").write_text(text)
+    with pytest.raises(DataError, match="delete the folder"):
+        Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
+
+
+def test_a_folder_that_is_no_draft_stays(tmp_path):
+    (tmp_path / "map.tif.draft").mkdir()
+    (tmp_path / "map.tif.draft" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds no draft of a map"):
+        Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
+    assert (tmp_path / "map.tif.draft" / "thesis.txt").exists()
+
+
 def test_a_draft_of_another_command_stays(tmp_path):
     Draft(tmp_path / "map.tif", SETTINGS, 3, 2, "float32")
     with pytest.raises(DataError, match=r"was begun with step = 7, this command says 8: .*delete the folder"):
         Draft(tmp_path / "map.tif", SETTINGS | {"step": 8}, 3, 2, "float32")
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be written"):
         Draft(tmp_path / "nowhere" / "map.tif", SETTINGS, 3, 2, "float32")
 
 

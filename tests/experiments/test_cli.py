@@ -173,5 +173,23 @@ def test_help_and_mistakes_answer_without_jax(arguments, status, said):
 )
 def test_results_in_an_object_store_are_refused(verb, arguments):
     """They would land in a folder "gs:" here."""
-    with pytest.raises(ConfigError, match=r"^(gs|s3)://bucket/[^:]+: runs, maps and reports lie in folders"):
+    with pytest.raises(ConfigError, match=r"^(gs|s3)://bucket/[^:]+: wanted a local path"):
         verb.parse(arguments.split())
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("first\nsecond"), MemoryError(), RecursionError("x" * 1000), KeyError("k")]
+)
+def test_any_other_exception_is_one_line_with_its_details_in_a_file(capsys, error):
+    @cli.entry_point
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {type(error).__name__}")
+    assert len(line) < 400
+    details = Path(line.rpartition("(details in ")[2].removesuffix(")"))
+    assert "Traceback (most recent call last)" in details.read_text()
+    details.unlink()

@@ -11,8 +11,6 @@ import pytest
 
 from experiments import evaluate as evaluate_script
 from experiments import report as report_script
-from experiments.reports import evaluation as report
-from experiments.reports import pretraining
 from experiments.run import score, tables
 from experiments.run.evaluate import evaluate
 from input_pipeline.builder import write_dataset
@@ -21,9 +19,11 @@ from ringmoe_jax import run as runs
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate.metrics import Score
-from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import PretrainConfig, Run, results
-from ringmoe_jax.run.evaluation import EVALUATION, ComparisonRow, Evaluation, ProbeRow, RankRow, chosen
+from ringmoe_jax.run.evaluation import (
+    EVALUATION,
+    Evaluation,
+)
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
@@ -134,6 +134,17 @@ def test_routing_counts_every_token_once(evaluation):
     for group in evaluation.routing.values():
         assert group.tokens.tolist() == [VALIDATION * 20] * 2
         assert np.nansum(group.load, axis=-1) == pytest.approx(1)
+
+
+def test_what_experts_tell_apart_stands_beside_chance(evaluation, workdir):
+    kinds = {(row.group, row.kind) for row in evaluation.specialisation}
+    assert kinds == {("specialised", "class"), ("collaborative", "class"), ("collaborative", "modality")}
+    for row in evaluation.specialisation:
+        assert len(row.information) == len(row.shuffled) == len(row.use) == 2  # layers
+        assert min(row.information) >= 0
+        assert max(row.use) <= row.experts
+    assert len(evaluation.figures["atlas"]) == 2
+    assert "What experts tell apart" in (workdir / "report.html").read_text()
 
 
 def test_the_page_needs_nothing_else(workdir, evaluation):
@@ -250,82 +261,9 @@ def test_options_of_probes_make_no_sense_for_a_task(fine_tuned, options, capsys)
     assert not calls
 
 
-def bare(**rows):
-    """An evaluation that holds nothing else."""
-    parts = dict(checkpoint="", step=0, protocol="", seed=0, parameters=None, seconds=0.0, modalities=())
-    return Evaluation(versions={}, date="", devices="", **parts, **rows)
-
-
-def between(low, high):
-    return Score((low + high) / 2, low, high)
-
-
 def test_a_task_is_scored_on_one_data_set_at_a_time():
     with pytest.raises(DataError, match=r"--dataset a b: a fine-tuned run is scored on one data set at a time"):
         score.score(types.SimpleNamespace(parts=None), ["a", "b"])
-
-
-def test_findings_need_intervals_that_leave_out_zero():
-    def row(name, low, high):
-        where = dict(dataset="", objective=name, sensor="rgb")
-        return ComparisonRow({}, "image mean", between(low, high), 5, 5, **where)
-
-    rows = (row("a", -2, -1), row("b", -1, 1), row("c", 1, 2), row("d", -3, -2))
-    (sentence,) = pretraining.findings(bare(reconstruction=rows))
-    assert sentence.endswith("better for a and d; worse for c; not to be told apart for b.")
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "words"),
-    [
-        ((0.6, 0.7), (0.4, 0.5), "the pre-trained encoder beats random weights: accuracy 0.650"),
-        ((0.4, 0.5), (0.6, 0.7), "the pre-trained encoder loses to random weights: accuracy 0.450"),
-        ((0.5, 0.7), (0.4, 0.6), "is ahead of random weights, but their intervals overlap: accuracy 0.600"),
-        ((0.4, 0.6), (0.5, 0.7), "is behind random weights, but their intervals overlap: accuracy 0.500"),
-        ((0.4, 0.6), (0.4, 0.6), "is level with random weights"),
-    ],
-)
-def test_findings_say_who_wins(ours, theirs, words):
-    def row(encoder, score, protocol="linear"):
-        where = dict(dataset="set", label="crops", features="s2_12", encoder=encoder)
-        return ProbeRow(protocol, 1.0, 1, {"accuracy": score}, (), 20, 5, 5, 0, **where)
-
-    weak = between(0.0, 0.1)
-    rows = (row("pre-trained", between(*ours)), row("pre-trained", weak, "knn5"), row("image statistics", weak))
-    (sentence,) = pretraining.findings(bare(probes=(*rows, row("random weights", between(*theirs)))))
-    assert words in sentence
-    assert sentence.startswith("set, crops: ")
-    assert sentence.endswith(
-        "(s2_12, linear, chosen without the scored tiles; s2_12, linear, the best of the baselines)."
-    )
-
-
-def leveled(level, validation, score, protocol="knn5", encoder="pre-trained"):
-    where = dict(dataset="set", label="crops", features="rgb", encoder=encoder, level=level)
-    scores = {"accuracy": between(score - 0.1, score + 0.1)}
-    return ProbeRow(protocol, 1.0, 1, scores, (), 20, 5, 5, 0, **where, validation=validation)
-
-
-def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
-    rows = (
-        *(leveled("pooled", 0.5, 0.9), leveled("stage 1", 0.8, 0.3), leveled("all stages", 0.8, 0.7)),
-        *(leveled("pooled", 0.9, 0.4, "linear"), leveled("stage 1", np.nan, 0.95, "linear")),
-        leveled("pooled", np.nan, 0.2, "knn5", "random weights"),
-    )
-    best = [(row.encoder, row.protocol, row.level) for row in chosen(rows)]
-    assert best == [
-        *(("pre-trained", "knn5", "stage 1"), ("pre-trained", "linear", "pooled")),
-        ("random weights", "knn5", "pooled"),
-    ]
-    (sentence,) = pretraining.findings(bare(probes=rows))
-    assert "ahead of random weights, but their intervals overlap: accuracy 0.400" in sentence  # the linear probe's
-    assert "(rgb, linear, chosen without the scored tiles; rgb, knn5, the best of the baselines)" in sentence
-    table = pretraining.ProbeTable(rows)
-    assert [row.shown for row in table.chosen] == ["rgb, stage 1", "rgb"]
-    assert table.rows["rgb, stage 1", "pre-trained"].keys() == {"knn5", "linear"}
-    report.show(bare(probes=rows))
-    printed = capsys.readouterr().out
-    assert re.search(r"rgb +pre-trained +0.300 \(0.200 to 0.400\) stage 1 +0.400 \(0.300 to 0.500\) pooled", printed)
 
 
 def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
@@ -345,34 +283,6 @@ def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
     assert widths["s1_grd, stage 1", "pre-trained"] == 8
     assert widths["s1_grd, stage 2", "random weights"] == 16
     assert results.load(Evaluation, tmp_path / EVALUATION).probes[1].level == "stage 1"
-
-
-def test_findings_name_undecided_routers_dead_experts_and_full_ones():
-    def group(entropy, dropped=0.0, dead=()):
-        load = np.full((2, 2, 4), 0.25)
-        load[:, 1] = np.nan  # a modality that was not seen
-        one = np.array([[entropy, np.nan]] * 2)
-        return GroupSummary(load, np.full_like(one, dropped), one, one, dead, np.array([9.0, 0.0]))
-
-    (sentence,) = pretraining.findings(bare(routing={"shared": group(1.38)}))
-    assert sentence == "Shared routers are undecided: entropy 1.380 of at most 1.386 nats."
-    (sentence,) = pretraining.findings(bare(routing={"shared": group(0.5, 0.25, ((0, 1), (0, 2)))}))
-    assert sentence == (
-        "Shared routers prefer some experts: entropy 0.500 of at most 1.386 nats; 25.0 % of the choices find their "
-        "expert full and are dropped; 2 experts in 1 layer are dead, they get no token."
-    )
-
-
-def test_findings_warn_of_features_that_lost_directions():
-    def row(encoder, rank):
-        return RankRow(dataset="set", features="rgb", encoder=encoder, width=64, rank=rank)
-
-    (sentence,) = pretraining.findings(bare(ranks=(row("pre-trained", 2.0), row("random weights", 9.0))))
-    assert sentence.endswith("which fill fewer directions than random weights: 2.0 against 9.0 (set, rgb).")
-    assert not list(pretraining.findings(bare(ranks=(row("pre-trained", 5.0), row("random weights", 9.0)))))
-
-
-# ---- Files --------------------------------------------------------------------------------------------
 
 
 def test_json_holds_no_nan():

@@ -20,7 +20,7 @@ def test_pretraining_on_real_single_look_data(tmp_path):
     source.mkdir(parents=True)
     for p in ("HH", "HV", "VH", "VV"):
         (source / f"rotterdam_{p}.tif").symlink_to(ROTTERDAM / f"sar_{p.lower()}.tif")
-    folder.prepare(tmp_path / "in", tmp_path / "slc", sensors=["slc_quad"], tile=48, stride=16)
+    folder.prepare(tmp_path / "in", tmp_path / "slc", sensors=["slc_quad"], tile=48, stride=16, check_units=False)
 
     config = configs.ringmoe(width=8, depths=(2,), head_width=4)
     config.model.update(sensors=("slc_quad",), image_size=32, window=4, dtype="float32", remat="none")

@@ -121,16 +121,17 @@ def places(tmp_path):
 
 def test_prepare_says_what_comes_next(places, capsys):
     out = places / "data" / "town"
-    assert prepare.main(["--source", str(places / "in"), "--out", str(out)]) == 0
+    prepare.main.__wrapped__(["--source", str(places / "in"), "--out", str(out)])
     printed = capsys.readouterr().out
     assert "note: mask: no file holds a 1, so 255 is taken for" in printed
     assert f"python -m experiments.finetune --config {out}/finetune_mask.py --workdir runs/town_mask" in printed
     assert f"python -m experiments.pretrain --config {out}/pretrain.py --workdir runs/town\n" in printed
     assert {path.name for path in out.glob("*.py")} == {"finetune_mask.py", "pretrain.py"}
-    assert prepare.main(["--source", str(places / "in"), "--out", str(out), "--overwrite", "--ignore", "x"]) == 1
-    assert "--ignore x: wanted whole numbers, or none" in capsys.readouterr().err
-    assert prepare.main(["--source", str(places / "in"), "--out", str(out), "--overwrite", "--ignore", "0"]) == 1
-    assert "names building: wanted two classes or more" in capsys.readouterr().err
+    again = ["--source", str(places / "in"), "--out", str(out), "--overwrite"]
+    for ignored, message in (("x", "--ignore x: wanted whole numbers, or none"), ("0", "names building: wanted two")):
+        with pytest.raises(SystemExit, match="1"):
+            prepare.main([*again, "--ignore", ignored])
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["--simulate", "3", "--out", str(out), "--ignore", "0"])
 
@@ -154,7 +155,7 @@ def test_sensors_of_a_file_of_ones_own(places, monkeypatch, registered):
     (places / "in" / "rgb").rename(places / "in" / f"grey_{kind}")
     given = ["--modules", f"sensors_{kind}"] if registered else ["--sensors", f"sensors_{kind}:MINE"]
     out = places / "data" / "own"
-    assert prepare.main(["--source", str(places / "in"), "--out", str(out), *given]) == 0
+    prepare.main.__wrapped__(["--source", str(places / "in"), "--out", str(out), *given])
     config = PretrainConfig.of(read_config(str(out / "pretrain.py")))
     config.check_streams()
     assert list(build.pretraining(config, {}).sensors) == [f"grey_{kind}"]
@@ -165,7 +166,7 @@ def test_sensors_of_a_file_of_ones_own(places, monkeypatch, registered):
 
 def test_a_label_that_is_not_there_is_answered_with_those_that_are(places):
     out = places / "data" / "town"
-    prepare.main(["--source", str(places / "in"), "--out", str(out)])
+    prepare.main.__wrapped__(["--source", str(places / "in"), "--out", str(out)])
     config = FinetuneConfig.of(read_config(str(out / "finetune_mask.py")))
     dataset = data.open_labelled(config, encoder_of(config))
     assert data.task_spec(config, dataset).target.colours == ("#c0a080", "#d02020")

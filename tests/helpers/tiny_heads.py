@@ -7,6 +7,7 @@ import optax
 from flax import nnx
 
 from ringmoe_jax.models.heads import HEADS
+from tests.helpers.parameters import stirred
 
 FOUR = {"widths": (4, 6, 8, 10), "grids": ((9, 7), (5, 4), (3, 2), (2, 1))}  # odd, and finer ones no multiples
 ONE = {"widths": (6,), "grids": ((3, 5),)}
@@ -17,14 +18,14 @@ def build(name, widths, outputs, *, dtype=jnp.float32, seed=0, **fields):
     """A head's parameters (a nested dict) and `apply(params, levels, key, train, size)`, jitted."""
     make = lambda rngs: nnx.split(HEADS[name](**fields).build(widths, outputs, rngs, dtype=dtype))  # noqa: E731
     graph, state = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    params = jax.jit(lambda key: nnx.to_pure_dict(make(nnx.Rngs(key))[1]))(jax.random.key(seed))
+    params = stirred(nnx.to_pure_dict(state), seed)
 
     def apply(params, levels, key=None, train=False, size=SIZE):
         merged = jax.tree.map(lambda leaf: leaf, state)
         nnx.replace_by_pure_dict(merged, params)
         return nnx.merge(graph, merged)(levels, size, key=key, train=train)
 
-    return jax.tree.map(np.array, params), jax.jit(apply, static_argnums=(3, 4))
+    return params, jax.jit(apply, static_argnums=(3, 4))
 
 
 def pyramid(widths, grids, rows=2, dates=(), seed=0):

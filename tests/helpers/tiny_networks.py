@@ -5,6 +5,7 @@ import numpy as np
 
 from ringmoe_jax import models
 from ringmoe_jax.compress import Network
+from tests.helpers.parameters import stirred
 from tests.helpers.tiny import RINGMOE
 
 MOE = dict(specialised=2, collaborative=3, engine="dense")
@@ -13,12 +14,6 @@ MODEL = RINGMOE | {"sensors": SENSORS, "moe": MOE, "power_input": True}
 ONE = MODEL | {"sensors": ("rgb",)}
 HEADS = {"rgb": {"pixels": 3}, "slc_dual": {"power": 2, "pixels": 4}}
 LAYERS = sum(MODEL["depths"])
-
-
-def stirred(shapes, seed=7, scale=0.3):
-    """Random parameters of given shapes: blocks start as the identity and would hide mistakes."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def built(model, heads=None):

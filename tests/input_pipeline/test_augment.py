@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import augment, masking, rules
+from input_pipeline.views import View
+from ringmoe_jax import sensors
 from ringmoe_jax.data_config import PhotometricConfig
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.sensors import Statistics
@@ -112,6 +114,36 @@ def test_turns_are_numpys(mirrored, quarters, shape):
     wanted = np.rot90(np.flip(image, -2) if mirrored else image, quarters, axes)
     out = augment.turn(tf.constant(image), tf.constant(mirrored), tf.constant(quarters))
     np.testing.assert_array_equal(out, wanted)
+
+
+def test_a_mirror_flips_the_sign_of_cross_polarised_channels():
+    """S' = R S R with R = diag(-1, 1), of a scattering matrix with rows and columns H, V."""
+    quad = sensors.get("slc_quad")
+    matrix = np.arange(1, 5).reshape(2, 2) + 1j * np.arange(5, 9).reshape(2, 2)
+    mirror = np.diag([-1, 1])
+    seen = mirror @ matrix @ mirror
+    channels = lambda s: np.stack([s.real, s.imag], -1).ravel()  # noqa: E731
+    assert quad.band_names[::2] == ("HH_re", "HV_re", "VH_re", "VV_re")
+    np.testing.assert_array_equal(channels(matrix) * rules.mirror_signs(quad), channels(seen))
+    assert rules.mirror_signs(sensors.get("slc_dual")) == (1, 1, -1, -1)
+    assert rules.mirror_signs(sensors.get("s1_grd")) == (1, 1)  # powers have no sign
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_views_turn_the_scattering_matrix_with_the_image(mirrored, quarters):
+    """Phases between HH and VV stay, those between HH and HV turn by pi in a mirror; powers only move."""
+    quad = sensors.get("slc_quad")
+    pixels = np.random.default_rng(0).normal(size=(1, 4, 4, 8)).astype(np.float32)
+    view = View(WHOLE, {}, 4, turned=(tf.constant(mirrored), tf.constant(quarters)))
+    moved, shown = (move(tf.constant(pixels)).numpy()[0] for move in (view.move, lambda x: view.move_values(x, quad)))
+    hh, hv, vh, vv = (shown[..., i] + 1j * shown[..., i + 1] for i in (0, 2, 4, 6))
+    own = [moved[..., i] + 1j * moved[..., i + 1] for i in (0, 2, 4, 6)]
+    sign = -1 if mirrored else 1
+    np.testing.assert_allclose(hh * vv.conj(), own[0] * own[3].conj(), rtol=1e-6)
+    np.testing.assert_allclose(hh * hv.conj(), sign * own[0] * own[1].conj(), rtol=1e-6)
+    np.testing.assert_allclose(hv * vh.conj(), own[1] * own[2].conj(), rtol=1e-6)
+    np.testing.assert_allclose(np.abs(shown), np.abs(moved))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -19,6 +19,7 @@ def edited(tiny, tmp_path):
         values = json.loads(path.read_text())
         values["sensors"]["rgb"] |= changes
         path.write_text(json.dumps(values))
+        (copy / "checksums.json").unlink()  # as of a version before checksums
         return copy
 
     return edit
@@ -58,6 +59,9 @@ def test_missing_sensor_split_and_band(tiny):
         ("no_data", 0.0, "no_data = 0.0, the sensor table says None"),
         ("resampling", "decibel", "resampling = 'decibel', the sensor table says 'linear'"),
         ("bands", ["red", "green", "azure"], 'has no band "blue"'),
+        ("std", [1e30] * 3, "std 1e+30 in red: implausible"),
+        ("mean", [0.5, -7e20, 0.5], "mean -7e+20, std"),
+        ("shape", [0, 8, 8], "has shape [0, 8, 8]"),
         ("band", [], 'rgb.band does not exist: did you mean "bands"'),
     ],
 )
@@ -74,6 +78,8 @@ def test_newer_schema(tiny, tmp_path):
     copy = shutil.copytree(tiny, tmp_path / "copy")
     path = copy / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    assert "metadata.json is not what was written (its checksum differs" in refused(copy, ["rgb"])
+    (copy / "checksums.json").unlink()
     assert "has schema version 99, this program reads 1" in refused(copy, ["rgb"])
 
 
@@ -81,3 +87,8 @@ def test_statistics_need_a_training_split(edited):
     dataset = open_dataset(edited(mean=None, std=None), ["rgb"])
     with pytest.raises(DataError, match='statistics = "table"'):
         dataset.statistics("rgb")
+
+
+def test_a_band_without_spread_is_no_statistics(edited):
+    with pytest.raises(DataError, match=r'has a band of std 1e-30, .* set statistics = "table"'):
+        open_dataset(edited(std=[0.2, 1e-30, 0.2]), ["rgb"]).statistics("rgb")

@@ -215,7 +215,7 @@ def test_wrong_tables(root):
     table.write_text("ID,label\n")
     assert 'labels.csv: "ID" has no image: (known: a, b)' in refused(root)
     table.write_bytes("a,h\u00f6he\n".encode("latin-1"))
-    assert "labels.csv is no text" in refused(root)
+    assert "labels.csv is not UTF-8" in refused(root)
     table.write_text("a,water\na,water\n")
     assert "labels.csv, line 2: row 'a,water': wanted one row an ID" in refused(root)
     table.write_text("a;water\n")

@@ -120,7 +120,7 @@ def test_state_of_another_run_is_refused(tiny, tmp_path):
         "streams": train_batches(config(write(tmp_path / "d", "rgb", train=13))),
     }
     for key, iterator in others.items():
-        with pytest.raises(DataError, match=f"saved data position has {key} = .*choose a new --workdir"):
+        with pytest.raises(DataError, match=f"saved data position has {key} = .*start it as before"):
             iterator.set_state(state)
 
 

@@ -80,7 +80,7 @@ def test_short_series_and_absent_sensors(tree, tmp_path):
 
 def test_max_frames_and_the_command(tree, tmp_path, capsys):
     arguments = ["--source", str(tree), "--dataset", "ssl4eo_s12", "--tile", "88", "--max-frames", "1"]
-    assert command.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert command.main.__wrapped__([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "s2_12 (1 x 88 x 88)" in capsys.readouterr().out
     assert open_dataset(tmp_path / "out", ["s1_grd"]).size("train") == 18
 

@@ -155,7 +155,7 @@ def test_the_command_reads_the_layout(tree, tmp_path, capsys):
         "--out",
         str(tmp_path / "out"),
     ]
-    assert command.main(arguments) == 0
+    assert command.main.__wrapped__(arguments) == 0
     assert "s1_grd (2 x 6 x 6)" in capsys.readouterr().out
     s2 = first(tmp_path / "out")["sensors"]["s2_10"]
     assert s2["pixels"][0, 0, 0, 0, 0] == np.float32(1000) * np.float32(1e-4)

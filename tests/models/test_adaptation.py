@@ -13,6 +13,7 @@ from ringmoe_jax.models.adapters import Convpass, add_low_rank, low_rank
 from ringmoe_jax.parallel.sharding import path_name
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.optimizer import OptimizerConfig
+from tests.helpers.parameters import stirred
 from tests.helpers.tiny import RINGMOE, SKYSENSE, batch
 
 
@@ -29,7 +30,7 @@ def equal(a, b) -> bool:
 @pytest.fixture(scope="module")
 def encoder():
     model = models.build(RINGMOE)
-    return model, jax.jit(model.init)(jax.random.key(0))
+    return model, stirred(model.shapes())
 
 
 @pytest.mark.parametrize("method", adaptation.METHODS)
@@ -177,7 +178,7 @@ def test_layer_decay_multiplies_updates(encoder):
     def update(layer_decay):
         above = models.build(RINGMOE).blocks_above
         rule = optimizer.build(OptimizerConfig(**settings, layer_decay=layer_decay), 10, above)
-        return rule.update(gradients, rule.init(trained), trained)[0]
+        return jax.jit(lambda tree: rule.update(gradients, rule.init(tree), tree)[0])(trained)
 
     plain, decayed = update(1.0), update(0.5)
     np.testing.assert_allclose(decayed["decoder"]["kernel"], plain["decoder"]["kernel"])

@@ -22,10 +22,7 @@ def millions(model_config, **changes):
     return count(models.build({**model_config, **changes}).shapes()) / 1e6
 
 
-QUICK = ("nano", "14b")
-
-
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
+@pytest.mark.parametrize("name", [n if n == "14b" else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
 def test_parameter_counts(name):
     values = ringmoe.get_config(name).to_dict()
     config = PretrainConfig.of(values).model

@@ -39,7 +39,8 @@ def reference(params, rows, weight, norm, outputs):
 def test_heads_against_numpy(norm, outputs):
     head = projection.build(5, 16, 4, outputs, norm)
     params = jax.device_get(head.init(jax.random.key(0)))
-    got = np.asarray(head.apply(params, (ROWS, WEIGHT)))
+    apply = jax.jit(head.apply)
+    got = np.asarray(apply(params, (ROWS, WEIGHT)))
     used = WEIGHT > 0
     wanted = reference(params, ROWS, WEIGHT, norm, outputs)
     assert_allclose(got[used], wanted[used], rtol=2e-3, atol=2e-3)
@@ -47,10 +48,10 @@ def test_heads_against_numpy(norm, outputs):
 
     other = ROWS.copy()
     other[~used] = 1e3  # rows without weight are not looked at
-    assert_allclose(head.apply(params, (other, WEIGHT))[used], got[used], rtol=1e-5, atol=1e-6)
+    assert_allclose(apply(params, (other, WEIGHT))[used], got[used], rtol=1e-5, atol=1e-6)
     other = ROWS.copy()
     other[1] += np.linspace(0, 1, 5)
-    moved = np.abs(np.asarray(head.apply(params, (other, WEIGHT))) - got)[2]
+    moved = np.abs(np.asarray(apply(params, (other, WEIGHT))) - got)[2]
     assert (moved.max() > 1e-2) == (norm == "batch")
 
 
@@ -59,7 +60,7 @@ def test_batch_norm_tells_apart_what_is_nearly_alike():
     for norm in ("batch", "layer"):
         rows = np.full((64, 5), [1.0, -2.0, 3.0, 0.5, 2.0]) + np.random.default_rng(1).normal(0, 1e-3, (64, 5))
         head = projection.build(5, 32, 16, 8, norm)
-        cosines = np.asarray(head.apply(head.init(jax.random.key(0)), (rows.astype(np.float32), np.ones(64))))
+        cosines = np.asarray(jax.jit(head.apply)(head.init(jax.random.key(0)), (rows.astype(np.float32), np.ones(64))))
         spread[norm] = cosines.std(axis=0).mean()
     assert spread["batch"] > 20 * spread["layer"]
 

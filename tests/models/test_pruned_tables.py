@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError
+from tests.helpers.parameters import stirred
 from tests.helpers.tiny import RINGMOE, batch
 
 MOE = dict(specialised=2, collaborative=3, engine="dense")
@@ -21,6 +22,10 @@ def pruned(*layers, **moe):
 
 def count(model):
     return sum(leaf.size for leaf in jax.tree.leaves(models.build(model).shapes()))
+
+
+def parameters(model):
+    return stirred(models.build(model).shapes())
 
 
 def one_expert(stage):
@@ -51,7 +56,7 @@ def test_layers_that_lost_as_many_share_a_stack_too():
     model = pruned(ONLY_FIRST, second, second, ONLY_FIRST)
     stages = models.build(model).shapes()["backbone"]["stages"]
     assert [list(stage["blocks"]) for stage in stages.values()] == [["run0"], ["run0"]]
-    routing = jax.jit(models.build(model).apply)(stirred(model), batch(WHOLE))["routing"]
+    routing = jax.jit(models.build(model).apply)(parameters(model), batch(WHOLE))["routing"]
     chosen = (routing["collaborative"].load.sum(axis=1) > 0).tolist()
     assert chosen == [[True, False, False], [False, True, False], [False, True, False], [True, False, False]]
 
@@ -62,19 +67,14 @@ def test_experts_of_another_modality_are_another_stack():
     assert [list(stage["blocks"]) for stage in stages.values()] == [["run0", "run1"], ["run0"]]
 
 
-def stirred(model):
-    params = models.build(model).init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten([p + 0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
-
-
-@pytest.mark.parametrize("engine", ["dense", "capacity", pytest.param("dropless", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", ["capacity", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dense", "dropless"))]
+)
 def test_one_of_three_left_is_a_model_with_one(engine):
     moe = dict(engine=engine, groups=1)
     few = models.build(pruned(*[ONLY_FIRST] * 4, **moe))
     one = models.build(RINGMOE | {"moe": dict(specialised=2, collaborative=1) | moe})
-    params, data = stirred(pruned(*[ONLY_FIRST] * 4)), batch(WHOLE)
+    params, data = parameters(pruned(*[ONLY_FIRST] * 4)), batch(WHOLE)
     slim, small = jax.jit(few.apply)(params, data), jax.jit(one.apply)(params, data)
     jax.tree.map(assert_array_equal, slim["tokens"], small["tokens"])
     load = slim["routing"]["collaborative"].load
@@ -87,7 +87,7 @@ def test_one_of_three_left_is_a_model_with_one(engine):
 def test_an_absent_sensor_leaves_the_others_as_they_were():
     """Columns that only the other sensor may choose are skipped: the same numbers from fewer experts."""
     model = models.build(pruned(OWN, OWN, {}, GONE))
-    params, data = stirred(pruned(OWN, OWN, {}, GONE)), batch(WHOLE)
+    params, data = parameters(pruned(OWN, OWN, {}, GONE)), batch(WHOLE)
     both = jax.jit(model.apply)(params, data)
     alone = jax.jit(model.apply)(params, {"sensors": {"s1_grd": data["sensors"]["s1_grd"]}})
     assert_allclose(alone["pooled"]["s1_grd"], both["pooled"]["s1_grd"], rtol=1e-5, atol=1e-6)
@@ -98,7 +98,7 @@ def test_an_absent_sensor_leaves_the_others_as_they_were():
 @pytest.mark.slow
 def test_measured_contributions_come_with_the_statistics():
     model = models.build(pruned(ONLY_FIRST, GONE, {}, {}, measure=True))
-    params, data = stirred(pruned(ONLY_FIRST, GONE, {}, {})), batch(WHOLE)
+    params, data = parameters(pruned(ONLY_FIRST, GONE, {}, {})), batch(WHOLE)
     routing = jax.jit(model.apply)(params, data)["routing"]
     assert set(routing) == {"specialised", "collaborative", "shared"}
     collaborative, shared = routing["collaborative"], routing["shared"]

@@ -11,10 +11,12 @@ from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import ringmoe
 from ringmoe_jax.models.layers import ConvolutionalStem
+from tests.helpers.parameters import stirred, stirred_module
 
 SENSORS = ("rgb", "s1_grd", "slc_dual")
 TINY = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2, 2), image_size=16, window=2, head_width=4)
 DENSE = dict(engine="dense")
+SMALL = {**TINY, "sensors": ("rgb",), "stem": "convolutional", "moe": dict(specialised=0, collaborative=0)}
 
 
 def batch(rows=2, names=SENSORS, seed=0, dates=1):
@@ -33,28 +35,21 @@ def batch(rows=2, names=SENSORS, seed=0, dates=1):
     }
 
 
-def stir(params):
-    """Moves parameters away from their start, where blocks are the identity and would hide a mistake."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten([p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
-
-
 def test_new_blocks_are_the_identity():
-    model = models.build({**TINY, "depths": (2,)})
-    params, data = model.init(jax.random.key(0)), batch(names=("rgb",))
-    out = model.apply(params, data)["stages"]["rgb"][0]
-    params["backbone"] = stir(params["backbone"])
+    model = models.build({**TINY, "sensors": ("rgb",), "depths": (2,), "moe": DENSE | {"specialised": 0}})
+    params, data, apply = model.init(jax.random.key(0)), batch(names=("rgb",)), jax.jit(model.apply)
+    out = apply(params, data)["stages"]["rgb"][0]
+    params["backbone"] = stirred(params["backbone"])
     blocks = params["backbone"]["stages"]["stage0"]["blocks"]["run0"]
     for norm in ("attention_norm", "ffn_norm"):
         blocks[norm] = jax.tree.map(jnp.zeros_like, blocks[norm])
-    assert_allclose(model.apply(params, data)["stages"]["rgb"][0], out, atol=1e-6)
+    assert_allclose(apply(params, data)["stages"]["rgb"][0], out, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def dense():
     model = models.build({**TINY, "moe": DENSE}, heads={"rgb": {"pixels": 3}})
-    return model, stir(model.init(jax.random.key(0))), jax.jit(model.apply)
+    return model, stirred(model.shapes()), jax.jit(model.apply)
 
 
 def test_output_contract(dense):
@@ -116,7 +111,7 @@ def test_masked_cells_share_one_token(dense):
     everything_hidden["sensors"]["rgb"]["mask"] = jnp.ones((2, 4, 4), bool)
     out = apply(params, everything_hidden)["stages"]["rgb"][0]
     assert_allclose(out[0], out[1], atol=1e-6)  # nothing of the image is left
-    gradient = jax.grad(lambda p: model.apply(p, everything_hidden)["pooled"]["rgb"][0, 0])(params)
+    gradient = jax.jit(jax.grad(lambda p: model.apply(p, everything_hidden)["pooled"]["rgb"][0, 0]))(params)
     assert np.abs(gradient["mask_token"]).max() > 0
     assert np.abs(gradient["stems"]["rgb"]["project"]["kernel"]).max() == 0
 
@@ -154,12 +149,9 @@ def test_remat_changes_nothing(dense, remat):
 
 
 def test_drop_path_needs_train_and_a_key():
-    model = models.build({**TINY, "moe": DENSE, "drop_path": 0.5})
-    params, data, apply = (
-        stir(model.init(jax.random.key(0))),
-        batch(names=("rgb",)),
-        jax.jit(model.apply, static_argnames="train"),
-    )
+    model = models.build({**SMALL, "stem": "linear", "drop_path": 0.5})
+    params, data = stirred(model.shapes()), batch(names=("rgb",))
+    apply = jax.jit(model.apply, static_argnames="train")
     plain = apply(params, data)["pooled"]["rgb"]
     assert_array_equal(plain, apply(params, data, key=jax.random.key(1), train=False)["pooled"]["rgb"])
     dropped = apply(params, data, key=jax.random.key(1), train=True)["pooled"]["rgb"]
@@ -253,26 +245,26 @@ def test_power_input_widens_the_stems_of_complex_sensors_alone():
 
 def test_the_convolutional_stem_is_convolutions():
     """Against `jax.lax.conv_general_dilated`, with hidden pixels blank."""
-    stem = ConvolutionalStem(3, 4, 16, nnx.Rngs(0), dtype=jnp.float32)
+    stem, _ = stirred_module(lambda: ConvolutionalStem(3, 4, 16, nnx.Rngs(0), dtype=jnp.float32))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 16, 8, 3)), jnp.float32)
-    y = x.reshape(2, 16, 8, 3)
-    for convolution, norm in zip(stem.convolutions, stem.norms, strict=True):
-        kernel = convolution.kernel[...].reshape(3, 3, y.shape[-1], -1)
-        order = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(y, kernel, (2, 2), ((1, 0), (1, 0)), dimension_numbers=order)
-        y = jax.nn.gelu(norm(y))
-    assert_allclose(stem(x)[:, 0], stem.norm(stem.project(y)), rtol=1e-4, atol=1e-5)
 
+    def reference(x):
+        y = x.reshape(2, 16, 8, 3)
+        for convolution, norm in zip(stem.convolutions, stem.norms, strict=True):
+            kernel = convolution.kernel[...].reshape(3, 3, y.shape[-1], -1)
+            order = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(y, kernel, (2, 2), ((1, 0), (1, 0)), dimension_numbers=order)
+            y = jax.nn.gelu(norm(y))
+        return stem.norm(stem.project(y))
 
-SMALL = {**TINY, "sensors": ("rgb",), "stem": "convolutional", "moe": dict(specialised=0, collaborative=0)}
+    assert_allclose(jax.jit(stem)(x)[:, 0], jax.jit(reference)(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [dict(pre_norm=True), dict(norm_gain=0.5), dict(cosine_attention=True)])
 def test_smaller_images_are_the_same_network(order):
     """Windows shrink with the grid; parameters and widths stay, and what does not tile is refused."""
     model = models.build({**SMALL, "window": 4, **order})
-    params = stir(model.init(jax.random.key(0)))
-    apply = jax.jit(model.apply)
+    params, apply = stirred(model.shapes()), jax.jit(model.apply)
     for size in (8, 16):
         shown = batch(names=("rgb",))["sensors"]["rgb"]
         entry = {name: value[:, :, :size, :size] for name, value in shown.items()}
@@ -282,12 +274,12 @@ def test_smaller_images_are_the_same_network(order):
     assert models.read({**SMALL, "window": 3, "image_size": 24}).sizes == (8, 24)
     entry = {name: value[:, :, :12, :12] for name, value in shown.items()}
     with pytest.raises(DataError, match="12 x 12 pixels, the model takes 8 x 8 or 16 x 16"):
-        model.apply(params, {"sensors": {"rgb": entry}})
+        apply(params, {"sensors": {"rgb": entry}})
 
 
 def test_hidden_pixels_reach_no_token_through_the_stem():
     model = models.build({**SMALL, "pre_norm": True})
-    params, data = stir(model.init(jax.random.key(0))), batch(names=("rgb",))
+    params, data = stirred(model.shapes()), batch(names=("rgb",))
     mask = jnp.zeros((2, 4, 4), bool).at[:, 1].set(True)
     entry = data["sensors"]["rgb"] | {"mask": mask}
     noisy = entry | {"pixels": entry["pixels"].at[:, :, 4:8].add(5.0)}

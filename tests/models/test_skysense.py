@@ -16,6 +16,7 @@ from ringmoe_jax.models import count, skysense, swin
 from ringmoe_jax.models.layers import PixelDecoder
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
 from ringmoe_jax.models.transformer import TransformerConfig
+from tests.helpers.parameters import stirred, stirred_module
 
 SMALL = TransformerConfig(width=16, depth=2, heads=2, drop_path=0.0)
 TINY = dict(image_size=16, width=8, depths=(1, 1), window=2, head_width=4, drop_path=0.0)
@@ -27,10 +28,7 @@ GRID = 2
 def make(**changes):
     """A tiny model, compiled, and its parameters stirred: the blocks of a new one are close to identities."""
     model = skysense.SkySenseConfig(**TINY | changes).build()
-    rng = np.random.default_rng(0)
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    params = jax.tree.map(lambda p: (p + 0.3 * rng.normal(size=p.shape)).astype(np.float32), params)
-    return jax.jit(model.apply, static_argnames="train"), params
+    return jax.jit(model.apply, static_argnames="train"), stirred(model.shapes())
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +146,8 @@ def run_fusion(config, params, tokens, seen):
     make = lambda: skysense.Fusion(config, 3, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
     graph, abstract = nnx.split(nnx.eval_shape(make))
     nnx.replace_by_pure_dict(abstract, params)
-    return np.asarray(nnx.merge(graph, abstract)(tokens, seen, (1, 2, 2, 3), key=None, train=False, mesh=None)[0])
+    run = lambda tokens: nnx.merge(graph, abstract)(tokens, seen, (1, 2, 2, 3), key=None, train=False, mesh=None)[0]  # noqa: E731
+    return np.asarray(jax.jit(run)(tokens))
 
 
 def test_a_missing_sensor_is_one_that_is_masked_out(tiny):
@@ -211,7 +210,7 @@ def test_eight_devices_equal_one():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "expert"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     config = skysense.SkySenseConfig(**TINY)
     one, eight = config.build(), config.build(mesh=mesh)
-    params, data = jax.jit(one.init)(jax.random.key(0)), sample(batch=8)
+    params, data = stirred(one.shapes()), sample(batch=8)
     assert_allclose(
         jax.jit(eight.apply)(params, data)["fused"], jax.jit(one.apply)(params, data)["fused"], rtol=1e-4, atol=1e-5
     )
@@ -223,10 +222,7 @@ def stage(depth, **sizes):
     dtype = jnp.float32
     ffn = lambda width, rngs, layer: MoEFeedForward(skysense.DENSE, 1, width, 2 * width, rngs, dtype=dtype)  # noqa: E731
     make = lambda: swin.SwinPyramid(config, ffn, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)  # noqa: E731
-    graph, params = nnx.split(make())
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
-    whole = nnx.merge(graph, params).stages["stage0"]
+    whole = stirred_module(make)[0].stages["stage0"]
 
     def blocks(x, shifted):
         for i in range(depth):

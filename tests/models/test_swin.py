@@ -8,6 +8,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.models import attention, layers, swin
+from tests.helpers.parameters import stirred_module
 
 H = W = 8
 WINDOW, HEADS, D = 4, 2, 6
@@ -59,29 +60,23 @@ def reference_attention(params, x, shift, cosine):
     return linear("out", out)
 
 
-def randomised(module, seed=0):
-    """The module's parameters, redrawn with unit scale so that a mistake cannot hide behind 0.02."""
-    graph, state = nnx.split(module)
-    params = nnx.to_pure_dict(state)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    params = tree.unflatten([0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state), params
+def randomised(make, seed=0):
+    """The module and its parameters: redrawn with unit scale so that a mistake cannot hide behind 0.02."""
+    return stirred_module(lambda: make(nnx.Rngs(0)), seed, 0.5)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_window_attention(cosine, shifted):
-    module, params = randomised(
-        attention.WindowAttention(D, HEADS, WINDOW, nnx.Rngs(0), cosine=cosine, dtype=jnp.float32)
-    )
+    options = dict(cosine=cosine, dtype=jnp.float32)
+    module, params = randomised(lambda rngs: attention.WindowAttention(D, HEADS, WINDOW, rngs, **options))
     x = np.random.default_rng(0).normal(size=(2, H, W, D))
     x32 = jnp.asarray(x, jnp.float32)
-    for i, got in enumerate(module(x32, shifted)):
+    known, traced = jax.jit(lambda x: module(x, shifted))(x32), jax.jit(module)(x32, shifted)
+    for i, got in enumerate(known):
         reference = reference_attention(params, x[i], WINDOW // 2 if shifted else 0, cosine)
         assert_allclose(got, reference, rtol=1e-4, atol=1e-4)
-    assert_allclose(module(x32, jnp.asarray(shifted)), module(x32, shifted), rtol=1e-5, atol=1e-5)
+    assert_allclose(traced, known, rtol=1e-5, atol=1e-5)
 
 
 def test_block_is_residual_post_norm():
@@ -92,11 +87,11 @@ def test_block_is_residual_post_norm():
         def __call__(self, x, slots, *, train, mesh):
             return self.mlp(x), {}
 
-    block, params = randomised(
-        swin.SwinBlock(D, HEADS, WINDOW, Ffn, nnx.Rngs(0), cosine=False, dtype=jnp.float32), seed=3
-    )
+    make = lambda rngs: swin.SwinBlock(D, HEADS, WINDOW, Ffn, rngs, cosine=False, dtype=jnp.float32)  # noqa: E731
+    block, params = randomised(make, seed=3)
     x = np.random.default_rng(1).normal(size=(1, 1, H, W, D))
-    got, _ = block(jnp.asarray(x, jnp.float32), True, (0,), rate=0.0, key=None, train=True, mesh=None)
+    how = dict(rate=0.0, key=None, train=True, mesh=None)
+    got, _ = jax.jit(lambda x: block(x, True, (0,), **how))(jnp.asarray(x, jnp.float32))
 
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
 
@@ -117,7 +112,7 @@ def test_block_is_residual_post_norm():
 def test_patches_and_merging_keep_neighbours_together():
     """A linear layer sees its patch as rows, columns, channels; checked by an einsum of a convolution."""
     image = np.random.default_rng(0).normal(size=(8, 8, 3))
-    stem, params = randomised(layers.PatchEmbed(3, 4, 5, nnx.Rngs(0), dtype=jnp.float32))
+    stem, params = randomised(lambda rngs: layers.PatchEmbed(3, 4, 5, rngs, dtype=jnp.float32))
     kernel = np.asarray(params["project"]["kernel"], np.float64).reshape(4, 4, 3, 5)
     by_hand = np.stack(
         [
@@ -127,7 +122,7 @@ def test_patches_and_merging_keep_neighbours_together():
     )
     assert_allclose(stem.project(_patches(image, 4)) - params["project"]["bias"], by_hand, rtol=1e-4, atol=1e-4)
     assert stem(jnp.asarray(image, jnp.float32)).shape == (2, 2, 5)
-    merge, _ = randomised(layers.PatchMerging(3, nnx.Rngs(0), dtype=jnp.float32))
+    merge, _ = randomised(lambda rngs: layers.PatchMerging(3, rngs, dtype=jnp.float32))
     assert merge(jnp.asarray(image, jnp.float32)).shape == (4, 4, 6)
     moved = image.copy()
     moved[2, 3] += 1.0  # belongs to the merged token (1, 1) and to no other
@@ -141,7 +136,7 @@ def _patches(image, p):
 
 
 def test_decoder_puts_each_token_on_its_own_square():
-    decoder, _ = randomised(layers.PixelDecoder(D, 4, 2, nnx.Rngs(0), dtype=jnp.float32))
+    decoder, _ = randomised(lambda rngs: layers.PixelDecoder(D, 4, 2, rngs, dtype=jnp.float32))
     tokens = np.random.default_rng(0).normal(size=(2, 2, D)).astype(np.float32)
     moved = tokens.copy()
     moved[1, 0] += 1.0

@@ -39,6 +39,20 @@ def test_top1_keeps_the_softmax_probability():
     assert_allclose(choice.probabilities, np.exp(LOGITS), rtol=1e-6)
 
 
+def test_a_low_temperature_decides_sooner_and_chooses_the_same():
+    scores = jnp.asarray([[0.1, 0.3, 0.2]])
+    plain, sharp = (
+        routing.route(scores, NOBODY[:1], ONE, k=1, router=routing.SoftmaxTopK(temperature))
+        for temperature in (1, 0.05)
+    )
+    assert plain.experts.tolist() == sharp.experts.tolist() == [[1]]
+    assert_allclose(sharp.probabilities, jnp.exp(scores / 0.05) / jnp.exp(scores / 0.05).sum(), rtol=1e-5)
+    assert plain.gates[0, 0] < 0.4
+    assert sharp.gates[0, 0] > 0.8
+    with pytest.raises(ConfigError, match="temperature = 0: wanted above 0"):
+        routing.SoftmaxTopK(0)
+
+
 def test_top1_normalised_gate_is_one_and_blind_to_the_router():
     def gate(logits):
         return routing.route(logits, NOBODY, ONE, k=1, normalise_gates=True).gates.sum()

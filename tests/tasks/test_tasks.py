@@ -186,3 +186,20 @@ def test_another_metric_has_to_take_what_the_own_one_takes():
         tasks.Segmentation(target="map", scoring="height").metric(target)
     with pytest.raises(ConfigError, match=r'task.scoring = "segmentaton" does not exist: did you mean "segmentation"'):
         tasks.Segmentation(target="map", scoring="segmentaton").metric(target)
+
+
+def test_one_class_alone_is_not_scored():
+    task = tasks.build(dict(name="segmentation", target="mask"))
+    target = tasks.Target("mask", "map", ("land", "water"))
+    with pytest.raises(DataError, match='truth of "mask" is void or "land" everywhere'):
+        task.constant([np.array([[0, -1]]), np.array([[0, 0]])], target)
+    assert (task.constant([np.array([[0, -1]]), np.array([[1, 1]])], target)["classes"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("ignore", "message"), [(("watr",), 'did you mean "water"'), (("land",), "two classes or more")]
+)
+def test_ignored_classes_are_classes_and_leave_two(ignore, message):
+    task = tasks.build(dict(name="segmentation", target="mask", ignore=ignore))
+    with pytest.raises(ConfigError, match=message):
+        task.check(tasks.Target("mask", "map", ("land", "water")))

@@ -1,6 +1,7 @@
 """Step, optimiser, accumulation, several devices, checkpoints and metrics, on the smallest real model."""
 
 import dataclasses
+import functools
 import json
 import resource
 import shutil
@@ -29,23 +30,38 @@ TERMS = {
     "slc": dict(name="total_power", sensor="slc_dual"),
     "balance": dict(name="balance"),
 }
+MEANS = {label: term for label, term in TERMS.items() if label != "balance"}  # which is a product of batch means
+DENSE = dict(engine="dense", specialised=0)
 RULE = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
 STEPS = 8
+MODEL = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
 
 
-def setup(mesh=None, terms=TERMS, accumulate=1, moe=None, **model):
-    terms = objectives.build(terms)
-    heads = objectives.collect_heads(terms, sensors.resolve(SENSORS))
-    config = dict(name="ringmoe", sensors=SENSORS, width=8, depths=(2,), image_size=16, window=2, head_width=4)
-    moe = dict(groups=8) if moe is None else moe
-    model = models.build({**config, "moe": moe, **model}, heads=heads, mesh=mesh)
+def setup(mesh=None, terms=TERMS, accumulate=1, moe=None):
+    """A new run's parts; what they are made of and its programs are made once a configuration."""
+    if (key := repr((mesh, terms, moe))) not in _BUILT:
+        _BUILT[key] = built(mesh, terms, moe)
+    parts, state, steps = _BUILT[key]
+    if accumulate not in steps:
+        rate = optimizer.schedule(RULE, STEPS)
+        rule = optimizer.build(RULE, STEPS)
+        steps[accumulate] = step.make_train_step(
+            parts["task"], parts["terms"], rule, rate, seed=0, accumulate=accumulate, mesh=mesh
+        )
+    state = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec), *state)  # steps take the state that they get
+    return SimpleNamespace(**parts, state=state, step=steps[accumulate], mesh=mesh)
+
+
+def built(mesh, terms, moe):
+    terms, config = objectives.build(terms), MODEL | {"moe": dict(groups=8) if moe is None else moe}
+    model = models.build(config, heads=objectives.collect_heads(terms, sensors.resolve(SENSORS)), mesh=mesh)
     task = pretext.build({"name": "masked"}, model)
-    rule = optimizer.build(RULE, STEPS)
-    state = create(model, task, rule, seed=0, mesh=mesh)
-    run = step.make_train_step(
-        task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, accumulate=accumulate, mesh=mesh
-    )
-    return SimpleNamespace(model=model, task=task, terms=terms, state=state, step=run, mesh=mesh)
+    state = create(model, task, optimizer.build(RULE, STEPS), seed=0, mesh=mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return dict(model=model, task=task, terms=terms), (jax.device_get(state), placed), {}
+
+
+_BUILT = {}
 
 
 class Data:
@@ -107,16 +123,18 @@ def test_eight_devices_train_as_one(alone, sizes):
 
 
 def test_parameters_lie_where_the_rules_say():
-    parts = setup(make(MeshConfig(2, 2, 2)), width=32)
-    ffn = parts.state.params["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]
+    mesh = make(MeshConfig(2, 2, 2))
+    state, block = setup(mesh).state, ("backbone", "stages", "stage0", "blocks", "run0", "ffn")
+    ffn, moments = (
+        functools.reduce(dict.__getitem__, block, tree) for tree in (state.params, state.optimizer[1][0].mu)
+    )
     assert ffn["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
     assert ffn["collaborative"]["wo"].sharding.spec == P(None, "expert", "fsdp", None)
-    assert ffn["shared"]["wi"]["kernel"].sharding.spec == P(None, None, "fsdp")
     assert ffn["specialised"]["router"].sharding.spec == P()
-    moment = parts.state.optimizer[1][0].mu["backbone"]["stages"]["stage0"]["blocks"]["run0"]["ffn"]["specialised"][
-        "wi"
-    ]
-    assert moment.sharding.spec == P(None, "expert", None, "fsdp")
+    assert moments["specialised"]["wi"].sharding.spec == P(None, "expert", None, "fsdp")
+    wide = models.build(MODEL | {"width": 32}).shapes()  # small kernels are not worth a collective
+    placed = functools.reduce(dict.__getitem__, block, sharding.shardings(wide, mesh))["shared"]["wi"]["kernel"]
+    assert (ffn["shared"]["wi"]["kernel"].sharding.spec, placed.spec) == (P(), P(None, None, "fsdp"))
 
 
 def test_expert_axis_that_does_not_divide():
@@ -132,9 +150,7 @@ def test_mesh_that_does_not_fit():
 
 def test_accumulation_equals_the_large_batch():
     """Micro-batches with very different mask counts: a mean of means would differ."""
-    moe = dict(engine="dense")
-    terms = {k: v for k, v in TERMS.items() if k != "balance"}  # balance is a product of batch means
-    whole, parts = setup(terms=terms, moe=moe), setup(terms=terms, moe=moe, accumulate=4)
+    whole, parts = setup(terms=MEANS, moe=DENSE), setup(terms=MEANS, moe=DENSE, accumulate=4)
     batch = next(Data())
     batch["sensors"]["rgb"]["mask"][::4] = False
     batch["sensors"]["rgb"]["mask"][::4, 0, 0] = True
@@ -154,8 +170,9 @@ def test_accumulation_must_divide_the_batch():
 
 def test_weight_decay_spares_what_the_paper_spares():
     config = optimizer.OptimizerConfig()
-    parts = setup(cosine_attention=True)
-    flat = jax.tree_util.tree_flatten_with_path(optimizer.decays(parts.state.params, config.no_decay))[0]
+    heads = {"rgb": {"pixels": 3}}
+    shapes = models.build(MODEL | {"cosine_attention": True}, heads=heads).shapes()
+    flat = jax.tree_util.tree_flatten_with_path(optimizer.decays(shapes, config.no_decay))[0]
     decays = {sharding.path_name(path): on for path, on in flat}
     spared = {name.split("/")[-1] for name, on in decays.items() if not on}
     assert spared == {"bias", "scale", "mask_token", "logit_scale", "bi", "bo"}
@@ -396,8 +413,7 @@ def test_masked_pretext_needs_masks():
 
 def test_evaluation_means_are_exact():
     """Sums over two half batches give the means of the whole one."""
-    terms = {label: term for label, term in TERMS.items() if label != "balance"}  # a product of batch means
-    parts = setup(terms=terms, moe=dict(engine="dense"))
+    parts = setup(terms=MEANS, moe=DENSE)
     evaluate = step.make_eval_step(parts.task, parts.terms)
     data = Data(rows=4)
     halves = [next(data), next(data)]

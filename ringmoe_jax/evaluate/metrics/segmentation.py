@@ -22,11 +22,13 @@ class SegmentationMetric(Sums):
 
     Args:
         names: C class names.
+        ignore: of them, that the means leave out; their pixels count for the other classes and for OA. ISPRS leaves
+            clutter out of mF1 so.
     """
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], ignore: Sequence[str] = ()):
         super().__init__()
-        self.names = tuple(names)
+        self.names, self.ignore = tuple(names), tuple(ignore)
         self._confusion = np.zeros((len(self.names),) * 2, np.int64)
 
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
@@ -46,18 +48,20 @@ class SegmentationMetric(Sums):
     @property
     def quantities(self) -> dict[str, Quantity]:
         """See `Metric.quantities`."""
+        over = "mean over classes" + (f" without {', '.join(self.ignore)}" if self.ignore else "")
         return {
-            "mIoU": Quantity("intersection over union, mean over classes"),
-            "mF1": Quantity("F1, mean over classes"),
+            "mIoU": Quantity(f"intersection over union, {over}"),
+            "mF1": Quantity(f"F1, {over}"),
             "OA": Quantity("share of pixels whose class is right"),
         }
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `Metric.values`."""
         hits, truth, predicted = np.moveaxis(self.totals(weights), 1, 0)
+        scored = [name not in self.ignore for name in self.names]
         return {
-            "mIoU": mean_known(ratio(hits, truth + predicted - hits)),
-            "mF1": mean_known(ratio(2 * hits, truth + predicted)),
+            "mIoU": mean_known(ratio(hits, truth + predicted - hits)[:, scored]),
+            "mF1": mean_known(ratio(2 * hits, truth + predicted)[:, scored]),
             "OA": ratio(hits.sum(axis=1), truth.sum(axis=1)),
         }
 

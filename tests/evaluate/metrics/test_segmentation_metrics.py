@@ -105,3 +105,14 @@ def test_semantic_change_needs_two_dates_and_some_change():
     metric.add(np.zeros((3, 2, 2), int), np.zeros((3, 2, 2), int))
     with pytest.raises(DataError, match='"SCS" of 1 images is undefined'):
         score(metric)
+
+
+def test_ignored_classes_are_left_out_of_the_means_alone():
+    """By hand: F1 of a is 4/5, of b 2/3; clutter's 2/3 does not count; OA counts its pixels."""
+    metric = SegmentationMetric(("a", "b", "clutter"), ignore=("clutter",))
+    metric.add(np.array([[0, 0, 1, 1, 2, 2]]), np.array([[0, 0, 1, 2, 2, 0]]))
+    values = metric.values(np.ones((1, 1)))
+    assert values["mF1"][0] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert values["mIoU"][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert values["OA"][0] == pytest.approx(4 / 6)
+    assert "without clutter" in metric.quantities["mF1"].meaning

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.models.heads.pooled import LinearConfig, MlpConfig
+from ringmoe_jax.models.heads.pooled import AttentionPool, LinearConfig, MlpConfig
 from tests.helpers.tiny_heads import FOUR, ONE, build, fit, pyramid
 
 
@@ -27,8 +27,7 @@ def test_heads_against_numpy(name, pool, case):
     levels = pyramid(**case)
     last = levels[-1].reshape(2, -1, case["widths"][-1])
     weights = np.full(last.shape[:2], 1 / last.shape[1])
-    if pool == "attention":  # starts as the mean
-        assert not params["pool"]["query"].any()
+    if pool == "attention":
         params["pool"]["query"] = np.linspace(-2, 3, last.shape[-1], dtype=np.float32)
         scores = np.exp(last @ params["pool"]["query"] / np.sqrt(last.shape[-1]))
         weights = scores / scores.sum(axis=1, keepdims=True)
@@ -37,6 +36,10 @@ def test_heads_against_numpy(name, pool, case):
     got = apply(params, levels)["logits"]
     assert got.dtype == np.float32
     assert_allclose(got, dense(params["classify"], hidden), rtol=1e-3, atol=1e-5)
+
+
+def test_attention_starts_as_the_mean():
+    assert not AttentionPool(6).query[...].any()
 
 
 def test_only_the_last_level_counts():

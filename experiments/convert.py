@@ -1,0 +1,129 @@
+"""Weights of others as a run: a file in, a checkpoint out that evaluate, finetune, predict and export open like any.
+
+    python -m experiments.convert encoder.pt --source galileo --out runs/galileo_nano --sensors s2_10
+    python -m experiments.convert swinv2.safetensors --source timm --out runs/swin --model window=16 --licence MIT
+    python -m experiments.convert skysense_model_backbone_s2.pth --source skysense --out runs/skysense_s2
+    python -m experiments.convert runs/galileo_nano --out encoder.safetensors    # out again, under the source's names
+
+No file's code is run, and PyTorch is not needed. Licence, source, hash and normalisation stay with the run, and with
+what is trained on it. `--model a.b=value` sets fields of the model that tensors do not tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.run import cli
+from ringmoe_jax.errors import ConfigError
+
+IMAGE_SIZE = 64  # pixels that a model without a size of its own is shown
+
+
+def fields(assignments: Sequence[str]) -> dict[str, Any]:
+    """Nested fields of "a.b=value": Python's literals, and texts.
+
+    Raises:
+        ConfigError: no "=".
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f'--model "{assignment}": wanted FIELD=VALUE, such as window=16')
+        *parts, last = name.split(".")
+        inner = values
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        try:
+            inner[last] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            inner[last] = text
+    return values
+
+
+def bring_in(options: argparse.Namespace) -> None:
+    """Converts a file to a run and prints what it is.
+
+    Raises:
+        UserError: see `ringmoe_jax.interop.convert`; or the folder holds something else.
+    """
+    from ringmoe_jax import interop
+    from ringmoe_jax.models import count, image_sizes
+    from ringmoe_jax.run import IMPORTED
+
+    out = Path(options.out)
+    if (out / "checkpoints").exists():
+        raise ConfigError(f"{out} holds a run: choose another folder, or delete it")
+    chosen = {"sensors": tuple(options.sensors)} if options.sensors else {}
+    source = interop.SOURCES.build({"name": options.source, **chosen}, "--source")
+    run = interop.convert(
+        source,
+        options.file,
+        changes=fields(options.model),
+        image_size=options.image_size,
+        directory=options.dataset,
+        statistics=measured(options.dataset, source.sensors),
+        licence=options.licence,
+    )
+    run = run.save(out, run.origin, IMPORTED)
+    model = run.record["config"]["model"]
+    sizes = ", ".join(f"{name} at {size} px" for name, size in image_sizes(model).items())
+    print(f"model       {model['name']}: {count(run.params):,} parameters, {', '.join(model['sensors'])} {sizes}")
+    for name in ("source", "citation", "licence", "file", "sha256"):
+        print(f"{name:<11} {run.origin[name]}")
+    for name, statistics in run.statistics.items():
+        print(f"normalised  {name}: {statistics.source}")
+    print(f"checkpoint  {out}; next: python -m experiments.evaluate --checkpoint {out} --dataset data/mine")
+
+
+def measured(directory: str, sensors: Sequence[str]) -> Mapping[str, Any]:
+    """Statistics of a data set's training tiles by sensor; {} without one."""
+    if not directory:
+        return {}
+    from input_pipeline.dataset import open_dataset
+
+    stored = open_dataset(directory, ()).metadata.sensors
+    shown = tuple(name for name in sensors if name in stored)
+    dataset = open_dataset(directory, shown)
+    return {name: dataset.statistics(name) for name in shown}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", help="safetensors, or what torch.save wrote; or the folder of an imported run")
+    parser.add_argument("--out", required=True, help="folder of the run; of a run, the safetensors file")
+    parser.add_argument("--source", default="", help="skysense, timm or galileo; of an imported run its own")
+    parser.add_argument("--sensors", nargs="+", default=(), help="that the model takes; default: the source's")
+    parser.add_argument("--model", nargs="+", default=(), metavar="FIELD=VALUE", help="of the model, over the file's")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of models that take any (%(default)s px)")
+    parser.add_argument("--dataset", default="", help="data set that verbs read, and whose normalisation sensors get "
+                        "of which the source says nothing")  # fmt: skip
+    parser.add_argument("--licence", default="", help="of this file, where the source does not know it")
+    return parser.parse_args(arguments)
+
+
+@cli.entry_point
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    options = parse(arguments)
+    if not Path(options.file).is_dir():
+        bring_in(options)
+        return 0
+    from ringmoe_jax import interop
+    from ringmoe_jax.run import FEATURES, Run
+
+    source = interop.write_tensors(Run.open(options.file, kinds=FEATURES), options.out, options.source)
+    print(f"{options.out}: the weights of {options.file} under the names of {source.title}")
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,100 @@
+"""SwinV2, ViT and Galileo as encoders of this library; their values are held in tests/interop."""
+
+import datetime
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ringmoe_jax import contracts, models, sensors
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models import galileo
+from ringmoe_jax.models.transformer import TransformerConfig
+
+TINY = dict(blocks=TransformerConfig(16, 2, 2, exact_gelu=True), base_patch=4, patch=2)
+
+
+def entry(name, side=4, dates=1, seed=0):
+    """An entry of two places."""
+    sensor, rng = sensors.get(name), np.random.default_rng(seed)
+    z = rng.normal(size=(2, dates, side, side, sensor.channels))
+    pixels = z * sensor.statistics.std + sensor.statistics.mean
+    return {"pixels": pixels.astype(np.float32), "valid": np.ones(pixels.shape[:-1], bool)}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A Galileo that gives every token its say."""
+    model = models.build({"name": "galileo", **TINY})
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: np.float32(p + 0.3 * rng.normal(size=p.shape)), model.init(jax.random.key(0)))
+    return jax.jit(model.apply), params
+
+
+def test_months():
+    days = np.arange(-400, 20_000, 17)
+    known = [(datetime.date(1970, 1, 1) + datetime.timedelta(int(day))).month - 1 for day in days]
+    assert_array_equal(contracts.month(days), known)
+
+
+def test_sensors_feed_the_groups_whose_bands_they_have():
+    groups = {name: list(galileo.fed(sensors.get(name))) for name in ("rgb", "s2_10", "ms4", "s1_grd", "dem")}
+    assert groups == {
+        "rgb": ["S2_RGB"],
+        "s2_10": list(galileo.GROUPS)[1:],
+        "ms4": ["S2_RGB", "S2_NIR_10m", "NDVI"],
+        "s1_grd": ["S1"],
+        "dem": [],
+    }
+    assert galileo.fed(sensors.get("rgb"))["S2_RGB"] == [2, 1, 0]  # blue, green, red
+
+
+def test_what_was_not_observed_says_nothing(tiny):
+    apply, params = tiny
+    shown = {name: entry(name) for name in ("s1_grd", "s2_10")}
+    hidden = shown["s1_grd"] | {"valid": np.zeros_like(shown["s1_grd"]["valid"])}
+    alone = apply(params, {"sensors": {"s2_10": shown["s2_10"]}})
+    both = apply(params, {"sensors": shown | {"s1_grd": hidden}})
+    assert_allclose(both["fused"], alone["fused"], rtol=1e-4, atol=1e-5)
+    seen = apply(params, {"sensors": shown})
+    assert np.abs(seen["tokens"]["s2_10"] - alone["tokens"]["s2_10"]).max() > 1e-3
+
+
+def test_images_that_do_not_lie_on_one_grid_are_refused(tiny):
+    apply, params = tiny
+    with pytest.raises(DataError, match="s1_grd 2 of 8 x 8, s2_10 2 of 4 x 4 pixels"):
+        apply(params, {"sensors": {"s1_grd": entry("s1_grd", side=8), "s2_10": entry("s2_10")}})
+    with pytest.raises(DataError, match="3 x 3 pixels, wanted multiples of 2"):
+        apply(params, {"sensors": {"s2_10": entry("s2_10", side=3)}})
+    with pytest.raises(DataError, match="has 25 dates, Galileo takes 24"):
+        apply(params, {"sensors": {"s2_10": entry("s2_10", dates=25)}})
+
+
+WRONG = [
+    (dict(name="galileo", sensors=("dem",)), "wanted those of one of S1"),
+    (dict(name="galileo", patch=9), "wanted 1 to model.base_patch = 8"),
+    (dict(name="swinv2", sensors=("rgb", "ms4")), "SwinV2 takes the images of one sensor"),
+    (dict(name="swinv2", window=7), "model.window = 7 does not tile"),
+    (dict(name="vit", image_size=225), "wanted a multiple of a token's 16 px"),
+    (dict(name="vit", resize="linear"), "positions cannot be resized"),
+    (dict(name="skysense", frame_resize="linear"), "positions cannot be resized"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_what_cannot_be_built(config, said):
+    with pytest.raises(ConfigError, match=said):
+        models.build(config)
+
+
+def test_objectives_of_pixels_find_no_decoders():
+    for name in ("galileo", "vit"):
+        with pytest.raises(ConfigError, match="no decoders"):
+            models.build({"name": name}, heads={"rgb": {"pixels": 3}})
+
+
+def test_images_of_other_sizes_are_refused():
+    model = models.build(dict(name="vit", image_size=4, patch=2, blocks=TransformerConfig(8, 1, 1)))
+    with pytest.raises(DataError, match="5 x 5 pixels, wanted multiples of 2"):
+        model.apply(model.init(jax.random.key(0)), {"sensors": {"rgb": entry("rgb", side=5)}})
