@@ -76,17 +76,14 @@ class Dataset:
                 f'{self.directory} has no statistics of "{sensor}", for no valid pixel was in a split "train": '
                 'write it again with one, or set statistics = "table"'
             )
+        mean, std = (tuple(values[i] for i in self.channels[sensor]) for values in (info.mean, info.std))
         low, high = self.sensors[sensor].valid_range
-        if min(info.std) < LEAST_STD * (high - low):
+        if min(std) < LEAST_STD * (high - low):
             raise DataError(
-                f'{self.directory}: "{sensor}" has a band of std {min(info.std):g}, which shows nothing or is damaged: '
-                'leave the band out, or set statistics = "table"'
+                f'{self.directory}: "{sensor}" has a band of std {min(std):g}, which shows nothing or is damaged: '
+                'leave the band out (data.bands), or set statistics = "table"'
             )
-        return Statistics(
-            tuple(info.mean[i] for i in self.channels[sensor]),
-            tuple(info.std[i] for i in self.channels[sensor]),
-            f'data set "{self.metadata.name}", {info.pixels} training pixels',
-        )
+        return Statistics(mean, std, f'data set "{self.metadata.name}", {info.pixels} training pixels')
 
     def nbytes(self, split: str) -> int:
         """Bytes of the files of a split."""

@@ -121,7 +121,7 @@ class SwinStage(nnx.Module):
         if self.norm_every:
             self.norms = stack(lambda rngs: layer_norm(width, rngs, dtype=dtype), depth // norm_every, rngs)
 
-    def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str, unroll: bool):
+    def __call__(self, x: jax.Array, slots, *, rates, key, train: bool, mesh, remat: str, unroll: bool = False):
         """[B, S, h, w, D] and `rates` [depth] -> the same shape and statistics stacked [depth, ...]."""
         number = jnp.arange(self.depth)
         keys = None if key is None else jax.random.split(key, self.depth)

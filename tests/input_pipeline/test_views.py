@@ -66,6 +66,7 @@ def places(tmp_path_factory):
 
 def config(directory, *names, **changes) -> DataConfig:
     values = {"image_size": 8, "batch_size": COUNT, "mask_unit": 0, "sizes": SIZES, "views": SNAPPED}
+    values["statistics"] = "table"  # some bands are constant
     return DataConfig({"a": StreamConfig(str(directory), names or ("ms4", "s2_10"))}, **(values | changes))
 
 
@@ -170,7 +171,9 @@ def test_views_differ_and_overlap(snapped):
 
 def test_free_boxes_show_the_ground_that_they_say(places):
     streams = {"a": StreamConfig(str(places), ("ms4", "s2_10"), crop_scale=(0.3, 0.8))}
-    chosen = DataConfig(streams, 24, COUNT, mask_unit=0, views=ViewsConfig(overlap=0.6), sizes={"s2_10": 8})
+    chosen = DataConfig(
+        streams, 24, COUNT, mask_unit=0, views=ViewsConfig(overlap=0.6), sizes={"s2_10": 8}, statistics="table"
+    )
     batch = next(train_batches(chosen))
     assert set(batch["views"]) == {"second"}
     for entries in every_view(batch).values():
@@ -367,7 +370,9 @@ def test_values_are_disturbed_in_every_view_on_its_own(places):
 def test_first_view_is_masked_and_streams_are_merged(places, tiny):
     streams = {"a": StreamConfig(str(places), ("ms4", "s2_10")), "b": StreamConfig(str(tiny), ("rgb",))}
     local = ViewsConfig(local=1, local_sensor="rgb", local_size=4)
-    batch = next(train_batches(DataConfig(streams, 8, 4, mask_unit=2, sizes={"ms4": 12}, views=local)))
+    batch = next(
+        train_batches(DataConfig(streams, 8, 4, mask_unit=2, sizes={"ms4": 12}, views=local, statistics="table"))
+    )
     assert {n: e["mask"].shape for n, e in batch["sensors"].items()} == {
         "ms4": (4, 6, 6),
         "s2_10": (4, 4, 4),

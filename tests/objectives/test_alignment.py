@@ -151,7 +151,7 @@ def test_rows_have_to_show_the_same_place():
         ({"sensors": ("s2_12", "s2_12")}, "wanted two different names"),
         ({"sensors": ("s2_12", "s1_grd", "rgb")}, "wanted two different names"),
         ({"sensors": PAIR, "temperature": 0.0}, "temperature = 0.0, wanted > 0"),
-        ({"sensors": PAIR, "temperature": float("nan")}, "temperature = nan, wanted > 0"),
+        ({"sensors": PAIR, "temperature": float("nan")}, "temperature = nan: wanted a finite number"),
         ({"sensors": ("s2_12", "s1_gdr")}, 'Alignment of "s1_gdr": not in model.sensors: did you mean "s1_grd"'),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_projected_alignment_reads_projections():
     [
         ({"level": "pixels"}, 'level = "pixels" does not exist: did you mean "pixel"'),
         ({"temperature": 0.0}, "temperature = 0.0, wanted > 0"),
-        ({"temperature": float("nan")}, "temperature = nan, wanted > 0"),
+        ({"temperature": float("nan")}, "temperature = nan: wanted a finite number"),
     ],
 )
 def test_bad_configs(fields, message):
