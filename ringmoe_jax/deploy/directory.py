@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ringmoe_jax.deploy.program import Program
@@ -94,7 +95,8 @@ def save(out: str | Path, program: Program, item: Mapping[str, Any]) -> dict[str
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / PROGRAM).write_bytes(program.serialised)
-    save_file(program.weights, part / WEIGHTS)
+    # Safetensors writes memory as it lies, and arrays of a checkpoint may lie transposed.
+    save_file({name: np.ascontiguousarray(x) for name, x in program.weights.items()}, part / WEIGHTS)
     (part / WEIGHTS).chmod((part / PROGRAM).stat().st_mode)  # safetensors writes for its owner alone
     (part / README).write_text(_readme(item))
     assets = {name: asset | _facts(part / asset["href"]) for name, asset in ASSETS.items()}
