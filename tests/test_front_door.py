@@ -12,6 +12,7 @@ import ringmoe_jax as rm
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError
 from tests.helpers import tiny
+from tests.helpers.parameters import stirred
 
 ROWS, SIDE = 3, 16
 
@@ -19,13 +20,13 @@ ROWS, SIDE = 3, 16
 @pytest.fixture(scope="module")
 def network():
     model = rm.build(tiny.RINGMOE)
-    return model, model.init(jax.random.key(0))
+    return model, stirred(model.shapes())
 
 
 @pytest.fixture(scope="module")
 def skysense():
     model = rm.build(tiny.SKYSENSE)
-    return model, model.init(jax.random.key(0))
+    return model, stirred(model.shapes())
 
 
 def arrays(names=("rgb", "s1_grd"), rows=ROWS, side=SIDE, dates=None, seed=0):
@@ -86,7 +87,7 @@ def test_build_by_name_takes_sensors_of_ones_own():
     model = rm.build("ringmoe", sensors=["rgb", thermal], **fields)
     assert set(model.streams) == {"rgb", "my_thermal"}
     sensors = {"rgb": rm.sensors.get("rgb"), "my_thermal": thermal}
-    network = (model, model.init(jax.random.key(0)), sensors)
+    network = (model, stirred(model.shapes()), sensors)
     kelvin = np.full((1, SIDE, SIDE, 1), 290.0)
     assert rm.encode(network, {"my_thermal": kelvin}).pooled["my_thermal"].shape == (1, 16)
     with pytest.raises(DataError, match=r'images\["my_thermal"\] runs from 17 to 17, wanted K, 150 to 400'):
@@ -163,7 +164,7 @@ def test_an_opened_run(network):
     )
     statistics = {"rgb": dict(mean=mean, std=std, source="test")}
     record = dict(config=config, statistics=statistics, step=7)
-    decoders = rm.Run(record, {}).model.init(jax.random.key(0))["decoders"]
+    decoders = stirred(rm.Run(record, {}).model.shapes()["decoders"])
     run = rm.Run(record, network[1] | {"decoders": decoders})
     model = rm.build(tiny.RINGMOE, statistics={"rgb": rm.Statistics(mean, std, "test")})
     images = arrays(("rgb",))
@@ -203,9 +204,7 @@ def test_dates_and_the_fused_stream(skysense):
 
 def test_location_reaches_the_prototypes():
     model = rm.build(tiny.SKYSENSE, geo_context=dict(regions=16, prototypes=4, grid="mercator", zoom=4))
-    drawn = model.init(jax.random.key(0))  # prototypes start from zero
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), drawn)
-    network = (model, params)
+    network = (model, stirred(model.shapes()))  # prototypes start from zero
     images = arrays(("s1_grd",), side=8)
     here = np.tile([[48.0, 13.7]], (ROWS, 1))
     fused = [rm.encode(network, images, location=where).fused for where in (here, -here)]
@@ -250,7 +249,7 @@ def test_another_unit_is_named(name, change, advice):
     fields = {k: v for k, v in tiny.RINGMOE.items() if k not in ("name", "sensors")}
     model = rm.build("ringmoe", sensors=[name], **fields)
     images = arrays((name,))
-    params = model.init(jax.random.key(0))
+    params = stirred(model.shapes())
     with pytest.raises(DataError, match=advice):
         rm.encode((model, params), {name: change(images[name])})
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ringmoe_jax import compress, deploy, models
+from tests.helpers.parameters import stirred
 from tests.helpers.tiny import RINGMOE, SKYSENSE, batch
 
 MIXTURE = RINGMOE | dict(depths=(1, 1), moe=dict(specialised=2, collaborative=2, engine="dense"))
@@ -29,7 +30,7 @@ def subject(config, dates=1):
 
     inputs = flat(batch(config, rows=3, dates=dates)["sensors"])
     one = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in inputs.items()}
-    return apply, model.init(jax.random.key(0)), one, inputs
+    return apply, stirred(model.shapes()), one, inputs
 
 
 def called(program, inputs, rows):
@@ -75,6 +76,6 @@ def test_quantised_weights_are_whole_again_inside_the_program():
     program = deploy.lower(lambda t, x: used.apply(compress.dequantise(t), x), tree, used.inputs)
     kinds = {str(w.dtype) for w in program.weights.values()}
     assert kinds == {"int8", "float32"}
-    wanted = used.apply(compress.dequantise(tree), inputs)
+    wanted = jax.jit(used.apply)(compress.dequantise(tree), inputs)
     for name, x in called(program, inputs, 3).items():
         np.testing.assert_allclose(x, wanted[name], atol=1e-5)

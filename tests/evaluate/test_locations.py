@@ -18,6 +18,7 @@ from ringmoe_jax.models import ringmoe, skysense
 from ringmoe_jax.models.geo_context import UNKNOWN, GeoContextConfig
 from ringmoe_jax.models.transformer import TransformerConfig
 from ringmoe_jax.run.evaluation import Lattice, LocationRow
+from tests.helpers.parameters import stirred
 
 SMALL = TransformerConfig(width=16, depth=1, heads=2, drop_path=0.0)
 CONFIG = skysense.SkySenseConfig(
@@ -176,8 +177,7 @@ def batch(count=3, seed=0):
 def tiny():
     """A tiny model whose parameters are stirred; every region was visited."""
     model = CONFIG.build()
-    rng, params = np.random.default_rng(0), jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
+    params = stirred(model.shapes())
     params["geo_context"]["visits"] = jnp.ones(8)
     return model, params
 
@@ -250,7 +250,7 @@ def test_identical_frames_are_alike_and_what_is_not_seen_does_not_count(tiny):
 def test_models_without_a_fusion_or_without_context():
     assert locations.collect(ringmoe.RingMoEConfig(sensors=("rgb",)).build(), {}, [batch()], {10}) == []
     model = skysense.SkySenseConfig(**{**vars(CONFIG), "geo_context": None}).build()
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = stirred(model.shapes())
     (place,) = locations.collect(model, params, [batch()], {11})
     assert (place.offered, place.region) == (0, UNKNOWN)
     (row,), _ = locations.rows([place], {name: sensors.get(name) for name in batch()["sensors"]})

@@ -27,7 +27,8 @@ from ringmoe_jax.run.evaluation import (
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import TrainState, create
+from ringmoe_jax.training.state import TrainState
+from tests.helpers import tiny_runs
 
 SIZE = 16
 DAY = 18_779  # 2021-06-01
@@ -72,7 +73,7 @@ def finish(folder, metadata, values, logged, change=lambda state: state):
     config = PretrainConfig.of(values)
     statistics = {n: sensors.Statistics(i.mean, i.std, "test") for n, i in metadata.sensors.items()}
     parts = runs.pretraining(config, statistics)
-    state = change(create(parts.model, parts.pretext, optimizer.build(config.optimizer, 10), seed=0))
+    state = change(tiny_runs.drawn(parts.model, parts.pretext, optimizer.build(config.optimizer, 10)))
     checkpointer = Checkpointer(folder)
     checkpointer.save(10, state, {"config": values, "statistics": {n: s.to_json() for n, s in statistics.items()}})
     checkpointer.wait()

@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import optax
 
 from ringmoe_jax import run as runs
 from ringmoe_jax.run import Encoder, FinetuneConfig, PretrainConfig, TaskSpec
 from ringmoe_jax.training import optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
-from ringmoe_jax.training.state import create
+from ringmoe_jax.training.state import create, shapes
+from tests.helpers.parameters import stirred
 
 STEP = 7  # that checkpoints say
 
@@ -20,7 +23,7 @@ def data(sensors, size, directory="nowhere", **changes):
 
 
 def pretraining(folder, model, *, size=16, directory="nowhere", objectives=None, **changes):
-    """A pre-training run with new parameters.
+    """A pre-training run with random parameters.
 
     Args:
         folder: of the run.
@@ -35,11 +38,11 @@ def pretraining(folder, model, *, size=16, directory="nowhere", objectives=None,
     values = dict(model=model, objectives=objectives or terms, data=data(names, size, directory, **changes))
     config = PretrainConfig.of(values)
     parts = runs.pretraining(config, {name: sensor.statistics for name, sensor in config.sensors.items()})
-    return save(folder, values, parts, create(parts.model, parts.pretext, optax.sgd(0.1), seed=0))
+    return save(folder, values, parts, drawn(parts.model, parts.pretext, optax.sgd(0.1)))
 
 
 def finetuning(folder, values, target, dates, train=None):
-    """A fine-tuned run of an encoder of `values["model"]`, new or after `train(state, step)`.
+    """A fine-tuned run of an encoder of `values["model"]`, drawn or after `train(state, step)` of a new one.
 
     Args:
         folder: of the run.
@@ -53,11 +56,20 @@ def finetuning(folder, values, target, dates, train=None):
     statistics = {name: sensor.statistics for name, sensor in encoder.sensors.items()}
     parts = runs.finetuning(config, encoder, spec, statistics)
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
-    state = create(parts.model, parts.pretext, rule, seed=0)
-    if train:
+    if train is None:
+        state = drawn(parts.model, parts.pretext, rule)
+    else:
+        state = create(parts.model, parts.pretext, rule, seed=0)
         rate = optimizer.schedule(config.optimizer, config.train.steps)
         state = train(state, step.make_train_step(parts.pretext, parts.objectives, rule, rate, seed=0))
     return save(folder, values, parts, state, encoder=dataclasses.asdict(encoder), subject=dataclasses.asdict(spec))
+
+
+def drawn(model, pretext, rule):
+    """A state like that of `create`, far from its start and drawn without compiling anything."""
+    state = shapes(model, pretext, rule)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    return dataclasses.replace(zeros, params=stirred(state.params), pretext=stirred(state.pretext))
 
 
 def save(folder, values, parts, state, **record):

@@ -11,6 +11,7 @@ from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.contracts import standardise
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model
+from tests.helpers.parameters import stirred
 
 
 def spy():
@@ -107,7 +108,7 @@ def test_a_real_model_learns_from_what_it_does_not_see():
         value, weight, _ = terms["x"](outputs, batch)
         return value / weight, outputs["heads"]["slc_single"]["power"]
 
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = stirred(model.shapes())
     (value, power), slope = loss(params, batch)
     assert np.isfinite(value)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))

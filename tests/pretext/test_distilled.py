@@ -18,6 +18,7 @@ from ringmoe_jax.training import optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import create
 from tests.helpers import tiny
+from tests.helpers.parameters import stirred
 
 MODEL = tiny.RINGMOE | {"depths": (1,)}
 LARGE = MODEL | {"moe": dict(specialised=1, collaborative=2, engine="dense")}
@@ -32,16 +33,10 @@ def masked_batch():
     return batch
 
 
-def stirred(model):
-    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten([p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
-
-
 @pytest.fixture(scope="module")
 def pair():
     student, teacher = models.build(MODEL, heads=HEADS), models.build(LARGE, heads=HEADS)
-    return student, teacher, stirred(teacher)
+    return student, teacher, stirred(teacher.shapes())
 
 
 @pytest.mark.parametrize("sees", ["masked", "whole"])

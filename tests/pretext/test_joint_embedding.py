@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, objectives, pretext, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.pretext import PretextSpec
+from tests.helpers.parameters import stirred
 
 MODEL = dict(name="ringmoe", sensors=("rgb", "s1_grd"), width=8, depths=(1, 1), image_size=16, window=4, head_width=4)
 MODEL |= dict(pre_norm=True, stem="convolutional", moe=dict(specialised=2, collaborative=0, engine="dense"))
@@ -37,7 +38,8 @@ def batch():
 def built(projections=BOTH, **task):
     model = models.build(MODEL)
     passes = pretext.build(TASK | task, model, PretextSpec(10, projections))
-    return model, passes, *passes.init(model.init(jax.random.key(0)), jax.random.key(1))
+    shapes = jax.eval_shape(lambda key: passes.init(model.init(key), key), jax.random.key(0))
+    return model, passes, *stirred(shapes)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def once():
 
 def test_the_first_view_is_as_if_it_had_been_alone(once):
     model, passes, params, apply = once
-    outputs, alone = apply(params, batch(), jax.random.key(0)), model.apply(params, {"sensors": view(16, 0)})
+    outputs = apply(params, batch(), jax.random.key(0))
+    alone = jax.jit(model.apply)(params, {"sensors": view(16, 0)})
     for name in ("tokens", "pooled", "standardised", "stages"):
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-5), outputs[name], alone[name])
     assert set(passes.export(params, {})) == set(params) - {"projections"}
@@ -83,7 +86,9 @@ def test_a_view_that_shows_nothing_has_no_weight_and_moves_nobody(once):
 def test_all_stages_reach_the_embedding():
     _, passes, params, state = built(all_stages=True)
     assert params["projections"]["rgb"]["first"]["kernel"].shape[0] == 8 + 16
-    rows = passes.apply(params, state, batch(), key=None, train=False)[0]["embeddings"]["rgb"]["rows"]
+    rows = jax.eval_shape(
+        lambda p: passes.apply(p, state, batch(), key=None, train=False)[0]["embeddings"]["rgb"]["rows"], params
+    )
     assert rows.shape == (ROWS, 5, 6)
 
 
