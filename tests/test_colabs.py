@@ -108,6 +108,7 @@ def test_notebooks_install_alike():
     assert "git clone" not in source
 
 
+@pytest.mark.slow
 def test_install_as_in_colab(elsewhere, monkeypatch):
     """Without an address: one line. With one: the package, its configurations and its templates are there."""
     cell = _install_cell(NOTEBOOKS[0])

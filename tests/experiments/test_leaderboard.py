@@ -78,7 +78,7 @@ def test_rows_say_what_was_run_and_how_good_every_kind_of_features_is(run, capsy
             command.main(arguments)
         assert status.value.code == 0
         assert "leaderboard.csv: 2 rows more" in capsys.readouterr().out
-        rows = list(csv.DictReader(table.open()))
+        rows = list(csv.DictReader(table.read_text().splitlines()))
         assert len(rows) == 2 * times
     assert set(rows[0]) == set(leaderboard.COLUMNS)
     facts = {"date": "2026-11-27", "commit": "abc123+", "views": "240", "minutes": "0.4", "device": "1 x cpu"}

@@ -14,6 +14,7 @@ from ringmoe_jax.training import metrics
 ROTTERDAM = Path(__file__).parents[3] / "shared/data/slc/spacenet6_rotterdam_quadpol"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ROTTERDAM.is_dir(), reason=f"no single-look data at {ROTTERDAM.name}")
 def test_pretraining_on_real_single_look_data(tmp_path):
     source = tmp_path / "in" / "slc_quad"

@@ -343,6 +343,7 @@ def test_pixels_of_floods_that_a_sensor_missed_are_not_labelled(tmp_path):
     assert np.argwhere(example["labels"]["flood"] == UNLABELLED).tolist() == [[0, 0], [2, 2]]
 
 
+@pytest.mark.slow
 def test_real_floods(tmp_path):
     source = real("multimodal/ombria")
     meta = catalog.prepare("ombria", source, tmp_path / "out")

@@ -21,7 +21,7 @@ from ringmoe_jax.moe.routing import Routing
 from ringmoe_jax.parallel.mesh import MeshConfig, make
 
 N, D, F, E, K = 40, 4, 8, 4, 2
-MESHES = [(2, 2, 2), (1, 1, 4), (8, 1, 1), (1, 2, 4)]
+MESHES = [(2, 2, 2), (1, 1, 4), *(pytest.param(m, marks=pytest.mark.slow) for m in ((8, 1, 1), (1, 2, 4)))]
 DROPLESS = ["blocks", "ragged", "megablox"]
 
 
@@ -42,8 +42,8 @@ def random_choice(seed=0, n=N):
 
 
 @functools.cache
-def compiled(engine, rows, groups, mesh):
-    """One program per engine and shape: hypothesis draws values, not shapes."""
+def compiled(engine, rows, groups, mesh, sizes=None):
+    """One program per engine, shape and sizes of blocks: hypothesis draws values, not shapes."""
 
     def loss(tokens, gates, experts, choice):
         y, _ = parallel.run(engine, tokens, [choice._replace(gates=gates)], [experts], [rows], groups=groups, mesh=mesh)
@@ -52,9 +52,9 @@ def compiled(engine, rows, groups, mesh):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-def value_and_gradients(engine, choice, rows=0, groups=1, mesh=None):
+def value_and_gradients(engine, choice, rows=0, groups=1, mesh=None, sizes=None):
     tokens = jax.random.normal(jax.random.key(1), (len(choice.gates), D))
-    return compiled(engine, rows, groups, mesh)(tokens, choice.gates, random_experts(0), choice)
+    return compiled(engine, rows, groups, mesh, sizes)(tokens, choice.gates, random_experts(0), choice)
 
 
 def assert_same(a, b):
@@ -81,7 +81,7 @@ def test_equals_dense(engine):
     check()
 
 
-@pytest.mark.parametrize("n", [1, 7, 129])
+@pytest.mark.parametrize("n", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 129))])
 @pytest.mark.parametrize("engine", ["capacity", *DROPLESS])
 def test_token_counts_that_no_block_divides(engine, n):
     choice = random_choice(n=n)
@@ -94,12 +94,10 @@ def test_token_counts_that_no_block_divides(engine, n):
 def test_blocks_equal_dense_whatever_the_sizes(monkeypatch, ladder, sizes):
     """Nearly everything in blocks, everything in the buffer, and both; skewed, with an unused expert."""
     monkeypatch.setattr(blocks, "sizes", lambda expected, most: blocks.Sizes(ladder, sizes))
-    compiled.cache_clear()
     rng = np.random.default_rng(0)
     picked = np.where(rng.random((N, 1)) < 0.8, [[0, 2]], [[2, 3]])
     choice = chosen(picked, rng.random((N, K)))
-    assert_same(value_and_gradients("dense", choice), value_and_gradients("blocks", choice))
-    compiled.cache_clear()
+    assert_same(value_and_gradients("dense", choice), value_and_gradients("blocks", choice, sizes=(ladder, sizes)))
 
 
 def test_blocks_have_room_for_an_even_load_and_never_more_rows_than_tokens():
@@ -136,12 +134,12 @@ def test_a_capacity_that_is_exactly_full_drops_nothing():
     choice = chosen(picked, np.ones((N, K)))
     rows = N * K // E
     tokens = jnp.ones((N, D))
-    assert parallel.run("capacity", tokens, [choice], [random_experts(0)], [rows])[1][0].all()
-    assert not parallel.run("capacity", tokens, [choice], [random_experts(0)], [rows - 1])[1][0].all()
+    assert dropping(rows)(tokens, [choice], [random_experts(0)])[1][0].all()
+    assert not dropping(rows - 1)(tokens, [choice], [random_experts(0)])[1][0].all()
 
 
 @pytest.mark.parametrize("engine", ["capacity", "blocks"])
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_router_groups_add_up(engine, shards):
     """Two groups with different numbers of experts and rows in one call equal the sum of one call each."""
     mesh = None if shards == 1 else make(MeshConfig(1, 1, shards), jax.devices()[:shards])

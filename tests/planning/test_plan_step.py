@@ -165,8 +165,8 @@ def test_refusals_come_before_any_compilation(monkeypatch, name, options, messag
 
 def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch):
     path = tmp_path / "config.py"
-    path.write_text("from tests.helpers import tiny_plans as plan_config\nfrom ml_collections import ConfigDict\n")
-    path.open("a").write("def get_config():\n    return ConfigDict(plan_config.values(width=64))\n")
+    head = "from tests.helpers import tiny_plans as plan_config\nfrom ml_collections import ConfigDict\n"
+    path.write_text(head + "def get_config():\n    return ConfigDict(plan_config.values(width=64))\n")
     monkeypatch.setattr(planning, "compiled", None)
     monkeypatch.setattr("sys.argv", ["plan", "--config", str(path), "--topology", "gpu:8:0.001GB", "--json"])
     with pytest.raises(SystemExit) as end:

@@ -261,7 +261,9 @@ def one_step(parts):
     return start, *jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("change", [dict(accumulate=2), dict(mesh=(2, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+    "change", [pytest.param(dict(accumulate=2), marks=pytest.mark.slow), dict(mesh=(2, 2, 2))], ids=str
+)
 def test_micro_batches_and_devices_train_as_the_whole(whole, change):
     if "mesh" in change:
         change = {"mesh": make(MeshConfig(*change["mesh"]))}
