@@ -4,6 +4,8 @@
     python -m experiments.convert swinv2.safetensors --source timm --out runs/swin --model window=16 --licence MIT
     python -m experiments.convert skysense_model_backbone_s2.pth --source skysense --out runs/skysense_s2
     python -m experiments.convert runs/galileo_nano --out encoder.safetensors    # out again, under the source's names
+    python -m experiments.convert runs/reference --out mine.safetensors          # one file of a run of ours, and back:
+    python -m experiments.convert mine.safetensors --out runs/mine               # or "reference", which comes with us
 
 No file's code is run, and PyTorch is not needed. Licence, source, hash and normalisation stay with the run, and with
 what is trained on it. `--model a.b=value` sets fields of the model that tensors do not tell.
@@ -52,7 +54,7 @@ def bring_in(options: argparse.Namespace) -> None:
     Raises:
         UserError: see `ringmoe_jax.interop.convert`; or the folder holds something else.
     """
-    from ringmoe_jax import interop
+    from ringmoe_jax import interop, weights
     from ringmoe_jax.models import count, image_sizes
     from ringmoe_jax.run import IMPORTED
 
@@ -60,10 +62,12 @@ def bring_in(options: argparse.Namespace) -> None:
     if (out / "checkpoints").exists():
         raise ConfigError(f"{out} holds a run: choose another folder, or delete it")
     chosen = {"sensors": tuple(options.sensors)} if options.sensors else {}
-    source = interop.SOURCES.build({"name": options.source, **chosen}, "--source")
+    file = weights.path(options.file) if options.file in weights.names() else Path(options.file)
+    name = options.source or (interop.OWN if interop.is_own(file) else "")
+    source = interop.SOURCES.build({"name": name, **chosen}, "--source")
     run = interop.convert(
         source,
-        options.file,
+        file,
         changes=fields(options.model),
         image_size=options.image_size,
         directory=options.dataset,
@@ -72,8 +76,9 @@ def bring_in(options: argparse.Namespace) -> None:
     )
     run = run.save(out, run.origin, IMPORTED)
     model = run.record["config"]["model"]
-    sizes = ", ".join(f"{name} at {size} px" for name, size in image_sizes(model).items())
-    print(f"model       {model['name']}: {count(run.params):,} parameters, {', '.join(model['sensors'])} {sizes}")
+    sizes = {name: f" at {size} px" for name, size in image_sizes(model).items()}
+    shown = ", ".join(f"{name}{sizes.get(name, '')}" for name in run.statistics)
+    print(f"model       {model['name']}: {count(run.params):,} parameters, {shown}")
     for name in ("source", "citation", "licence", "file", "sha256"):
         print(f"{name:<11} {run.origin[name]}")
     for name, statistics in run.statistics.items():
@@ -98,15 +103,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", help="safetensors, or what torch.save wrote; or the folder of an imported run")
+    parser.add_argument("file", help="safetensors, or what torch.save wrote; the folder of a run; or weights that come "
+                        "with the library: reference")  # fmt: skip
     parser.add_argument("--out", required=True, help="folder of the run; of a run, the safetensors file")
-    parser.add_argument("--source", default="", help="skysense, timm or galileo; of an imported run its own")
+    parser.add_argument("--source", default="", help="skysense, timm or galileo; a run's and a file's own by default")
     parser.add_argument("--sensors", nargs="+", default=(), help="that the model takes; default: the source's")
     parser.add_argument("--model", nargs="+", default=(), metavar="FIELD=VALUE", help="of the model, over the file's")
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of models that take any (%(default)s px)")
     parser.add_argument("--dataset", default="", help="data set that verbs read, and whose normalisation sensors get "
                         "of which the source says nothing")  # fmt: skip
     parser.add_argument("--licence", default="", help="of this file, where the source does not know it")
+    parser.add_argument("--title", default="", help="of a file of our own: what its weights are and were trained on")
+    parser.add_argument("--citation", default="", help="of a file of our own: how to cite it")
+    parser.add_argument("--dtype", default="float32", help="of a file of our own: float32, bfloat16 or float16")
     return parser.parse_args(arguments)
 
 
@@ -120,7 +129,16 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax import interop
     from ringmoe_jax.run import FEATURES, Run
 
-    source = interop.write_tensors(Run.open(options.file, kinds=FEATURES), options.out, options.source)
+    run = Run.open(options.file, kinds=FEATURES)
+    if (options.source or run.origin.get("map", interop.OWN)) == interop.OWN:
+        about = {"source": options.title, "licence": options.licence, "citation": options.citation}
+        about = {name: text for name, text in about.items() if text}
+        interop.write_run(run, options.out, dtype=options.dtype, about=about)
+        print(
+            f"{options.out}: the encoder of {options.file}; back again: experiments.convert {options.out} --out FOLDER"
+        )
+        return 0
+    source = interop.write_tensors(run, options.out, options.source)
     print(f"{options.out}: the weights of {options.file} under the names of {source.title}")
     return 0
 

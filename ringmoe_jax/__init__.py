@@ -3,6 +3,7 @@
     import ringmoe_jax as rm
 
     run = rm.Run.open("runs/micro")                         # a trained run, or
+    run = rm.pretrained("reference")                        # weights that come with the library, or
     model = rm.build("ringmoe", sensors=["s2_12"])          # a new model, and params = model.init(jax.random.key(0))
     features = rm.encode(run, {"s2_12": reflectance})       # [B, H, W, 12] -> tokens, stages, pooled
     rm.sensors.get("s2_12").band_names                      # what a sensor is
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from ringmoe_jax.models import Model
     from ringmoe_jax.run import Run
     from ringmoe_jax.sensors import Band, Sensor, Statistics
+    from ringmoe_jax.weights import pretrained
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,7 @@ __all__ = [
     "encode",
     "models",
     "objectives",
+    "pretrained",
     "sensors",
 ]
 
@@ -67,6 +70,7 @@ _HOMES = {
     "UserError": "errors",
     "build": "encoding",
     "encode": "encoding",
+    "pretrained": "weights",
 }
 
 

@@ -2,8 +2,8 @@
 
     python -m experiments.convert --source galileo encoder.pt --out runs/galileo_nano
 
-A source (`skysense`, `timm`, `galileo`) says which model a file's tensors fill and holds the table between both sides'
-names, see `mapping`. Files are read by `files`, which runs nothing that is in them.
+A source (`skysense`, `timm`, `galileo`, and `ringmoe_jax` itself) says which model a file's tensors fill and holds the
+table between both sides' names, see `mapping`. Files are read by `files`, which runs nothing that is in them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,20 @@ from ringmoe_jax.interop import timm as _timm  # noqa: F401
 from ringmoe_jax.interop.conversion import convert, write_tensors
 from ringmoe_jax.interop.files import read, write
 from ringmoe_jax.interop.mapping import WeightMap, rows
+from ringmoe_jax.interop.own import NAME as OWN
+from ringmoe_jax.interop.own import is_own, write_run
 from ringmoe_jax.interop.source import SOURCES, Source
 
-__all__ = ["SOURCES", "Source", "WeightMap", "convert", "read", "rows", "write", "write_tensors"]
+__all__ = [
+    "OWN",
+    "SOURCES",
+    "Source",
+    "WeightMap",
+    "convert",
+    "is_own",
+    "read",
+    "rows",
+    "write",
+    "write_run",
+    "write_tensors",
+]

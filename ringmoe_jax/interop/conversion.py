@@ -11,6 +11,7 @@ from ringmoe_jax import models
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.interop import files
+from ringmoe_jax.interop.own import NAME as OWN
 from ringmoe_jax.interop.source import SOURCES, Source
 from ringmoe_jax.run import IMPORTED, PretrainConfig, Run
 from ringmoe_jax.sensors import Statistics
@@ -50,19 +51,14 @@ def convert(
     stream = {"directory": directory or f"data/{name}", "sensors": model["sensors"]}
     data = {"streams": {name: stream}, "batch_size": BATCH, "mask_unit": 0, "sizes": sizes}
     data["image_size"] = next(iter(sizes.values()), image_size)
+    data |= source.data(path)
     config = PretrainConfig.of({"model": model, "objectives": {}, "data": data})
     fallback = lambda name: (statistics or {}).get(name) or sensor_table.get(name).statistics  # noqa: E731
-    known = {name: source.statistics(sensor) or fallback(name) for name, sensor in config.sensors.items()}
+    known = {name: source.statistics(sensor, path) or fallback(name) for name, sensor in config.sensors.items()}
     shapes = models.build(model, sensors=config.sensors, statistics=known).shapes()
     params = source.map(model).to_params(source.prepare(tensors, model), shapes)
-    origin = {
-        "source": source.title,
-        "map": name,
-        "file": path.name,
-        "sha256": _digest(path),
-        "licence": licence or source.licence,
-        "citation": source.citation,
-    }
+    origin = source.about(path) | {"map": name, "file": path.name, "sha256": _digest(path)}
+    origin |= {"licence": licence} if licence else {}
     values = {name: value.to_json() for name, value in known.items()}
     record = {"config": config.complete(), "statistics": values, "step": 0, IMPORTED: origin}
     return Run(record, params, models.count(params))
@@ -84,7 +80,7 @@ def write_tensors(run: Run, path: str | Path, source: str = "") -> Source:
         DataError: a parameter has no name there.
     """
     name = source or run.origin.get("map", "")
-    if not name:
+    if name in ("", OWN):
         raise ConfigError(f"{run.folder} was not imported: say whose names its weights are to get, --source timm")
     chosen = SOURCES.build({"name": name}, "--source")
     files.write(path, chosen.map(run.network.model).to_tensors(run.params))

@@ -61,9 +61,9 @@ def read(path: str | Path) -> Tensors:
         ) from error
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file, which PyTorch reads by `safetensors.torch.load_file`."""
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path), dict(metadata or {}))
 
 
 # ---- PyTorch's zip ------------------------------------------------------------------------------------

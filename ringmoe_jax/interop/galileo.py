@@ -100,7 +100,7 @@ class Galileo(Source):
         table = rows(ends) + rows("\n".join(embed)) + transformer("blocks.{block}.", "transformer", names=BLOCK)
         return WeightMap(table, LEFT_OUT)
 
-    def statistics(self, sensor: Sensor) -> Statistics | None:
+    def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
         """See `Source`: of Sentinel-1 in dB and of Sentinel-2 in reflectance."""
         if sensor.unit not in ("dB (sigma0)", "reflectance") or not set(sensor.band_names) <= set(KNOWN):
             return None

@@ -93,7 +93,7 @@ class SkySense(Source):
                 table += series_rows(f"backbone_{name}.", f"encoders/{sensor}/vit", model["frame_patch"])
         return WeightMap(table, left_out)
 
-    def statistics(self, sensor: Sensor) -> Statistics | None:
+    def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
         """See `Source`."""
         if sensor.name not in STATISTICS or len(STATISTICS[sensor.name][0]) != sensor.channels:
             return None

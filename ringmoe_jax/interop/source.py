@@ -51,10 +51,20 @@ class Source(abc.ABC):
         del model
         return tensors
 
-    def statistics(self, sensor: Sensor) -> Statistics | None:
+    def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
         """The normalisation that the weights were trained with; None where the source says nothing of a sensor."""
-        del sensor
+        del sensor, path
         return None
+
+    def data(self, path: Path) -> dict[str, Any]:
+        """Fields of `config.data` that the weights of a file demand. Default: none."""
+        del path
+        return {}
+
+    def about(self, path: Path) -> dict[str, str]:
+        """What stays with the run: source, licence and citation. Default: those of all files of the source."""
+        del path
+        return {"source": self.title, "licence": self.licence, "citation": self.citation}
 
 
 SOURCES = Registry("source of weights", Source)

@@ -65,7 +65,7 @@ class Timm(Source):
         kernel = adapted(tensors["patch_embed.proj.weight"], RGB, sensor_table.get(name))
         return tensors | {"patch_embed.proj.weight": kernel}
 
-    def statistics(self, sensor: Sensor) -> Statistics | None:
+    def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
         """See `Source`: ImageNet's for red, green and blue of 8 bits, which the sensor table has as well."""
         return sensor.statistics if tuple(band.alias for band in sensor.bands) == RGB else None
 

@@ -7,9 +7,11 @@ with all that is needed to use them: config, sensor statistics, data position, v
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ class Checkpointer:
         if read_only:  # whoever writes there now keeps what it has begun, and processes read without each other
             own = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"reader{own}")
-            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, save_interval_steps=0, create=False, multiprocessing_options=alone
+            )
         else:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
@@ -53,7 +57,8 @@ class Checkpointer:
             "state": ocp.StandardCheckpointHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        with _quiet(read_only):
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @classmethod
     def open(cls, workdir: str | Path) -> Checkpointer:
@@ -205,3 +210,15 @@ def check_same(saved: Mapping, current: Mapping, where: str) -> None:
         raise ConfigError(
             f"{path} is {b!r}, but the checkpoint was made with {a!r}: set it back to resume, or choose a new --workdir"
         )
+
+
+@contextlib.contextmanager
+def _quiet(on: bool) -> Iterator[None]:
+    """Keeps Orbax from warning, at every opening, that a folder which is opened for reading is read."""
+    log = logging.getLogger("absl")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR if on else level)
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,122 @@
+"""This library's encoders as one safetensors file: parameters under their own paths, what they are in its metadata.
+
+    python -m experiments.convert runs/reference --out encoder.safetensors      # and back:
+    python -m experiments.convert encoder.safetensors --out runs/reference
+
+The metadata hold one entry, "ringmoe_jax", in JSON: the model's configuration, bands and normalisation of its sensors,
+steps of training, and where the weights come from. Other readers of safetensors see a state dict like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from ringmoe_jax import models
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.interop.files import Tensors, write
+from ringmoe_jax.interop.mapping import Row, WeightMap, flatten, rows
+from ringmoe_jax.interop.source import SOURCES, Source
+from ringmoe_jax.run import Run
+from ringmoe_jax.sensors import Sensor, Statistics
+
+NAME = "ringmoe_jax"  # of the source, and of the entry of the metadata
+WIDTHS = ("float32", "bfloat16", "float16")
+
+
+@SOURCES.register(NAME)
+@dataclasses.dataclass(frozen=True)
+class Own(Source):
+    """Files that `write_run` wrote; which sensors they are for stands in them."""
+
+    title: ClassVar[str] = "ringmoe_jax"
+    licence: ClassVar[str] = "other"
+    citation: ClassVar[str] = ""
+
+    def model(self, tensors: Tensors, path: Path) -> dict[str, Any]:
+        """See `Source`."""
+        model = described(path)["model"]
+        if self.sensors and tuple(self.sensors) != tuple(model["sensors"]):
+            raise ConfigError(f"{path} is for {', '.join(model['sensors'])}: leave --sensors out")
+        return model
+
+    def map(self, model: Mapping[str, Any]) -> WeightMap:
+        """See `Source`: every parameter under its own path."""
+        own = sensor_table.own_names(model["sensors"])
+        return WeightMap(_rows(models.build({**model, "sensors": own}).shapes()))
+
+    def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
+        """See `Source`."""
+        return Statistics(**described(path)["statistics"][sensor.name])
+
+    def data(self, path: Path) -> dict[str, Any]:
+        """See `Source`: the bands that the model reads."""
+        return {"bands": described(path)["bands"]}
+
+    def about(self, path: Path) -> dict[str, str]:
+        """See `Source`."""
+        return described(path)["about"]
+
+
+def _rows(shapes: Mapping) -> list[Row]:
+    return rows("\n".join(f"{path} {path}" for path, _ in flatten(shapes)))
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a file says of its encoder: "model", "bands", "statistics", "step" and "about".
+
+    Raises:
+        DataError: the file is not one of ours.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return json.loads((file.metadata() or {})[NAME])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} was not written by experiments.convert: say whose it is, --source timm") from error
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether a file is one that `write_run` wrote."""
+    try:
+        described(Path(path))
+    except DataError:
+        return False
+    return True
+
+
+def write_run(run: Run, path: str | Path, *, dtype: str = "float32", about: Mapping[str, str] | None = None) -> None:
+    """Writes the encoder of a run to one file that `convert` and `Run.open` read.
+
+    Args:
+        run: of pre-training, a compressed or an imported one.
+        path: of the file, .safetensors.
+        dtype: of the parameters: "float32" is exact; "bfloat16" and "float16" take half of the space, and come back as
+            float32 values of that width.
+        about: "source", "licence" and "citation", over what the run knows.
+
+    Raises:
+        ConfigError: no such dtype.
+    """
+    if dtype not in WIDTHS:
+        raise ConfigError(f"--dtype {dtype}: choose from {', '.join(WIDTHS)}")
+    known = {"source": f"{Own.title} {run.config.model['name']}", "licence": Own.licence, "citation": Own.citation}
+    known |= {name: run.origin[name] for name in known if name in run.origin}
+    said = {
+        "model": run.config.complete()["model"],
+        "bands": {name: list(bands) for name, bands in run.config.data.bands.items()},
+        "statistics": {name: value.to_json() for name, value in run.statistics.items()},
+        "step": run.step,
+        "about": known | dict(about or {}),
+    }
+    model = models.build(said["model"], sensors=run.sensors, statistics=run.statistics)
+    encoder = dict(flatten(model.shapes()))  # without decoders of an objective
+    tensors = {name: np.asarray(value, jnp.dtype(dtype)) for name, value in flatten(run.params) if name in encoder}
+    write(path, tensors, {NAME: json.dumps(said)})
