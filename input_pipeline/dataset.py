@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -209,11 +210,17 @@ def _load(directory: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[i
     return files, counts, metadata
 
 
+@functools.cache
+def _say_unchecked(folder: epath.Path) -> None:
+    """Once a folder: many parts of a program open it."""
+    _log.warning("%s has no %s: an older version wrote it, damage is not noticed", folder, stored_files.MANIFEST)
+
+
 def _checked(folder: epath.Path) -> dict[str, bytes]:
     """What the files of a data set that describe it hold, by name, compared with their checksums."""
     manifest = stored_files.read_manifest(folder)
     if manifest is None:
-        _log.warning("%s has no %s: an older version wrote it, damage is not noticed", folder, stored_files.MANIFEST)
+        _say_unchecked(folder)
     described = [name for name in ("dataset_info.json", "metadata.json", "features.json") if (folder / name).exists()]
     return {name: stored_files.checked_bytes(folder, name, manifest) for name in described}
 

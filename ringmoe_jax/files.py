@@ -257,6 +257,22 @@ def checked_bytes(folder: Any, name: str, manifest: Mapping[str, Any] | None) ->
     return content
 
 
+def verify(folder: Path) -> None:
+    """Compares every file that a folder's checksums name with them; nothing to compare where it has none.
+
+    Raises:
+        DataError: one line: the first file that is missing or not what was written.
+    """
+    for name, facts in (read_manifest(folder) or {}).items():
+        path = folder / name
+        try:
+            whole = _facts(path) == facts
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({_reason(error)})") from error
+        if not whole:
+            raise DataError(f"{path} is not what was written (its checksum differs from {MANIFEST})")
+
+
 def read_manifest(folder: Any) -> dict[str, Any] | None:
     """Sizes and checksums of the files that were written to a folder, by name; None where it has none."""
     return _manifest(folder) if (folder / MANIFEST).exists() else None

@@ -132,7 +132,8 @@ def _resume(
     sections: Sequence[str],
 ) -> TrainState:
     """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
-    saved = checkpointer.record()
+    step = processes.from_first(checkpointer.newest_whole)
+    saved = checkpointer.record(step)
     if (kind := kind_of(saved)) in (COMPRESSED, IMPORTED):
         raise ConfigError(
             f"{checkpointer.directory.parent} holds a model that is {kind}, without an optimiser state to resume "
@@ -142,7 +143,8 @@ def _resume(
     for section in sections:
         check_same({section: before[section]}, {section: now[section]}, "config")
     check_same(saved["statistics"], record["statistics"], "statistics")
-    state = checkpointer.restore(state)
+    state = checkpointer.restore(state, step)
+    checkpointer.set_aside_after(step)
     data.set_state(saved["data"])
     return state
 

@@ -2,7 +2,9 @@
 
 A checkpoint is one folder per step, complete or absent: Orbax writes beside it and renames, so a run
 that is killed or meets a full disk keeps every checkpoint it had. Next to the arrays lies a JSON record
-with all that is needed to use them: config, sensor statistics, data position, versions.
+with all that is needed to use them: config, sensor statistics, data position, versions; and the checksums of all
+files, with which they are compared before they are read. Of a damaged checkpoint a line says so, and the one before it
+is taken.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import importlib.metadata
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ringmoe_jax import files
 from ringmoe_jax.config import first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.parallel import mesh as meshes
-from ringmoe_jax.parallel import sharding
+from ringmoe_jax.parallel import processes, sharding
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.training.state import TrainState
 
 SCHEMA = 1
 SHARE = 0.5  # of a device's memory that a model may take to lie on one: the rest is its activations' (our choice)
+UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax calls a checkpoint that is being written
+TIMES = "_CHECKPOINT_METADATA"  # when it was written, which Orbax says last
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -41,6 +47,7 @@ class Checkpointer:
 
     def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
         self.directory = Path(workdir).absolute() / "checkpoints"
+        self._checked: dict[int, str] = {}  # what is wrong with a checkpoint that was looked at; "" where nothing is
         if read_only:  # whoever writes there now keeps what it has begun, and processes read without each other
             own = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"reader{own}")
@@ -49,7 +56,10 @@ class Checkpointer:
             )
         else:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                max_to_keep=keep or None,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
@@ -73,8 +83,69 @@ class Checkpointer:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
+        """Step of the newest complete checkpoint, or None. Whether it is whole says `newest_whole`."""
         return self._manager.latest_step()
+
+    def newest_whole(self) -> int | None:
+        """Step of the newest checkpoint that is what was written; None where there is none at all.
+
+        A line names every newer one that is damaged.
+
+        Raises:
+            DataError: all of them are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            if not (damage := self._damage(step)):
+                return step
+            print(f"checkpoint {step} is damaged, the one before it is taken: {damage}", flush=True)
+        if steps:
+            raise DataError(f"no checkpoint in {self.directory} is whole, see above: copy the run again")
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints that are newer than `step` out of the way of those to come, to `damaged/` beside them."""
+        aside = self.directory.parent / "damaged"
+        newer = [number for number in self._manager.all_steps() if number > step]
+        for number in newer if processes.number() == 0 else ():
+            aside.mkdir(exist_ok=True)
+            (self.directory / str(number)).rename(aside / f"{number}-{time.time_ns()}")
+        processes.exchange(None)  # the others look once they are gone
+        for number in newer:
+            self._checked.pop(number, None)
+        if newer:
+            self._manager.reload()
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with the files of a checkpoint, one line; "" where they are what was written."""
+        if step not in self._checked:
+            try:
+                files.verify(self.directory / str(step))
+                self._checked[step] = ""
+            except DataError as error:
+                self._checked[step] = str(error)
+        return self._checked[step]
+
+    def _chosen(self, step: int | None) -> int:
+        """The step that was asked for, or the newest whole one.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
+        if step is None and (step := self.newest_whole()) is None:
+            raise DataError(f"no checkpoint in {self.directory}: give the folder of a run, or train one there first")
+        if damage := self._damage(step):
+            others = [number for number in self._manager.all_steps() if number != step]
+            raise DataError(f"checkpoint {step} is damaged: {damage}; others: {', '.join(map(str, others)) or 'none'}")
+        return step
+
+    def _seal(self) -> None:
+        """Adds the checksums to a checkpoint whose files are all written, before Orbax gives the folder its name."""
+        if processes.number():
+            return
+        for folder in self.directory.glob(f"*{UNFINISHED}"):
+            inside = (path for path in folder.rglob("*") if path.is_file() and path.name != TIMES)
+            files.seal(folder, [path.relative_to(folder).as_posix() for path in inside])
 
     def save(self, step: int, state: TrainState, record: Mapping[str, Any]) -> None:
         """Starts saving in the background; a failure shows at the next call or at `wait`.
@@ -104,14 +175,12 @@ class Checkpointer:
             self._manager.wait_until_finished()
 
     def record(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON record of a checkpoint, by default the newest.
+        """The JSON record of a checkpoint, by default the newest that is whole.
 
         Raises:
-            DataError: there is no checkpoint, or one of another schema.
+            DataError: there is no checkpoint, a damaged one, or one of another schema.
         """
-        step = self.latest if step is None else step
-        if step is None:
-            raise DataError(f"no checkpoint in {self.directory}: give the folder of a run, or train one there first")
+        step = self._chosen(step)
         record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record.get("schema") != SCHEMA:
             raise DataError(f"checkpoint {step} in {self.directory} has schema {record.get('schema')}, wanted {SCHEMA}")
@@ -122,9 +191,9 @@ class Checkpointer:
 
         Args:
             like: arrays or `jax.ShapeDtypeStruct` with shardings.
-            step: default the newest.
+            step: default the newest that is whole.
         """
-        step = self.latest if step is None else step
+        step = self._chosen(step)
         return _state(self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))))
 
     def restore_model(self, step: int | None = None) -> tuple[Any, Any]:
@@ -132,7 +201,7 @@ class Checkpointer:
 
         They lie on the first device; what would take more than `SHARE` of its memory is split over all of them.
         """
-        step = self.latest if step is None else step
+        step = self._chosen(step)
         stored = self._manager.item_metadata(step)
         trees = {name: stored[name] for name in ("params", "pretext") if stored.get(name) is not None}
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)

@@ -66,7 +66,7 @@ def test_what_is_refused(run, tmp_path):
         interop.write_run(run, path, dtype="int8")
     interop.write(path, {"a": np.zeros(3, np.float32)})
     assert not interop.is_own(path)
-    with pytest.raises(DataError, match="was not written by experiments.convert: say whose it is, --source timm"):
+    with pytest.raises(DataError, match=r"was not written by experiments[.]convert: say whose it is, --source timm"):
         interop.convert(OWN, path)
     interop.write_run(run, path)
     other = interop.SOURCES.build({"name": interop.OWN, "sensors": ("s2_10",)}, "source")
