@@ -1,4 +1,4 @@
-# make demo    environment, sample data, pre-training, probe, compression, report   (first run about 14 minutes on 2 cores)
+# make demo    environment, sample data, pre-training, probe, compression, report   (first run about 8 minutes on 2 cores)
 # make demo-skysense    the same for SkySense: two views, a teacher, prototypes
 # make test    environment, lint, all tests but the slow ones
 # make help    everything else
@@ -40,9 +40,9 @@ $(VENV)/ready: requirements.txt requirements-base.txt requirements-data.txt requ
 
 demo: env
 	@$(PY) -m experiments.prepare --sample --out $(DATA)
-	@$(PY) -m experiments.pretrain --config configs/ringmoe_micro.py --workdir $(RUN)
+	@$(PY) -m experiments.pretrain --config configs/demo.py --workdir $(RUN)
 	@$(PY) -m experiments.evaluate --checkpoint $(RUN)
-	@$(PY) -m experiments.compress --checkpoint $(RUN) --modality rgb --method mean --distil 200 --out $(RUN)-small
+	@$(PY) -m experiments.compress --checkpoint $(RUN) --modality rgb --method mean --distil 80 --out $(RUN)-small
 	@$(PY) -m experiments.report --workdir $(RUN)
 
 demo-skysense: env

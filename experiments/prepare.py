@@ -230,9 +230,7 @@ def _report(folders: list[Path], options: argparse.Namespace) -> None:
         for command in starters.write(folder, options.modules, options.sensors or ()):
             print(f"    {command}")
     if options.sample:
-        print(
-            "    python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/micro    # all of it"
-        )
+        print("    python -m experiments.pretrain --config configs/demo.py --workdir runs/demo    # all of it")
 
 
 if __name__ == "__main__":

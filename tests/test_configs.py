@@ -30,6 +30,7 @@ def shipped():
 
 SHIPPED = list(shipped())
 QUICK = (  # one of each kind
+    "configs/demo.py",
     "configs/ringmoe_micro.py",
     "configs/ringmoe_contrastive.py",
     "configs/skysense.py:huge",

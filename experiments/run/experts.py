@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from experiments.run.tiles import Tiles
@@ -13,6 +14,7 @@ from ringmoe_jax.evaluate.quicklook import paint, stretch, view
 from ringmoe_jax.evaluate.specialisation import Specialisation, counter, specialisation
 from ringmoe_jax.run import Run
 from ringmoe_jax.run.evaluation import MODALITY, SpecialisationRow
+from ringmoe_jax.sensors import Sensor
 
 LIKED = 6  # tiles of an expert that are shown
 
@@ -32,22 +34,23 @@ class Experts:
         if not models.read(run.config.model).has_experts:
             return
         self._count(run, tiles)
-        for group, loads in self._loads.items():
+        for group, (loads, reach) in self._choices.items():
+            reached = int((reach > 0).any(axis=(0, 1, 2)).sum())
             told = dict(self._told(group, loads, tiles, seed))
-            self.rows += [_row(tiles.dataset.metadata.name, group, kind, one, loads) for kind, one in told.items()]
+            self.rows += [_row(tiles.dataset.metadata.name, group, kind, one, reached) for kind, one in told.items()]
             if told:
                 layer = int(np.argmax(np.max([one.information for one in told.values()], axis=0)))
                 self.atlas[group] = layer + 1, self._liked(run, tiles, loads[:, layer].sum(axis=1))
 
     def _count(self, run: Run, tiles: Tiles) -> None:
-        """Choices [N, L, M, E] by router group, and labels, of the scored tiles."""
-        count, loads, labels = counter(run.model), [], []
+        """Choices by router group, and labels, of the scored tiles."""
+        count, choices, labels = counter(run.model), [], []
         for batch in tiles(tiles.scored):
             chosen = count(run.params, batch["sensors"])
-            loads.append({group: np.asarray(x)[batch["real"]] for group, x in chosen.items()})
+            choices.append(jax.tree.map(lambda x, real=batch["real"]: np.asarray(x)[real], chosen))
             labels.append({name: np.asarray(x)[batch["real"]] for name, x in batch.get("labels", {}).items()})
-        join = lambda parts: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # noqa: E731
-        self._loads, self._labels = join(loads), join(labels)
+        join = lambda parts: jax.tree.map(lambda *rows: np.concatenate(rows), *parts)  # noqa: E731
+        self._choices, self._labels = join(choices), join(labels)
 
     def _told(self, group: str, loads: np.ndarray, tiles: Tiles, seed: int) -> Iterator[tuple[str, Specialisation]]:
         """Of every label with one class a tile, and of modalities where several may choose the same experts."""
@@ -65,8 +68,9 @@ class Experts:
         best = [np.argsort(-share[:, expert], kind="stable")[:LIKED].tolist() for expert in range(share.shape[1])]
         wanted, painted, first = {i for tiles_ in best for i in tiles_}, {}, 0
         for batch in tiles(tiles.scored):
-            name, entry = next(iter(batch["sensors"].items()))
-            sensor = run.parts.sensors[name]
+            sensors = {name: run.parts.sensors[name] for name in batch["sensors"]}
+            name = next((name for name, sensor in sensors.items() if _has_colours(sensor)), next(iter(sensors)))
+            sensor, entry = sensors[name], batch["sensors"][name]
             for row in np.flatnonzero(batch["real"]):
                 if first + row in wanted:
                     pixels, valid = view(sensor, np.asarray(entry["pixels"][row, 0]))[0], entry["valid"][row, 0]
@@ -75,6 +79,11 @@ class Experts:
         return [[painted[i] for i in indices] for indices in best]
 
 
-def _row(dataset: str, group: str, kind: str, told: Specialisation, loads: np.ndarray) -> SpecialisationRow:
+def _has_colours(sensor: Sensor) -> bool:
+    """Whether people recognise its images."""
+    return {"red", "green", "blue"} <= {band.alias for band in sensor.bands}
+
+
+def _row(dataset: str, group: str, kind: str, told: Specialisation, experts: int) -> SpecialisationRow:
     numbers = {name: tuple(np.asarray(value).tolist()) for name, value in told._asdict().items()}
-    return SpecialisationRow(dataset=dataset, group=group, kind=kind, **numbers, experts=loads.shape[-1])
+    return SpecialisationRow(dataset=dataset, group=group, kind=kind, **numbers, experts=experts)

@@ -28,8 +28,20 @@ class Specialisation(NamedTuple):
     use: np.ndarray
 
 
-def counter(model: Model) -> Callable[[Params, Mapping], dict[str, jax.Array]]:
-    """A compiled `(params, sensors) -> {router group: [B, L, M, E] float32}`: what every sample's tokens chose.
+class Choices(NamedTuple):
+    """What the tokens of every sample chose in a router group, float32.
+
+    Attributes:
+        load: [B, L, M, E] choices that fell on each expert.
+        reach: [B, L, M, E] tokens that could have chosen it.
+    """
+
+    load: jax.Array
+    reach: jax.Array
+
+
+def counter(model: Model) -> Callable[[Params, Mapping], dict[str, Choices]]:
+    """A compiled `(params, sensors) -> {router group: Choices}`.
 
     Args:
         model: with routers; samples are routed one by one.
@@ -37,9 +49,9 @@ def counter(model: Model) -> Callable[[Params, Mapping], dict[str, jax.Array]]:
     Its `sensors` are those of a batch, see `ringmoe_jax.contracts`.
     """
 
-    def choices(params: Params, sample: Mapping) -> dict[str, jax.Array]:
+    def choices(params: Params, sample: Mapping) -> dict[str, Choices]:
         outputs = model.apply(params, {"sensors": jax.tree.map(lambda x: x[None], sample)})
-        return {group: statistics.load for group, statistics in outputs.get("routing", {}).items()}
+        return {group: Choices(told.load, told.reach) for group, told in outputs.get("routing", {}).items()}
 
     return jax.jit(jax.vmap(choices, in_axes=(None, 0)))
 

@@ -266,7 +266,7 @@ class SpecialisationRow:
         information: of chosen expert and kind, layer by layer, in nats; see `evaluate.specialisation`.
         shuffled: the same by chance.
         use: perplexity of the experts' use, layer by layer.
-        experts: of a layer.
+        experts: of a layer that the tiles' tokens could choose from.
     """
 
     dataset: str

@@ -47,8 +47,12 @@ def test_choices_are_those_that_the_model_makes_of_the_whole_batch():
     }
     params = model.init(jax.random.key(0))
     chosen = counter(model)(params, sensors)
-    assert chosen["collaborative"].shape == (3, 2, 2, 3)  # images, layers, modalities, experts
-    assert chosen["collaborative"][0, 0].sum(axis=-1).tolist() == [16, 16]  # tokens of one image
+    assert chosen["collaborative"].load.shape == (3, 2, 2, 3)  # images, layers, modalities, experts
+    assert chosen["collaborative"].load[0, 0].sum(axis=-1).tolist() == [16, 16]  # tokens of one image
     whole = jax.jit(model.apply)(params, {"sensors": sensors})["routing"]
-    for group, loads in chosen.items():
-        np.testing.assert_array_equal(loads.sum(axis=0), whole[group].load)
+    for group, choices in chosen.items():
+        np.testing.assert_array_equal(choices.load.sum(axis=0), whole[group].load)
+        np.testing.assert_array_equal(choices.reach.sum(axis=0), whole[group].reach)
+    # A modality reaches its own two of the four specialised experts, and all that collaborate.
+    assert (chosen["specialised"].reach > 0).sum(axis=-1).max() == 2
+    assert (chosen["collaborative"].reach > 0).sum(axis=-1).min() == 3

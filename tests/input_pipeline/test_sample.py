@@ -156,7 +156,7 @@ def test_command_line_reports_what_is_there(real):
     assert "the sample data is there already" in result.stdout
     assert "aerial" in result.stdout
     assert "simulated" in result.stdout
-    assert "python -m experiments.pretrain --config configs/ringmoe_micro.py" in result.stdout
+    assert "python -m experiments.pretrain --config configs/demo.py" in result.stdout
 
 
 def test_command_line_error_is_one_line(tmp_path):
