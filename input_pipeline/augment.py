@@ -228,8 +228,10 @@ def disturb(pixels, valid, seed, config: PhotometricConfig, resampling: str, sta
     gain_seed, draw_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
     offset_seed, drop_seed = (tf.random.experimental.stateless_fold_in(seed, i) for i in (0, 1))
     draw = tf.random.stateless_uniform([3], draw_seed)
-    if config.gain:
-        pixels = tf.where(valid[..., None], _gain(pixels, gain_seed, config.gain, resampling), 0.0)
+    if config.gain or config.illumination:
+        common = config.illumination * tf.random.stateless_normal([], tf.random.experimental.stateless_fold_in(seed, 2))
+        gained = _gain(pixels, gain_seed, config.gain, common, resampling)
+        pixels = tf.where(valid[..., None], gained, 0.0)
     if config.offset:
         shift = tf.random.stateless_normal([pixels.shape[-1]], offset_seed) * tf.constant(statistics.std, tf.float32)
         pixels = tf.where(valid[..., None], pixels + config.offset * shift, 0.0)
@@ -247,10 +249,10 @@ def disturb(pixels, valid, seed, config: PhotometricConfig, resampling: str, sta
     return pixels, valid
 
 
-def _gain(pixels, seed, std: float, resampling: str):
-    """Multiplies power or reflectance by a log-normal factor a band (of a re, im pair where complex)."""
+def _gain(pixels, seed, std: float, common, resampling: str):
+    """Multiplies power or reflectance by exp(common) and a log-normal factor a band (a re, im pair where complex)."""
     pair = rules.channels_a_band(resampling)
-    log = tf.repeat(std * tf.random.stateless_normal([pixels.shape[-1] // pair], seed), pair)
+    log = common + tf.repeat(std * tf.random.stateless_normal([pixels.shape[-1] // pair], seed), pair)
     if resampling == sensor_table.DECIBEL:
         return pixels + 10.0 * log / tf.math.log(10.0)
     return pixels * tf.exp(log if resampling == sensor_table.LINEAR else 0.5 * log)

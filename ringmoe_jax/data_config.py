@@ -49,6 +49,8 @@ class PhotometricConfig:
     Attributes:
         gain: standard deviation of ln g, where g multiplies the power or reflectance of a band; 0 for none. A band
             of a view has one g; re and im of a complex band share it, so phase stays as it is.
+        illumination: the same as `gain`, with one g for all bands of a view: sun, season and haze change how bright a
+            place is more than its colours (our choice).
         offset: standard deviation of a shift that is added to a band, in the band's standard deviations
             (`DataConfig.statistics`), as path radiance is; 0 for none. Only where the unit adds: not in dB, where a
             shift is a gain, nor to amplitudes and complex samples.
@@ -63,6 +65,7 @@ class PhotometricConfig:
     blur: float = 0.0
     solarise: float = 0.0
     drop_band: float = 0.0
+    illumination: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,7 @@ class ViewsConfig:
         for name, values in self.photometric.items():
             where = f"views.photometric.{name}"
             _want(values.gain >= 0, f"{where}.gain", values.gain, "0 or more")
+            _want(values.illumination >= 0, f"{where}.illumination", values.illumination, "0 or more")
             _want(values.offset >= 0, f"{where}.offset", values.offset, "0 or more")
             _want(0 <= values.drop_band <= 1, f"{where}.drop_band", values.drop_band, "a probability, 0 to 1")
             _want(0 <= values.blur <= 1, f"{where}.blur", values.blur, "a probability, 0 to 1")

@@ -76,7 +76,7 @@ def place(shows: Shows, sample: Mapping, look: Look) -> dict:
 
 def draws(dataset: Dataset) -> dict[str, int]:
     """How many uniform numbers a look takes, by sensor: two a date, and those of `values.disturb`."""
-    return {name: 2 * dataset.shape(name)[0] + 3 * len(dataset.channels[name]) + 3 for name in dataset.sensors}
+    return {name: 2 * dataset.shape(name)[0] + 3 * len(dataset.channels[name]) + 4 for name in dataset.sensors}
 
 
 def _place(shows: Shows, name: str, sample: Mapping, look: Look) -> dict:

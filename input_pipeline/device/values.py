@@ -46,7 +46,7 @@ def disturb(pixels, valid, draw, config: PhotometricConfig, resampling: str, sta
     Args:
         pixels: [T, size, size, C] float32, in the sensor's unit, 0 where not valid; re, im pairs where complex.
         valid: [T, size, size] bool, or None where all are.
-        draw: [3 C + 3] uniform numbers.
+        draw: [3 C + 4] uniform numbers.
         config: which ones, and how much; `rules.check_photometric` says which ones a sensor allows.
         resampling: of the sensor table.
         statistics: of the C channels.
@@ -55,13 +55,13 @@ def disturb(pixels, valid, draw, config: PhotometricConfig, resampling: str, sta
         pixels and valid.
     """
     pair = rules.channels_a_band(resampling)
-    by_band, draw = draw[:-3].reshape(3, -1)[:, ::pair], draw[-3:]
+    by_band, draw = draw[:-4].reshape(3, -1)[:, ::pair], draw[-4:]
 
     def where_valid(changed, otherwise=0.0):
         return changed if valid is None else jnp.where(valid[..., None], changed, otherwise)
 
-    if config.gain:
-        log = jnp.repeat(config.gain * _normal(by_band[0]), pair)
+    if config.gain or config.illumination:
+        log = jnp.repeat(config.gain * _normal(by_band[0]), pair) + config.illumination * _normal(draw[3])
         pixels = where_valid(_multiplied(pixels, log, resampling))
     if config.offset:
         shift = config.offset * _normal(by_band[1]) * jnp.array(statistics.std, jnp.float32)

@@ -176,6 +176,15 @@ def test_gain_multiplies_power():
     np.testing.assert_allclose(disturbed(pixels, "decibel", gain=0.3)[0], pixels + 10 * np.log10(linear), atol=1e-5)
 
 
+def test_illumination_is_one_gain_for_all_bands():
+    ones = np.ones((2, 3, 3, 4))
+    drawn = np.stack([disturbed(ones, "linear", seed, illumination=0.3)[0] for seed in range(200)])
+    assert np.ptp(drawn, axis=(1, 2, 3, 4)).max() == 0
+    assert np.log(drawn).std() == pytest.approx(0.3, rel=0.1)
+    both = np.log([disturbed(ones, "linear", seed, illumination=0.3, gain=0.1)[0][0, 0, 0] for seed in range(200)])
+    assert np.corrcoef(both.T)[0, 1] == pytest.approx(0.9, abs=0.05)  # 0.3^2 of 0.3^2 + 0.1^2 in common
+
+
 def test_gain_is_log_normal():
     ones = np.ones((1, 1, 1, 4))
     logs = np.log(np.stack([disturbed(ones, "linear", seed, gain=0.3)[0] for seed in range(200)]))
