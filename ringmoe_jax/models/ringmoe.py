@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.config import check_ranges
-from ringmoe_jax.contracts import cells_to_pixels, pixel_mask, standardise, validate
+from ringmoe_jax.contracts import cells_to_pixels, mean_of_cells, pixel_mask, standardise, valid_cells, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
@@ -298,7 +298,9 @@ class RingMoE(nnx.Module):
         return {
             "tokens": tokens,
             "stages": {name: tuple(stage[name] for stage in split) for name in tokens},
-            "pooled": {name: t.astype(jnp.float32).mean(axis=(1, 2, 3)) for name, t in tokens.items()},
+            "pooled": {
+                name: mean_of_cells(t, valid_cells(entries[name]["valid"], t.shape[2:4])) for name, t in tokens.items()
+            },
             "heads": {
                 name: {head: decoder(tokens[name]).astype(jnp.float32) for head, decoder in self.decoders[name].items()}
                 for name in tokens

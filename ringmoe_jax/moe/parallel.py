@@ -49,6 +49,10 @@ def run(
     """
     compute = find(engine)
     if mesh is None or mesh.size == 1:
+        if tokens.shape[0] % groups:
+            raise ConfigError(
+                f"{tokens.shape[0]} tokens do not split in model.moe.groups = {groups}: set it to a divisor of them"
+            )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         layout = Layout(tuple(rows), groups, priority, 1, _platform(platform))
         return compute(tokens, tuple(routings), tuple(experts), layout)

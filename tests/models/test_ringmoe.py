@@ -80,6 +80,17 @@ def test_a_sensor_does_not_see_what_else_is_in_the_batch(dense):
             assert_allclose(got[:, row], full[:, row], rtol=1e-4, atol=1e-3)
 
 
+def test_what_was_not_observed_is_not_pooled(dense):
+    """A date without a valid pixel, and a corner, count for nothing in the pooled features."""
+    _, params, apply = dense
+    shown = batch({"s1_grd": 2}, names=("s1_grd",), dates=2)
+    entry = shown["sensors"]["s1_grd"]
+    entry["valid"] = entry["valid"].at[:, 1].set(False).at[:, 0, :8, :8].set(False)
+    out = apply(params, shown)
+    seen = np.asarray(out["tokens"]["s1_grd"])[:, 0].reshape(2, 4, -1)[:, 1:]  # 2 x 2 tokens, the first is the corner
+    assert_allclose(out["pooled"]["s1_grd"], seen.mean(axis=1), rtol=1e-5, atol=1e-6)
+
+
 def test_dates_are_independent_images(dense):
     _, params, apply = dense
     series = batch(names=("rgb",), dates=2)

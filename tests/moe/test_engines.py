@@ -233,6 +233,8 @@ def test_misfit_is_one_clear_line():
     run = functools.partial(parallel.run, tokens=jnp.ones((N, D)), routings=[random_choice()], rows=[4])
     with pytest.raises(ConfigError, match=r'"dens" does not exist: did you mean "dense"'):
         run("dens", experts=[random_experts(0)])
+    with pytest.raises(ConfigError, match=r"40 tokens do not split in model[.]moe[.]groups = 3: set it to a divisor"):
+        run("capacity", experts=[random_experts(0)], groups=3)
     with pytest.raises(ConfigError, match="cannot split 40 tokens in 3 groups and 4 experts over 8 devices"):
         run("capacity", experts=[random_experts(0)], groups=3, mesh=make(MeshConfig(2, 1, 4)))
     with pytest.raises(ConfigError, match="6 experts over 8 devices with 4 on the expert axis"):
