@@ -74,11 +74,14 @@ class VICReg(JointEmbedding):
         invariance: weight of s.
         variance: weight of v.
         covariance: weight of c.
+        joint: v and c are those of the covariance within views, averaged over them, and not means of each view's:
+            with few places and many views an estimate with less noise, to which c owes (K - 1) / B (our choice).
     """
 
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
+    joint: bool = False
 
     def __call__(self, outputs: Mapping, batch: Mapping) -> Result:
         found = self.embeddings(outputs)
@@ -87,7 +90,10 @@ class VICReg(JointEmbedding):
         z, weight, full = found
         count = jnp.maximum(weight.sum(axis=0), 2)  # [V]
         centred = (z - (jnp.einsum("bv,bvk->vk", weight, z) / count[:, None])) * weight[..., None]
-        covariance = jnp.einsum("bvi,bvj->vij", centred, centred) / (count - 1)[:, None, None]
+        products, freedom = jnp.einsum("bvi,bvj->vij", centred, centred), count - 1
+        if self.joint:
+            products, freedom = products.sum(axis=0, keepdims=True), freedom.sum(keepdims=True)
+        covariance = products / freedom[:, None, None]
         diagonal = jnp.diagonal(covariance, axis1=1, axis2=2)
         std = jnp.sqrt(diagonal + 1e-4)
         variance = jnp.mean(jax.nn.relu(1 - std))

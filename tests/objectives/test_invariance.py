@@ -40,6 +40,15 @@ def test_vicreg_is_its_formula():
     assert_allclose(value, 3 * s + 5 * np.mean(v) + 7 * np.mean(c), rtol=1e-5)
 
 
+def test_views_together_are_one_covariance():
+    z = 0.5 * random()
+    covariance = np.mean([np.cov(view.T) for view in np.moveaxis(z, 1, 0)], axis=0)
+    variances = np.diag(covariance)
+    metrics = loss("vicreg", outputs(z), joint=True)[1]
+    assert_allclose(metrics["variance"], np.maximum(0, 1 - np.sqrt(variances + 1e-4)).mean(), rtol=1e-5)
+    assert_allclose(metrics["covariance"], (np.square(covariance).sum() - np.square(variances).sum()) / 5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["vicreg", "sigreg"])
 def test_equal_views_are_invariant_and_all_alike_is_collapse(name):
     same = np.repeat(random(views=1, rows=64), 3, axis=1)
