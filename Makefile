@@ -42,7 +42,7 @@ demo: env
 	@$(PY) -m experiments.prepare --sample --out $(DATA)
 	@$(PY) -m experiments.pretrain --config configs/demo.py --workdir $(RUN)
 	@$(PY) -m experiments.evaluate --checkpoint $(RUN)
-	@$(PY) -m experiments.compress --checkpoint $(RUN) --modality rgb --method mean --distil 80 --out $(RUN)-small
+	@$(PY) -m experiments.compress --checkpoint $(RUN) --modality rgb --method mean --distil 60 --out $(RUN)-small
 	@$(PY) -m experiments.report --workdir $(RUN)
 
 demo-skysense: env

@@ -29,5 +29,5 @@ def get_config() -> ConfigDict:
     config.data.streams.update(common.streams(SENTINEL, "data/sample/sentinel", crop_scale=(0.4, 1.0)))
     config.data.update(reader="device", image_size=64, batch_size=4, mask_unit=8, rotate=True)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=40)
-    config.train.update(steps=400, log_every=20, checkpoint_every=100, evaluate_every=100)
+    config.train.update(steps=300, log_every=20, checkpoint_every=150, evaluate_every=150)
     return config

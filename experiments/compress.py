@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     recipe.add_argument("--hidden-ratio", type=int, help="F / D of what svd and select merge; default: as it is")
     recipe.add_argument("--distil", type=int, metavar="STEPS", help="of distillation from the sub-model; default: 0")
     recipe.add_argument("--int8", action="store_true", help="also measure what eight-bit weights lose")
+    cli.add_modules(parser)
     return parser.parse_args(arguments)
 
 

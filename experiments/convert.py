@@ -116,6 +116,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--title", default="", help="of a file of our own: what its weights are and were trained on")
     parser.add_argument("--citation", default="", help="of a file of our own: how to cite it")
     parser.add_argument("--dtype", default="float32", help="of a file of our own: float32, bfloat16 or float16")
+    cli.add_modules(parser)
     return parser.parse_args(arguments)
 
 

@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--out", type=cli.folder, help="folder for the results; default: <checkpoint>/report, or a folder in it"
     )
     parser.add_argument("--max_tiles", type=int, help="tiles of a split that are read; default: 30,000")
+    cli.add_modules(parser)
     return parser.parse_args(arguments)
 
 

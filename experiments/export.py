@@ -83,6 +83,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sensors", nargs="+", default=(), help="that are shown; default: all of the model")
     parser.add_argument("--int8", action="store_true", help="kernels as 8-bit integers")
     parser.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0; default: of imported ones")
+    cli.add_modules(parser)
     return parser.parse_args(arguments)
 
 

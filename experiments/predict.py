@@ -85,6 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="windows at a time (%(default)s)")
     parser.add_argument("--output", default="", help="such as classes or probabilities; default: the run's first")
     parser.add_argument("--format", default="", help="cog or parquet; default: by the ending of --out")
+    cli.add_modules(parser)
     return parser.parse_args(arguments)
 
 

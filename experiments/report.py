@@ -87,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workdir", type=cli.folder, required=True, help="folder of a run")
     parser.add_argument("--leaderboard", type=Path, metavar="CSV", help="add the run's probe scores to it, no page")
     parser.add_argument("--config", help="with --leaderboard: the configuration file that the run was started from")
+    cli.add_modules(parser)
     options = parser.parse_args(arguments)
     if bool(options.leaderboard) != bool(options.config):
         parser.error("--leaderboard and --config go together: the recipe is the file, and what differs from it")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ringmoe_jax.errors import ConfigError, nearest
+from ringmoe_jax.errors import ConfigError, DataError, nearest
 
 T = TypeVar("T")
 
@@ -138,3 +141,50 @@ def import_modules(names: Sequence[str]) -> None:
             raise ConfigError(
                 f'cannot import the module "{name}" ({error}): run from the folder that holds it'
             ) from error
+
+
+# ---- Whose code a configuration may name --------------------------------------------------------------
+
+_NAMED = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # module:Name
+_allowed: set[str] = set()
+
+
+def named_modules(values: Any) -> set[str]:
+    """Modules that a configuration or record has imported: those of "modules", and of every "module:Name"."""
+    if isinstance(values, str):
+        match = _NAMED.fullmatch(values)
+        return {match[1]} if match else set()
+    if isinstance(values, Mapping):
+        stated = values.get("modules", ())
+        own = {name for name in stated if isinstance(name, str)} if isinstance(stated, Sequence) else set()
+        return own.union(*(named_modules(value) for value in values.values()))
+    if isinstance(values, Sequence):
+        return set().union(*map(named_modules, values))
+    return set()
+
+
+def allow_modules(names: Iterable[str]) -> None:
+    """Lets records name these modules: whoever started the program says so, on the command line or in a config."""
+    _allowed.update(names)
+
+
+def check_modules(record: Mapping[str, Any], where: Any) -> None:
+    """Refuses a record of somebody else that would have code imported which the program did not ask for.
+
+    Args:
+        record: of a checkpoint.
+        where: it lies, for the message.
+
+    Raises:
+        DataError: it names a module that is neither ours, nor imported already, nor allowed.
+    """
+    ours = __name__.partition(".")[0]
+    unknown = sorted(named_modules(record) - _allowed - sys.modules.keys())
+    tops = {name: name.partition(".")[0] for name in unknown}
+    unknown = [name for name in unknown if tops[name] != ours and importlib.util.find_spec(tops[name])]
+    if unknown:
+        listed = " ".join(unknown)
+        raise DataError(
+            f"{where} names modules whose code would be run: {listed}; if you trust them, add --modules {listed}, or "
+            "import them first (in Python)"
+        )

@@ -22,6 +22,7 @@ from typing import Any
 from absl import logging
 
 from ringmoe_jax import files
+from ringmoe_jax.config import allow_modules, named_modules
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.parallel import host, processes
 
@@ -120,6 +121,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONFIG_HELP
 
 
+class Modules(argparse.Action):
+    """Of `--modules`: allows records to name them; the parsed arguments do not hold it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        allow_modules(values)
+
+
+def add_modules(parser: argparse.ArgumentParser) -> None:
+    """Adds `--modules`, for verbs that open a run which somebody else may have made."""
+    wanted = "Python modules of yours that the run names; their code is run"
+    parser.add_argument("--modules", nargs="+", action=Modules, default=argparse.SUPPRESS, help=wanted)
+
+
 def folder(text: str) -> str:
     """Type of an argument that names a folder or file of results, see `files.check_local`."""
     files.check_local(text)
@@ -181,6 +195,7 @@ def read_config(path: str, overrides: Sequence[str] = (), sensors: Sequence[str]
             _take_out(values, keys)
         else:
             _set(values, keys, value)
+    allow_modules(named_modules(values))  # the file is the user's own code already
     return keep_sensors(values, sensors) if sensors else values
 
 

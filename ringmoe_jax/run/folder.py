@@ -66,11 +66,13 @@ class Run:
             kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`, `IMPORTED`; any by default.
 
         Raises:
-            DataError: there is no checkpoint, or one of another kind.
+            DataError: there is no checkpoint, or one of another kind; or it names modules that are not imported, see
+                `ringmoe_jax.config.check_modules`.
         """
         checkpointer = Checkpointer.open(folder)
         try:
             record = checkpointer.record(step)
+            configuration.check_modules(record, folder)
             _check_kind(folder, record, kinds)
             params, state = checkpointer.restore_model(record["step"])
         finally:
@@ -220,6 +222,7 @@ def read_record(folder: str | Path, kinds: Collection[str] = ()) -> dict[str, An
         record = checkpointer.record()
     finally:
         checkpointer.close()
+    configuration.check_modules(record, folder)
     _check_kind(folder, record, kinds)
     return record
 

@@ -4,31 +4,16 @@ import random
 import shutil
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from ringmoe_jax import files
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.training.checkpoint import Checkpointer
-from ringmoe_jax.training.state import TrainState
+from tests.helpers.tiny_checkpoints import save, state
 
 # The checksums, and what Orbax adds when all else is written: nobody reads them.
 NOT_SEALED = (files.MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
-
-
-def state(step):
-    values = np.random.default_rng(step).normal(size=(64, 64)).astype(np.float32)
-    return TrainState(jnp.int32(step), {"kernel": jnp.asarray(values)}, {"mu": jnp.zeros(3)}, {})
-
-
-def save(folder, *steps):
-    checkpointer = Checkpointer(folder, keep=3)
-    for step in steps:
-        checkpointer.save(step, state(step), {"config": {}})
-    checkpointer.wait()
-    checkpointer.close()
 
 
 @pytest.fixture(scope="module")
