@@ -77,6 +77,8 @@ class Checkpointer:
         Raises:
             DataError: the folder holds no checkpoint.
         """
+        if Path(workdir).is_file():
+            raise DataError(f"{workdir} is a file: experiments.convert {workdir} --out FOLDER makes a run of weights")
         if not (Path(workdir) / "checkpoints").is_dir():
             raise DataError(f"no checkpoint in {workdir}: give the folder of a run, or train one there first")
         return cls(workdir, read_only=True)

@@ -110,3 +110,9 @@ def test_one_of_an_older_version_has_no_checksums_and_opens(run):
     for step in (1, 2):
         (run / "checkpoints" / str(step) / files.MANIFEST).unlink()
     assert Checkpointer.open(run).record()["step"] == 2
+
+
+def test_a_file_is_no_run(tmp_path):
+    (tmp_path / "it.safetensors").touch()
+    with pytest.raises(DataError, match=r"it.safetensors is a file: experiments.convert .* --out FOLDER makes a run"):
+        Checkpointer.open(tmp_path / "it.safetensors")
