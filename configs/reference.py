@@ -5,9 +5,9 @@
     python -m experiments.evaluate --checkpoint runs/reference --features stages
 
 Many crops of one place are to have like embeddings, and those of all places are to be spread (VICReg, multi-crop); a
-convolutional stem, norms before branches. Data lie in the device's memory, so a GPU needs no TensorFlow. 2,500 steps
-(960,000 views) took 44 minutes on 2 cores that other work used as well. What the features are worth, and what was
-tried and did not help: docs/reference.md.
+convolutional stem, norms before branches, embeddings of all stages, places in other light. Data lie in the device's
+memory, so a GPU needs no TensorFlow. 2,500 steps (960,000 views) took 31 minutes on 2 cores that other work used as
+well. What the features are worth, and what was tried and did not help: docs/reference.md.
 """
 
 from ml_collections import ConfigDict
