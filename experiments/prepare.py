@@ -30,6 +30,19 @@ PREVIEWS = 3  # scenes in the picture beside a simulated data set
 @cli.entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    prepare(arguments)
+    return 0
+
+
+def prepare(arguments: Sequence[str] | None = None) -> None:
+    """What the command does, for notebooks: errors are exceptions, and the program goes on.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        UserError: an option or a file is not as it should be.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.dataset and options.source is None:
@@ -47,10 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_modules(options.modules)
     if options.list:
         _list()
-        return 0
+        return
     write = _sample if options.sample else _simulated if options.simulate is not None else _files
     _report(write(options), options)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

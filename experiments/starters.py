@@ -159,7 +159,8 @@ def write(folder: Path, modules: Sequence[str] = (), sensors: Sequence[str] = ()
     new = {path: text for path, text in texts.items() if not path.exists()}
     for path, text in new.items():
         files.write_text(path, text)
-    files.seal(folder, [path.name for path in new])
+    if files.read_manifest(folder) is not None:  # one of an older version has none, and needs none
+        files.seal(folder, [path.name for path in new])
     return commands
 
 

@@ -1,6 +1,7 @@
 """Configurations that are written beside a data set: they fit its tiles, sensors and labels, and run as they are."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from experiments import prepare, starters
 from experiments.run import data
 from experiments.run.cli import read_config
 from experiments.run.finetune import encoder_of
+from input_pipeline.dataset import open_dataset
 from input_pipeline.synthetic import dataset as synthetic
-from ringmoe_jax import models
+from ringmoe_jax import files, models
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 from ringmoe_jax.run import FinetuneConfig, PretrainConfig, build
@@ -104,6 +106,17 @@ def test_a_configuration_that_was_changed_stays(scenes):
     assert path.read_text() == before + "# mine\n"
     assert (scenes / "pretrain.py").exists()
     path.write_text(before)
+
+
+def test_a_data_set_of_an_older_version_stays_one(scenes, tmp_path):
+    """It has no checksums: a list of the configurations' alone would say that all else is damaged."""
+    folder = shutil.copytree(scenes, tmp_path / "old")
+    (folder / files.MANIFEST).unlink()
+    for path in folder.glob("*.py"):
+        path.unlink()
+    starters.write(folder)
+    assert not (folder / files.MANIFEST).exists()
+    assert open_dataset(str(folder), ("rgb",)).labels
 
 
 @pytest.fixture
