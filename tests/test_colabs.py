@@ -140,7 +140,7 @@ def test_quickstart(tmp_path, elsewhere, monkeypatch):
     assert len(images) == 9  # losses, four sensors, their comparison, two router groups, losses of the other objective
     text = "".join(output.get("text", "") for output in _outputs(notebook))
     assert f"from {elsewhere.python}" in text  # the installed package, not the checkout
-    assert "a vector an image (2, 128)" in text
+    assert "a vector an image (2, 64)" in text
     assert "MaskedHuber(" in text
 
 
