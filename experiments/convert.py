@@ -23,6 +23,7 @@ from typing import Any
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
 
+FLOAT32 = "float32"
 IMAGE_SIZE = 64  # pixels that a model without a size of its own is shown
 
 
@@ -115,9 +116,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--licence", default="", help="of this file, where the source does not know it")
     parser.add_argument("--title", default="", help="of a file of our own: what its weights are and were trained on")
     parser.add_argument("--citation", default="", help="of a file of our own: how to cite it")
-    parser.add_argument("--dtype", default="float32", help="of a file of our own: float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default=FLOAT32, help="of a file of our own: float32, bfloat16 or float16")
     cli.add_modules(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if Path(options.file).is_dir() and (options.sensors or options.model or options.dataset):
+        parser.error("--sensors, --model and --dataset are for bringing weights in, not for a run")
+    if not Path(options.file).is_dir() and _describes(options):
+        parser.error("--title, --citation and --dtype are for writing a run, not for bringing weights in")
+    return options
+
+
+def _describes(options: argparse.Namespace) -> bool:
+    """Whether anything is said that only a file of our own holds."""
+    return bool(options.title or options.citation or options.dtype != FLOAT32)
 
 
 @cli.entry_point
@@ -139,6 +150,8 @@ def main(arguments: Sequence[str]) -> int:
             f"{options.out}: the encoder of {options.file}; back again: experiments.convert {options.out} --out FOLDER"
         )
         return 0
+    if _describes(options):
+        raise ConfigError("--title, --citation and --dtype are for files of our own, which have no --source")
     source = interop.write_tensors(run, options.out, options.source)
     print(f"{options.out}: the weights of {options.file} under the names of {source.title}")
     return 0

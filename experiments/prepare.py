@@ -41,7 +41,8 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line.
 
     Raises:
-        UserError: an option or a file is not as it should be.
+        UserError: a file is not as it should be.
+        SystemExit: an option is not.
     """
     parser = _parser()
     options = parser.parse_args(arguments)

@@ -17,6 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from ringmoe_jax.errors import ConfigError, DataError
 
 MANIFEST = "checksums.json"
@@ -131,6 +134,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all; errors as `replaced`."""
     with replaced(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all; errors as `replaced`. PyTorch reads it by `safetensors.torch`."""
+    with replaced(path) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode  # safetensors writes for its owner alone
+        # It writes memory as it lies, and arrays of a checkpoint may lie transposed.
+        save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, draft, dict(metadata or {}))
+        draft.chmod(mode)
 
 
 @contextlib.contextmanager

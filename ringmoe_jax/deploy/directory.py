@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ringmoe_jax import files
 from ringmoe_jax.deploy.program import Program
@@ -93,9 +92,7 @@ def save(out: str | Path, program: Program, item: Mapping[str, Any]) -> dict[str
     check_target(out)
     with files.draft_folder(Path(out), overwrite=True) as draft:
         (draft / PROGRAM).write_bytes(program.serialised)
-        # Safetensors writes memory as it lies, and arrays of a checkpoint may lie transposed.
-        save_file({name: np.ascontiguousarray(x) for name, x in program.weights.items()}, draft / WEIGHTS)
-        (draft / WEIGHTS).chmod((draft / PROGRAM).stat().st_mode)  # safetensors writes for its owner alone
+        files.write_safetensors(draft / WEIGHTS, program.weights)
         (draft / README).write_text(_readme(item))
         assets = {name: asset | _facts(draft / asset["href"]) for name, asset in ASSETS.items()}
         text = json.dumps({**item, "assets": assets}, indent=1)

@@ -12,7 +12,7 @@ from ringmoe_jax.interop import galileo as _galileo  # noqa: F401  (registers)
 from ringmoe_jax.interop import skysense as _skysense  # noqa: F401
 from ringmoe_jax.interop import timm as _timm  # noqa: F401
 from ringmoe_jax.interop.conversion import convert, write_tensors
-from ringmoe_jax.interop.files import read, write
+from ringmoe_jax.interop.files import read
 from ringmoe_jax.interop.mapping import WeightMap, rows
 from ringmoe_jax.interop.own import NAME as OWN
 from ringmoe_jax.interop.own import is_own, write_run
@@ -27,7 +27,6 @@ __all__ = [
     "is_own",
     "read",
     "rows",
-    "write",
     "write_run",
     "write_tensors",
 ]

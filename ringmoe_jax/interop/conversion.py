@@ -10,6 +10,7 @@ from typing import Any
 from ringmoe_jax import models
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.files import write_safetensors
 from ringmoe_jax.interop import files
 from ringmoe_jax.interop.own import NAME as OWN
 from ringmoe_jax.interop.source import SOURCES, Source
@@ -83,7 +84,7 @@ def write_tensors(run: Run, path: str | Path, source: str = "") -> Source:
     if name in ("", OWN):
         raise ConfigError(f"{run.folder} was not imported: say whose names its weights are to get, --source timm")
     chosen = SOURCES.build({"name": name}, "--source")
-    files.write(path, chosen.map(run.network.model).to_tensors(run.params))
+    write_safetensors(Path(path), chosen.map(run.network.model).to_tensors(run.params))
     return chosen
 
 

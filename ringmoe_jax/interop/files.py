@@ -11,14 +11,14 @@ import dataclasses
 import io
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ringmoe_jax.errors import DataError
 
@@ -59,11 +59,6 @@ def read(path: str | Path) -> Tensors:
         raise DataError(
             f"{path} is no whole safetensors file and no zip of torch.save (before PyTorch 1.6 it wrote none): {error}"
         ) from error
-
-
-def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, which PyTorch reads by `safetensors.torch.load_file`."""
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path), dict(metadata or {}))
 
 
 # ---- PyTorch's zip ------------------------------------------------------------------------------------

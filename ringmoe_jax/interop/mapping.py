@@ -21,6 +21,7 @@ import numpy as np
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.interop.files import Tensors
 from ringmoe_jax.models import Params
+from ringmoe_jax.models.paths import flatten, nest
 
 PAIRS = {  # of layers: the source's suffix, ours, and the form
     "linear": (("weight", "kernel", "o i -> i o"), ("bias", "bias", "")),
@@ -174,10 +175,10 @@ class WeightMap:
             DataError: see `assign`.
         """
         assigned, leaves = self.assign(tensors, new), {}
-        for path, leaf in flatten(new):
+        for path, leaf in flatten(new).items():
             slots = [assigned[path, i] for i in self._slots(path, leaf.shape)]
             leaves[path] = slots[0] if slots[0].shape == leaf.shape else np.stack(slots)
-        return unflatten(leaves)
+        return nest(leaves)
 
     def assign(self, tensors: Tensors, new: Params) -> dict[Place, np.ndarray]:
         """What every parameter is filled with.
@@ -190,7 +191,7 @@ class WeightMap:
             DataError: tensors are left over, parameters unset, or a tensor has another shape or dtype.
         """
         shapes = {}
-        for path, leaf in flatten(new):
+        for path, leaf in flatten(new).items():
             shapes |= {(path, i): leaf.shape[0 if i is None else 1 :] for i in self._slots(path, leaf.shape)}
         assigned, left, wrong = {}, [], []
         for name, tensor in tensors.items():
@@ -211,7 +212,7 @@ class WeightMap:
             DataError: a parameter has no line in the table.
         """
         values = {}
-        for path, leaf in flatten(params):
+        for path, leaf in flatten(params).items():
             values |= {(path, i): np.asarray(leaf)[... if i is None else i] for i in self._slots(path, np.shape(leaf))}
         tensors, used = {}, set()
         for row in self.rows:
@@ -257,28 +258,6 @@ def _pieces(form: Form, name: str, tensor: np.ndarray, shapes: Sequence[tuple], 
         wrong.append(f"{name} is {list(tensor.shape)}, which does not make the model's {list(wanted)}")
         return [np.zeros(shape) for shape in shapes]
     return np.split(value, len(shapes), axis=-1) if len(shapes) > 1 else [value]
-
-
-def flatten(params: Params, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Leaves of nested dicts by path, "a/b/c"."""
-    for name, part in params.items():
-        where = f"{path}/{name}" if path else str(name)
-        if isinstance(part, Mapping):
-            yield from flatten(part, where)
-        else:
-            yield where, part
-
-
-def unflatten(leaves: Mapping[str, np.ndarray]) -> Params:
-    """Inverse of `flatten`."""
-    params: Params = {}
-    for path, leaf in leaves.items():
-        *parts, name = path.split("/")
-        inner = params
-        for part in parts:
-            inner = inner.setdefault(part, {})
-        inner[name] = leaf
-    return params
 
 
 def _shown(place: Place) -> str:

@@ -20,16 +20,19 @@ import numpy as np
 import safetensors
 
 from ringmoe_jax import models
-from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.config import check_modules
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.interop.files import Tensors, write
-from ringmoe_jax.interop.mapping import Row, WeightMap, flatten, rows
+from ringmoe_jax.files import write_safetensors
+from ringmoe_jax.interop.files import Tensors
+from ringmoe_jax.interop.mapping import WeightMap, rows
 from ringmoe_jax.interop.source import SOURCES, Source
+from ringmoe_jax.models.paths import flatten
 from ringmoe_jax.run import Run
 from ringmoe_jax.sensors import Sensor, Statistics
 
 NAME = "ringmoe_jax"  # of the source, and of the entry of the metadata
 WIDTHS = ("float32", "bfloat16", "float16")
+ENTRIES = ("model", "bands", "statistics", "about")  # of what a file says
 
 
 @SOURCES.register(NAME)
@@ -50,12 +53,13 @@ class Own(Source):
 
     def map(self, model: Mapping[str, Any]) -> WeightMap:
         """See `Source`: every parameter under its own path."""
-        own = sensor_table.own_names(model["sensors"])
-        return WeightMap(_rows(models.build({**model, "sensors": own}).shapes()))
+        paths = flatten(models.build(model).shapes())
+        return WeightMap(rows("\n".join(f"{path} {path}" for path in paths)))
 
     def statistics(self, sensor: Sensor, path: Path) -> Statistics | None:
         """See `Source`."""
-        return Statistics(**described(path)["statistics"][sensor.name])
+        known = described(path)["statistics"]
+        return Statistics(**known[sensor.name]) if sensor.name in known else None
 
     def data(self, path: Path) -> dict[str, Any]:
         """See `Source`: the bands that the model reads."""
@@ -66,21 +70,22 @@ class Own(Source):
         return described(path)["about"]
 
 
-def _rows(shapes: Mapping) -> list[Row]:
-    return rows("\n".join(f"{path} {path}" for path, _ in flatten(shapes)))
-
-
 def described(path: Path) -> dict[str, Any]:
     """What a file says of its encoder: "model", "bands", "statistics", "step" and "about".
 
     Raises:
-        DataError: the file is not one of ours.
+        DataError: the file is not one of ours, does not say all of it, or names modules whose code nobody asked for.
     """
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            return json.loads((file.metadata() or {})[NAME])
+            said = json.loads((file.metadata() or {})[NAME])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} was not written by experiments.convert: say whose it is, --source timm") from error
+    entries = [said.get(name) for name in ENTRIES] if isinstance(said, dict) else [None]
+    if not all(isinstance(entry, dict) for entry in entries) or "sensors" not in said["model"]:
+        raise DataError(f'{path}: its metadata "{NAME}" do not hold {", ".join(ENTRIES)}: convert the run to it again')
+    check_modules(said, path)
+    return said
 
 
 def is_own(path: str | Path) -> bool:
@@ -93,7 +98,7 @@ def is_own(path: str | Path) -> bool:
 
 
 def write_run(run: Run, path: str | Path, *, dtype: str = "float32", about: Mapping[str, str] | None = None) -> None:
-    """Writes the encoder of a run to one file that `convert` and `Run.open` read.
+    """Writes the encoder of a run to one file that `interop.convert` reads.
 
     Args:
         run: of pre-training, a compressed or an imported one.
@@ -117,6 +122,7 @@ def write_run(run: Run, path: str | Path, *, dtype: str = "float32", about: Mapp
         "about": known | dict(about or {}),
     }
     model = models.build(said["model"], sensors=run.sensors, statistics=run.statistics)
-    encoder = dict(flatten(model.shapes()))  # without decoders of an objective
-    tensors = {name: np.asarray(value, jnp.dtype(dtype)) for name, value in flatten(run.params) if name in encoder}
-    write(path, tensors, {NAME: json.dumps(said)})
+    params = flatten(run.params)
+    encoder = flatten(model.shapes())  # without decoders of an objective
+    tensors = {name: np.asarray(params[name], jnp.dtype(dtype)) for name in encoder}
+    write_safetensors(Path(path), tensors, {NAME: json.dumps(said)})

@@ -11,7 +11,7 @@ import jax
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.adapters import CONVPASS, add_low_rank, low_rank
 from ringmoe_jax.models.api import Params
-from ringmoe_jax.parallel.sharding import path_name
+from ringmoe_jax.models.paths import flatten, nest
 
 METHODS = ("full", "frozen", "lora", "convpass")
 KERNELS = r"(query|value)/kernel$"  # of attention, as in the LoRA paper
@@ -73,7 +73,7 @@ def split(params: Params, config: AdaptationConfig, key: jax.Array) -> tuple[dic
     Raises:
         ConfigError: `targets` or `also` match nothing that they can train.
     """
-    flat = _flatten(params)
+    flat = flatten(params)
     trained = {name: leaf for name, leaf in flat.items() if config.trains(name)}
     if config.also and config.method != "full" and not any(re.search(config.also, name) for name in flat):
         raise ConfigError(f'adaptation.also = "{config.also}" matches no parameter, for example {_example(flat)}')
@@ -86,33 +86,18 @@ def split(params: Params, config: AdaptationConfig, key: jax.Array) -> tuple[dic
         changes = {name: low_rank(k, flat[name].shape, config.rank) for name, k in zip(kernels, keys, strict=True)}
         parts["lora"] = {f"{name}/{part}": x for name, change in changes.items() for part, x in change.items()}
     frozen = {name: leaf for name, leaf in flat.items() if name not in trained}
-    return {name: _nest(part) for name, part in parts.items()}, _nest(frozen)
+    return {name: nest(part) for name, part in parts.items()}, nest(frozen)
 
 
 def join(trained: dict[str, Any], frozen: Params, config: AdaptationConfig) -> Params:
     """The encoder's parameters, inverse of `split`; low-rank changes are added to their kernels."""
-    flat = _flatten(frozen) | _flatten(trained.get("encoder", {}))
-    changes = _flatten(trained.get("lora", {}))
+    flat = flatten(frozen) | flatten(trained.get("encoder", {}))
+    changes = flatten(trained.get("lora", {}))
     for name in {name.rpartition("/")[0] for name in changes}:
         change = {"a": changes[f"{name}/a"], "b": changes[f"{name}/b"]}
         flat[name] = add_low_rank(flat[name], change, config.alpha / config.rank)
-    return _nest(flat)
+    return nest(flat)
 
 
 def _example(flat: dict[str, Any]) -> str:
     return next((name for name in flat if name.endswith("query/kernel")), next(iter(flat)))
-
-
-def _flatten(tree: Params) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _nest(flat: dict[str, Any]) -> Params:
-    tree: Params = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        inner = tree
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = leaf
-    return tree

@@ -66,13 +66,11 @@ class Run:
             kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`, `IMPORTED`; any by default.
 
         Raises:
-            DataError: there is no checkpoint, or one of another kind; or it names modules that are not imported, see
-                `ringmoe_jax.config.check_modules`.
+            DataError: there is no checkpoint, or one of another kind; see also `Checkpointer.record`.
         """
         checkpointer = Checkpointer.open(folder)
         try:
             record = checkpointer.record(step)
-            configuration.check_modules(record, folder)
             _check_kind(folder, record, kinds)
             params, state = checkpointer.restore_model(record["step"])
         finally:
@@ -222,7 +220,6 @@ def read_record(folder: str | Path, kinds: Collection[str] = ()) -> dict[str, An
         record = checkpointer.record()
     finally:
         checkpointer.close()
-    configuration.check_modules(record, folder)
     _check_kind(folder, record, kinds)
     return record
 

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ringmoe_jax import files
-from ringmoe_jax.config import first_difference
+from ringmoe_jax.config import check_modules, first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel import processes, sharding
@@ -180,12 +180,14 @@ class Checkpointer:
         """The JSON record of a checkpoint, by default the newest that is whole.
 
         Raises:
-            DataError: there is no checkpoint, a damaged one, or one of another schema.
+            DataError: there is no checkpoint, a damaged one, or one of another schema; or it names modules whose code
+                nobody asked for, see `ringmoe_jax.config.check_modules`.
         """
         step = self._chosen(step)
         record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record.get("schema") != SCHEMA:
             raise DataError(f"checkpoint {step} in {self.directory} has schema {record.get('schema')}, wanted {SCHEMA}")
+        check_modules(record, self.directory.parent)
         return record
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:

@@ -13,18 +13,13 @@ from experiments import convert, evaluate, export, predict, report  # noqa: E402
 from experiments.run import few_labels  # noqa: E402
 from experiments.run.finetune import finetune  # noqa: E402
 from ringmoe_jax.errors import ConfigError  # noqa: E402
+from ringmoe_jax.files import write_safetensors  # noqa: E402
 from ringmoe_jax.interop import files  # noqa: E402
 from ringmoe_jax.run import IMPORTED, Run  # noqa: E402
 from tests.helpers import peers, tiny_data  # noqa: E402
+from tests.helpers.verbs import run  # noqa: E402
 
 LICENCE, SIZE = "CC-BY-4.0", 32
-
-
-def run(verb, *arguments):
-    """Calls a verb as the command line does; its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        verb.main(list(map(str, arguments)))
-    return ended.value.code
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def folder(tmp_path_factory):
     """A data set, and a small ViT of timm as a file and as a run."""
     folder = tmp_path_factory.mktemp("convert")
     tiny_data.write(folder / "data", "rgb", train=12, validation=6)  # 8 px tiles, shown at 32
-    files.write(folder / "vit.safetensors", peers.weights(peers.golden("vit_small")[0]))
+    write_safetensors(folder / "vit.safetensors", peers.weights(peers.golden("vit_small")[0]))
     options = ["--source", "timm", "--dataset", folder / "data", "--licence", LICENCE]
     assert run(convert, folder / "vit.safetensors", "--out", folder / "vit", *options) == 0
     return folder

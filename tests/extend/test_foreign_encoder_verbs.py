@@ -14,16 +14,10 @@ from experiments.run.pretrain import pretrain  # noqa: E402
 from ringmoe_jax import deploy, sensors  # noqa: E402
 from ringmoe_jax.errors import ConfigError  # noqa: E402
 from tests.helpers import tiny_data  # noqa: E402
+from tests.helpers.verbs import run  # noqa: E402
 
 SENSOR, SIZE = "s1_grd", 8
 VIT = dict(name="own_encoder:PlainViT", sensors=(SENSOR,), image_size=SIZE, patch=4, width=8, depth=2, heads=2)
-
-
-def run(verb, *arguments):
-    """Calls a verb as the command line does; its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        verb.main(list(map(str, arguments)))
-    return ended.value.code
 
 
 @pytest.fixture(scope="module")

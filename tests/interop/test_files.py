@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.files import write_safetensors
 from ringmoe_jax.interop import files
 
 GALILEO = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights" / "galileo_nano" / "encoder.pt"
@@ -107,7 +108,7 @@ def test_views_of_one_storage_and_a_state_dict_among_other_things(tmp_path):
 
 def test_safetensors_there_and_back(tmp_path):
     tensors = {"a": example(), "b": example(ml_dtypes.bfloat16).T}
-    files.write(tmp_path / "x.safetensors", tensors)
+    write_safetensors(tmp_path / "x.safetensors", tensors)
     read = files.read(tmp_path / "x.safetensors")
     for name, array in tensors.items():
         assert read[name].dtype == array.dtype

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ringmoe_jax as rm
 from experiments import convert
-from ringmoe_jax import interop, weights
+from ringmoe_jax import files, interop, weights
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.interop.own import described
 from ringmoe_jax.run import IMPORTED, PretrainConfig, Run
@@ -64,10 +64,14 @@ def test_what_is_refused(run, tmp_path):
     path = tmp_path / "it.safetensors"
     with pytest.raises(ConfigError, match="--dtype int8: choose from float32, bfloat16, float16"):
         interop.write_run(run, path, dtype="int8")
-    interop.write(path, {"a": np.zeros(3, np.float32)})
+    files.write_safetensors(path, {"a": np.zeros(3, np.float32)})
     assert not interop.is_own(path)
     with pytest.raises(DataError, match=r"was not written by experiments[.]convert: say whose it is, --source timm"):
         interop.convert(OWN, path)
+    for said in ("[]", "{}", '{"model": {}, "bands": {}, "statistics": {}, "about": {}}'):
+        files.write_safetensors(path, {"a": np.zeros(3, np.float32)}, {interop.OWN: said})
+        with pytest.raises(DataError, match="do not hold model, bands, statistics, about: convert the run to it again"):
+            interop.convert(OWN, path)
     interop.write_run(run, path)
     other = interop.SOURCES.build({"name": interop.OWN, "sensors": ("s2_10",)}, "source")
     with pytest.raises(ConfigError, match="is for rgb: leave --sensors out"):

@@ -3,13 +3,17 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 
 from experiments.run import cli
 from ringmoe_jax import config as configuration
+from ringmoe_jax import interop
 from ringmoe_jax.config import check_modules, named_modules
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.files import write_safetensors
 from ringmoe_jax.run import Run, read_record
+from ringmoe_jax.training.checkpoint import Checkpointer
 from tests.helpers.tiny_checkpoints import save
 
 
@@ -58,7 +62,20 @@ def test_a_configuration_of_the_user_names_what_it_likes(stranger):
 
 def test_runs_are_looked_at_before_anything_is_built(stranger):
     save(stranger / "run", 1, record=RECORDS["modules"])
-    for opened in (Run.open, read_record):
+    for opened in (
+        Run.open,
+        read_record,
+        lambda folder: Checkpointer(folder).record(),
+    ):  # the last as a run that resumes
         with pytest.raises(DataError, match="whose code would be run: stranger"):
             opened(stranger / "run")
+    assert not (stranger / "ran").exists()
+
+
+def test_files_of_weights_are_looked_at_too(stranger):
+    said = {"model": {"name": "stranger:Model", "sensors": ["rgb"]}, "bands": {}, "statistics": {}, "about": {}}
+    path = stranger / "it.safetensors"
+    write_safetensors(path, {"a": np.zeros(3, np.float32)}, {interop.OWN: json.dumps(said)})
+    with pytest.raises(DataError, match=r"it.safetensors names modules whose code would be run: stranger"):
+        interop.convert(interop.SOURCES.build({"name": interop.OWN}, "source"), path)
     assert not (stranger / "ran").exists()
