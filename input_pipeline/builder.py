@@ -54,7 +54,7 @@ def write_dataset(
 
 
 def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> Metadata:
-    import tensorflow_datasets as tfds
+    from input_pipeline.cpu_tf import tfds
 
     features = schema.features(metadata)
     serialise = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
@@ -97,7 +97,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
 
 def _name_shards(draft: Path, split: str, metadata: Metadata, writers: list[records.ShardWriter]):
     """Gives shards their final names, now that their number is known, and returns the split's TFDS info."""
-    import tensorflow_datasets as tfds
+    from input_pipeline.cpu_tf import tfds
 
     template = tfds.core.ShardedFileTemplate(
         data_dir=draft, dataset_name=metadata.name, split=split, filetype_suffix="tfrecord"
@@ -110,7 +110,7 @@ def _name_shards(draft: Path, split: str, metadata: Metadata, writers: list[reco
 
 
 def _write_info(draft: Path, metadata: Metadata, features, splits) -> None:
-    import tensorflow_datasets as tfds
+    from input_pipeline.cpu_tf import tfds
 
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=metadata.name, version=tfds.core.Version(VERSION), data_dir=str(draft), module_name=""

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from input_pipeline import augment, masking, rules, schema, views
-from input_pipeline.cpu_tf import tf
+from input_pipeline.cpu_tf import tf, tfds
 from input_pipeline.dataset import Dataset
 from input_pipeline.views import View
 from ringmoe_jax.contracts import NO_TIME

@@ -222,7 +222,7 @@ class Metadata:
 
 def features(metadata: Metadata, sensors: Iterable[str] | None = None):
     """The TFDS features of a data set, or of some sensors of it (what is left out is not parsed)."""
-    import tensorflow_datasets as tfds
+    from input_pipeline.cpu_tf import tfds
 
     def array(shape, dtype):
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
@@ -290,7 +290,7 @@ def to_example(sample: Sample, metadata: Metadata) -> dict:
 
 def serialiser(metadata: Metadata):
     """Returns a function from `Sample` to a serialised tf.train.Example."""
-    import tensorflow_datasets as tfds
+    from input_pipeline.cpu_tf import tfds
 
     encoder = features(metadata)
     serialise = tfds.core.example_serializer.ExampleSerializer(encoder.get_serialized_info()).serialize_example

@@ -6,23 +6,17 @@ they take half of the CPU time (docs/benchmarks.md).
 
 import gc
 import os
-from importlib import metadata
-from pathlib import Path
+
+from tests.helpers import quick
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_cpu_parallel_codegen_split_count=1"
-)
-if metadata.version("jax").startswith("0.10."):  # later ones do not know the flag
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {quick.FLAGS}"
 
 import jax
 
-ROOT = Path(__file__).parent.parent
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax-tests"))
+jax.config.update("jax_compilation_cache_dir", str(quick.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(100_000, 50, 100)  # traced programs are many small objects that stay: looking for garbage takes 13 %
 

@@ -15,6 +15,8 @@ import rasterio
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tests.helpers import quick
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 
@@ -73,8 +75,8 @@ def elsewhere(tmp_path_factory):
 
 def _execute(notebook, elsewhere, monkeypatch):
     for variable, value in {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
+        "XLA_FLAGS": quick.FLAGS,
+        "JAX_COMPILATION_CACHE_DIR": str(quick.CACHE),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PIP_NO_DEPS": "1",
         "JUPYTER_PATH": str(elsewhere.kernels),

@@ -55,7 +55,7 @@ class Tfds:
         Raises:
             DataError: it is not prepared there, or has other classes.
         """
-        import tensorflow_datasets as tfds
+        from input_pipeline.cpu_tf import tfds
 
         builder = tfds.builder(self.builder, data_dir=str(request.source))
         found = builder.info.splits
@@ -85,7 +85,7 @@ class Tfds:
         return tuple(self.parts or ("train", "validation", "test"))
 
     def _scenes(self, builder, request: Request, split: str, order: np.ndarray) -> Iterator[Scene]:
-        import tensorflow_datasets as tfds
+        from input_pipeline.cpu_tf import tfds
 
         part = (self.parts or {}).get(split, "train")
         for example in tfds.as_numpy(builder.as_dataset(split=part, shuffle_files=False)):

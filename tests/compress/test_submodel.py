@@ -29,9 +29,9 @@ QUAD = MODEL | {"sensors": ("slc_quad", "s1_grd", "rgb"), "depths": (1,)}
 @pytest.mark.parametrize(
     ("kept", "engine"),
     [
-        (("s1_grd",), "dense"),
         (("rgb", "rgbn"), "dropless"),
-        (("slc_dual", "rgb"), "capacity"),  # with room for all tokens
+        pytest.param(("s1_grd",), "dense", marks=pytest.mark.slow),
+        pytest.param(("slc_dual", "rgb"), "capacity", marks=pytest.mark.slow),  # with room for all tokens
     ],
 )
 def test_bits_of_a_submodel(kept, engine):

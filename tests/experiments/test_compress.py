@@ -248,6 +248,7 @@ def test_distillation_trains_under_the_submodel(compressed):
     assert read_record(out / "submodel")["compressed"]["method"] == "submodel"
 
 
+@pytest.mark.slow
 def test_a_distillation_that_was_stopped_goes_on_exactly(part, tmp_path, monkeypatch):
     student = part.with_network(merge(part.network, "mean"))
     whole = distil(student, part, 3, tmp_path / "whole")
@@ -311,6 +312,7 @@ def test_another_recipe_in_the_same_folder_is_refused(folder, compressed, capsys
     assert (out / compress.REQUEST).exists()
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process(part):
     peak, idle = costs.peak_memory(part, costs.noise(part.sensors, {"rgb": 16}, 1))
     assert 1e7 < idle < peak < 1e10

@@ -82,6 +82,7 @@ def test_predict(folder):
         assert file.count == 64
 
 
+@pytest.mark.slow
 def test_finetune_remembers_the_licence(folder):
     stream = dict(directory=str(folder / "data"), sensors=("rgb",), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     values = dict(

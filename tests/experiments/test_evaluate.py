@@ -267,6 +267,7 @@ def test_a_task_is_scored_on_one_data_set_at_a_time():
         score.score(types.SimpleNamespace(parts=None), ["a", "b"])
 
 
+@pytest.mark.slow
 def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
     stages = evaluate(str(workdir), features="stages", neighbours=(3,), protocol="knn", out=str(tmp_path))
     levels = ["pooled", "stage 1", "stage 2", "all stages", "all stages and their spread"]
@@ -384,6 +385,7 @@ def test_a_contrastive_page_says_nothing_of_masks_and_decoders(contrastive):
         assert word not in body
 
 
+@pytest.mark.slow
 def test_features_of_a_fusion_are_probed_with_and_without_context(contrastive):
     evaluation, _ = contrastive
     widths = {(r.features, r.encoder): r.width for r in evaluation.ranks}
@@ -391,6 +393,7 @@ def test_features_of_a_fusion_are_probed_with_and_without_context(contrastive):
     assert {"fused", "fused without context"} < {r.features for r in evaluation.probes}
 
 
+@pytest.mark.slow
 def test_routers_of_a_fusion_know_its_own_token_and_the_sensors(contrastive):
     evaluation, page = contrastive
     assert evaluation.modalities == ("fused", "s1_grd", "dem")

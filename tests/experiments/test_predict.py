@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return tiny_runs.finetuning(tmp_path_factory.mktemp("runs") / "cover", values, target, {"s2_12": 1})
 
 
+@pytest.mark.slow
 def test_needs_no_tensorflow_and_says_what_it_did(run, tmp_path):
     """By the command line, in a program of its own."""
     scene, out = tmp_path / "scene.tif", str(tmp_path / "map.tif")

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers import tiny_data
+import pytest
+
+from tests.helpers import quick, tiny_data
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
@@ -50,11 +52,11 @@ def records(folder):
     return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
 
 
+@pytest.mark.slow
 def test_pretrain_resume_evaluate_and_finetune(tmp_path):
     tiny_data.write(tmp_path / "data", "rgb", train=24)
-    cache = ROOT / ".cache" / "jax-tests"
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path), str(cache)]
-    one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path), str(quick.CACHE)]
+    one_device = os.environ | {"XLA_FLAGS": quick.FLAGS}
     done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming {tmp_path}/resumed at step 3" in done.stdout

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from tests.helpers import quick
+
 ROOT = Path(__file__).parent.parent.parent
-CACHE = ROOT / ".cache" / "jax-tests"
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 
 @dataclasses.dataclass
@@ -59,7 +59,7 @@ def start(folder: Path, command: list[str], count: int = 1, *, devices: int = 1,
         changes: arguments that a process has beyond the command, by number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+    flags = f"{quick.FLAGS} --xla_force_host_platform_device_count={devices}"
     shared = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
     shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     if count > 1:

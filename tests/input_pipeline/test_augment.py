@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import augment, masking, rules
+from input_pipeline.cpu_tf import tf
 from input_pipeline.views import View
 from ringmoe_jax import sensors
 from ringmoe_jax.data_config import PhotometricConfig

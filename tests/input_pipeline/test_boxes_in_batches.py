@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import augment
 from input_pipeline.builder import write_dataset
+from input_pipeline.cpu_tf import tf
 from input_pipeline.pipeline import crop_boxes
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import BOXES, MAP, TRACKS, Image, LabelInfo, Metadata, Sample, SensorInfo

@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import example, pipeline
+from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import open_dataset
 from input_pipeline.device import storage
 from ringmoe_jax.errors import DataError

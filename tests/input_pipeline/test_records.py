@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from input_pipeline import records
+from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches

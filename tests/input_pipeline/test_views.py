@@ -6,12 +6,12 @@ image can be compared with the ground that its entry claims.
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import views
 from input_pipeline.builder import write_dataset
+from input_pipeline.cpu_tf import tf
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import CLASSES, MAP, Image, LabelInfo, Metadata, Sample, SensorInfo

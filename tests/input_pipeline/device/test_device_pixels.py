@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from input_pipeline import augment, pipeline
+from input_pipeline.cpu_tf import tf
 from input_pipeline.dataset import open_dataset
 from input_pipeline.device import boxes, resampling, samples, storage
 from input_pipeline.device.looks import Look
