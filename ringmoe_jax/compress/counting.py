@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -68,7 +67,7 @@ def count(
     modalities = sensor_table.modalities(sensors)
     if (folder / USAGE).exists():
         return load(folder / USAGE, modalities)
-    add_up = _counter(model, params, readers, mesh)
+    add_up = _counter(model, params, mesh)
     total = sum(map(len, readers.values()))
     usage, done = _resume(folder, modalities)
     images, started = 0, time.perf_counter()
@@ -115,55 +114,30 @@ def _batches(readers: Mapping[str, Batches], skip: int) -> Iterator[tuple[str, M
                     yield name, batch
 
 
-def _counter(model: Model, params: Params, readers: Mapping[str, Batches], mesh) -> Callable:
+def _counter(model: Model, params: Params, mesh) -> Callable:
     """Builds `add_up(sensor, batch) -> (routing statistics of the images that were observed, their number)`.
 
-    Rows that fill up a batch, and those of samples without the sensor, are images of nothing. Sums are over images
-    that do not know of each other (no token is dropped), so what such an image adds is taken off again.
+    Rows that fill up a batch, and those of samples without the sensor, are images of nothing, which choose no expert.
     """
     place = {} if mesh is None else {"out_shardings": replicated(mesh)}
     forward = jax.jit(lambda params, batch: model.apply(params, batch)["routing"], **place)
     params = params if mesh is None else jax.device_put(params, sharding.shardings(params, mesh))
 
-    def run(batch: Mapping) -> dict[str, RoutingStatistics]:
-        routing = jax.device_get(forward(params, loop.place(batch, mesh)))
-        return jax.tree.map(lambda x: np.asarray(x, np.float64), routing)
-
-    @functools.cache
-    def nothing(name: str) -> dict[str, RoutingStatistics]:
-        """What a batch of images adds in which nothing was observed."""
-        batch = next(iter(readers[name]))
-        return run({"sensors": {name: _blank(batch["sensors"][name])}})
-
     def add_up(name: str, batch: Mapping) -> tuple[dict[str, RoutingStatistics], int]:
         entry = batch["sensors"][name]
-        observed = entry["valid"].any(axis=(1, 2, 3))
-        rows, seen = _sum_over_hosts(len(observed), observed.sum())
-        routing = run({"sensors": {name: entry}})
-        if seen < rows:
-            share = (rows - seen) / rows
-            empty = nothing(name)
-            routing = {group: _less(sums, empty[group], share) for group, sums in routing.items()}
-        return routing, seen
+        routing = jax.device_get(forward(params, loop.place({"sensors": {name: entry}}, mesh)))
+        routing = jax.tree.map(lambda x: np.asarray(x, np.float64), routing)
+        return routing, _sum_over_hosts(entry["valid"].any(axis=(1, 2, 3)).sum())
 
     return add_up
 
 
-def _blank(entry: Mapping) -> dict:
-    return dict(entry) | {key: np.zeros_like(entry[key]) for key in ("pixels", "valid")}
-
-
-def _less(routing: RoutingStatistics, empty: RoutingStatistics, share: float) -> RoutingStatistics:
-    """Takes a share of `empty` off all sums; the balance loss is none."""
-    return jax.tree.map(lambda x, e: x - share * e, routing, empty)._replace(balance=routing.balance)
-
-
-def _sum_over_hosts(*counts: int) -> tuple[int, ...]:
+def _sum_over_hosts(count: int) -> int:
     if jax.process_count() == 1:
-        return tuple(map(int, counts))
+        return int(count)
     from jax.experimental import multihost_utils
 
-    return tuple(map(int, multihost_utils.process_allgather(np.array(counts)).sum(axis=0)))
+    return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
 def _resume(folder: Path, modalities: tuple[str, ...]) -> tuple[Usage, int]:

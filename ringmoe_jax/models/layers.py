@@ -52,7 +52,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width: int, hidden: int, rngs: nnx.Rngs, *, dtype, exact: bool = False):
         self.shared = Mlp(width, hidden, rngs, dtype=dtype, exact=exact)
 
-    def __call__(self, x: jax.Array, slots: tuple[int, ...] | None, *, train: bool, mesh) -> tuple[jax.Array, dict]:
+    def __call__(self, x: jax.Array, slots, *, train: bool, mesh) -> tuple[jax.Array, dict]:
         return self.shared(x), {}
 
 

@@ -138,6 +138,19 @@ class MoEConfig:
         return tables
 
 
+class Slots(NamedTuple):
+    """What the image slots of a mixed batch show.
+
+    Attributes:
+        modalities: [S] of each slot, static.
+        observed: [B, S] bool, whether anything of the image was observed: the tokens of others choose no expert, take
+            no row of a buffer and count nowhere. None: all were.
+    """
+
+    modalities: tuple[int, ...]
+    observed: jax.Array | None = None
+
+
 class RouterGroup(nnx.Module):
     """One router and its experts: kernel [D, E] and stacked expert weights."""
 
@@ -157,8 +170,8 @@ class RouterGroup(nnx.Module):
 class MoEFeedForward(nnx.Module):
     """y = sum of the router groups' outputs + shared expert (plain sum, no extra gate).
 
-    Call: tokens [B, S, n, D] with slot s of modality `slots[s]`, to outputs of the same shape and
-    one `RoutingStatistics` per router group, of the experts that are left; see `MoEConfig.spread`.
+    Call: tokens [B, S, n, D] of `Slots`, to outputs of the same shape and one `RoutingStatistics` per router group,
+    of the experts that are left; see `MoEConfig.spread`.
 
     Args:
         config: which experts there are.
@@ -179,15 +192,17 @@ class MoEFeedForward(nnx.Module):
         if config.shared:
             self.shared = Mlp(width, hidden, rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, slots: tuple[int, ...], *, train: bool, mesh: Mesh | None):
+    def __call__(self, x: jax.Array, slots: Slots, *, train: bool, mesh: Mesh | None):
         batch, _, n, width = x.shape
-        modality = jnp.broadcast_to(jnp.asarray(slots, jnp.int32)[:, None], x.shape[:3]).reshape(-1)
+        by_token = lambda values: jnp.broadcast_to(values[..., None], x.shape[:3]).reshape(-1)  # noqa: E731
+        modality = by_token(jnp.asarray(slots.modalities, jnp.int32))
+        observed = None if slots.observed is None else by_token(slots.observed)
         tokens = x.reshape(-1, width)
-        counts = tuple(batch * n * slots.count(m) for m in range(self.modalities))
+        counts = tuple(batch * n * slots.modalities.count(m) for m in range(self.modalities))
         tables = self.config.tables(self.modalities, self.layer)
         outputs, collected = jnp.zeros_like(tokens), {}
         if any(allowed.any() for allowed in tables.values()):
-            outputs, collected = self._routed(tables, tokens, modality, counts, train, mesh)
+            outputs, collected = self._routed(tables, tokens, modality, observed, counts, train, mesh)
         hidden = self.hidden if self.config.measure else None
         for name in tables.keys() - collected.keys():
             collected[name] = statistics.nothing(*tables[name].shape, hidden)
@@ -195,10 +210,10 @@ class MoEFeedForward(nnx.Module):
             with jax.named_scope("shared"):
                 outputs = outputs + self.shared(tokens)
             if self.config.measure:
-                collected[SHARED] = self._shared_statistics(tokens, modality)
+                collected[SHARED] = self._shared_statistics(tokens, _counted(modality, observed))
         return outputs.reshape(x.shape), collected
 
-    def _routed(self, tables, tokens, modality, counts, train: bool, mesh: Mesh | None):
+    def _routed(self, tables, tokens, modality, observed, counts, train: bool, mesh: Mesh | None):
         """All router groups on tokens [N, D]; experts that no present modality can choose are left out."""
         config = self.config
         shards = mesh.size if mesh is not None else 1
@@ -212,9 +227,10 @@ class MoEFeedForward(nnx.Module):
         experts = [getattr(self, name).experts(columns.of_kept) for name, columns in chosen.items()]
         with jax.named_scope("route"):
             kernels = [getattr(self, name).router[...][:, columns.of_kept] for name, columns in chosen.items()]
-            rule = dict(k=config.top_k, normalise_gates=config.normalise_gates, router=config.build_router())
+            rule = dict(k=config.top_k, normalise_gates=config.normalise_gates, observed=observed)
+            router = config.build_router()
             choices = [
-                routing.route(scores, modality, who, **rule)
+                routing.route(scores, modality, who, router=router, **rule)
                 for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
             ]
         outputs, kept = parallel.run(
@@ -227,7 +243,7 @@ class MoEFeedForward(nnx.Module):
             priority=config.priority,
             mesh=mesh,
         )
-        collected = {}
+        collected, modality = {}, _counted(modality, observed)
         for i, (name, columns) in enumerate(chosen.items()):
             found = statistics.layer(choices[i], kept[i], modality, allowed[name])
             if config.measure:
@@ -244,6 +260,11 @@ class MoEFeedForward(nnx.Module):
         expert = Experts(*(leaf[...][None] for leaf in (mlp.wi.kernel, mlp.wi.bias, mlp.wo.kernel, mlp.wo.bias)))
         found = statistics.layer(everyone, ones > 0, modality, np.ones((self.modalities, 1), bool))
         return found._replace(contribution=contribution.measure(tokens, everyone, expert, modality, self.modalities))
+
+
+def _counted(modality: jax.Array, observed: jax.Array | None) -> jax.Array:
+    """[N] the modality that a token counts for."""
+    return modality if observed is None else jnp.where(observed, modality, routing.NOTHING)
 
 
 class _Columns(NamedTuple):

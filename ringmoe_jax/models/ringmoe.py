@@ -24,7 +24,7 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, ConvolutionalStem, PatchEmbed, PixelDecoder, layer_norm
-from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
 from ringmoe_jax.models.stack import REMAT_POLICIES
 from ringmoe_jax.models.submodel import submodel
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
@@ -291,7 +291,8 @@ class RingMoE(nnx.Module):
             shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
             raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
         embedded = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
-        x, slots, layout = self._interleave(embedded)
+        observed = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
+        x, slots, layout = self._interleave(embedded, observed)
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)
         tokens = self._separate(self.norm(stages[-1]), layout)
         split = [self._separate(stage, layout) for stage in stages]
@@ -332,11 +333,11 @@ class RingMoE(nnx.Module):
         hidden = cells_to_pixels(mask, *x.shape[2:4])[:, None, :, :, None]
         return jnp.where(hidden, self.mask_token[...].astype(x.dtype), x)
 
-    def _interleave(self, embedded: Mapping[str, jax.Array]):
+    def _interleave(self, embedded: Mapping[str, jax.Array], observed: Mapping[str, jax.Array]):
         """Joins all sensors' images as slots, [B', S, h, w, D], so that every shard of B' holds every modality.
 
         B' is the greatest common divisor of the sensors' batch sizes; a sensor with more images or
-        dates takes more slots. Returns the tokens, the modality of each slot, and what `_separate` needs.
+        dates takes more slots. Returns the tokens, the slots, and what `_separate` needs.
         """
         rows = math.gcd(*(x.shape[0] for x in embedded.values()))
         slots, layout, parts = [], {}, []
@@ -345,7 +346,8 @@ class RingMoE(nnx.Module):
             layout[name] = (len(slots), len(slots) + folded.shape[1], x.shape[:2])
             slots += [self.modalities.index(self.sensors[name].modality)] * folded.shape[1]
             parts.append(folded)
-        return self._constrain(jnp.concatenate(parts, axis=1)), tuple(slots), layout
+        seen = jnp.concatenate([observed[name].reshape(rows, -1) for name in embedded], axis=1)
+        return self._constrain(jnp.concatenate(parts, axis=1)), Slots(tuple(slots), seen), layout
 
     def _separate(self, x: jax.Array, layout: Mapping) -> dict[str, jax.Array]:
         """Inverse of `_interleave`: {sensor: [B, T, h, w, D]}."""

@@ -25,7 +25,7 @@ from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, f
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, FeedForward, PixelDecoder, linear
-from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
 from ringmoe_jax.models.swin import SwinConfig
 from ringmoe_jax.models.transformer import Transformer, TransformerConfig
 from ringmoe_jax.models.vision import SwinV2
@@ -262,7 +262,7 @@ class Fusion(nnx.Module):
         x = jnp.concatenate([first, x], axis=1)[:, :, None]
         seen = jnp.concatenate([jnp.ones((batch, 1), bool), visible], axis=1)
         seen = jnp.repeat(seen, h * w, axis=0)
-        x, routing = self.transformer(x, seen, (0, *slots), key=key, train=train, mesh=mesh)
+        x, routing = self.transformer(x, seen, Slots((0, *slots), seen), key=key, train=train, mesh=mesh)
         return x[:, 0, 0].reshape(batch, h, w, -1), routing
 
 

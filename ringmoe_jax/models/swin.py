@@ -278,7 +278,7 @@ class SwinPyramid(nnx.Module):
             dtype=dtype,
         )
 
-    def __call__(self, x: jax.Array, slots: tuple[int, ...], *, key, train: bool, mesh):
+    def __call__(self, x: jax.Array, slots, *, key, train: bool, mesh):
         """[B, S, h, w, D] -> the tokens of every stage, finest first, and statistics stacked over all L layers."""
         config = self.config
         rates = jnp.linspace(0.0, config.drop_path, sum(config.depths))

@@ -35,7 +35,7 @@ def measure(
         tokens: [N, D].
         routing: choices of the N tokens among the E experts.
         experts: of one router group.
-        modality: [N] int32 in 0..M-1.
+        modality: [N] int32 in 0..M-1, or `routing.NOTHING`.
         modalities: M.
     """
     member = jax.nn.one_hot(modality, modalities, dtype=jnp.float32)  # [N, M]

@@ -17,6 +17,8 @@ import numpy as np
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.registry import Registry
 
+NOTHING = -1  # counts as the modality of a token of an image of which nothing was observed
+
 
 class Routing(NamedTuple):
     """What a router decided.
@@ -115,6 +117,7 @@ def route(
     k: int,
     normalise_gates: bool = False,
     router: Router = SoftmaxTopK(),
+    observed: jax.Array | None = None,
 ) -> Routing:
     """Chooses experts among those that a token's modality may choose.
 
@@ -127,9 +130,14 @@ def route(
             gate is then exactly 1 and the task sends no gradient to the router, as in the
             released code; False keeps the softmax probability (Switch Transformer), our default.
         router: the rule.
+        observed: [N] bool, whether a token is of an image that shows something; others choose nobody. None: all are.
     """
     routing = router(logits, modality, allowed, k)
     if normalise_gates:
         gates = routing.gates / (routing.gates.sum(axis=-1, keepdims=True) + 1e-9)
         routing = routing._replace(gates=gates)
+    if observed is not None:
+        some = observed[:, None]
+        experts = jnp.where(some, routing.experts, logits.shape[1])
+        routing = routing._replace(experts=experts, gates=routing.gates * some)
     return routing

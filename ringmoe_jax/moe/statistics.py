@@ -48,10 +48,10 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     Args:
         routing: decisions for N tokens.
         kept: [N, K] bool, from the engine.
-        modality: [N] int32 in 0..M-1.
+        modality: [N] int32 in 0..M-1, or `routing.NOTHING`: such tokens count nowhere.
         allowed: [M, E] bool, the table that the router used.
     """
-    member = jax.nn.one_hot(modality, allowed.shape[0], dtype=jnp.float32)  # [N, M]
+    member = jax.nn.one_hot(modality, allowed.shape[0], dtype=jnp.float32)  # [N, M], a row of zeros for nothing
     probabilities = routing.probabilities
     choices = jax.nn.one_hot(routing.experts, probabilities.shape[-1], dtype=jnp.float32)  # [N, K, E]
     gates = jnp.einsum("nk,nke->ne", routing.gates, choices)

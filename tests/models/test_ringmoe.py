@@ -91,6 +91,23 @@ def test_what_was_not_observed_is_not_pooled(dense):
     assert_allclose(out["pooled"]["s1_grd"], seen.mean(axis=1), rtol=1e-5, atol=1e-6)
 
 
+def test_images_that_show_nothing_choose_no_expert(dense):
+    """They count in no statistic, so in no balance loss, and take no row that an image could have had."""
+    _, params, apply = dense
+    data = batch(4, names=("rgb",))
+    entry = data["sensors"]["rgb"]
+    some = jax.tree.map(lambda leaf: leaf[1::2], entry)
+    entry["valid"] = entry["valid"] & jnp.array([False, True, False, True])[:, None, None, None]
+    out, alone = apply(params, data), apply(params, {"sensors": {"rgb": some}})
+    assert_allclose(out["tokens"]["rgb"][1::2], alone["tokens"]["rgb"], rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-5), out["routing"], alone["routing"])
+    assert out["routing"]["specialised"].tokens[0, 0] == 2 * 16
+
+    tight = models.build({**TINY, "moe": dict(engine="capacity", eval_capacity_factor=0.5)})
+    both, half = jax.jit(tight.apply)(params, data), jax.jit(tight.apply)(params, {"sensors": {"rgb": some}})
+    assert both["routing"]["collaborative"].dropped.sum() < half["routing"]["collaborative"].dropped.sum()
+
+
 def test_dates_are_independent_images(dense):
     _, params, apply = dense
     series = batch(names=("rgb",), dates=2)

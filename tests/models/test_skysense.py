@@ -14,7 +14,7 @@ from ringmoe_jax import models
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import count, skysense, swin
 from ringmoe_jax.models.layers import PixelDecoder
-from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward
+from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
 from ringmoe_jax.models.transformer import TransformerConfig
 from tests.helpers.parameters import stirred, stirred_module
 
@@ -227,11 +227,11 @@ def stage(depth, **sizes):
     def blocks(x, shifted):
         for i in range(depth):
             block = nnx.merge(*_layer(nnx.split(whole.blocks["run0"]), i))
-            x, _ = block(x, shifted if i % 2 else False, (0,), rate=0.0, key=None, train=False, mesh=None)
+            x, _ = block(x, shifted if i % 2 else False, Slots((0,)), rate=0.0, key=None, train=False, mesh=None)
         return x
 
     settings = dict(rates=jnp.zeros(depth), key=None, train=False, mesh=None, remat="none")
-    return jax.jit(lambda x: whole(x, (0,), **settings)[0]), jax.jit(blocks, static_argnums=1)
+    return jax.jit(lambda x: whole(x, Slots((0,)), **settings)[0]), jax.jit(blocks, static_argnums=1)
 
 
 def _layer(split, i):

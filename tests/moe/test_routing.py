@@ -32,6 +32,17 @@ def multiply_experts(factors):
     return Experts(jnp.ones((n, 1, 1)), jnp.full((n, 1), 50.0), f, -50.0 * f[:, 0])
 
 
+def test_a_token_of_nothing_chooses_nobody():
+    some, modality = np.array([True, False, True]), np.array([0, routing.NOTHING, 0], np.int32)
+    choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=2, normalise_gates=True, observed=some)
+    assert_array_equal(choice.experts, [[0, 1], [3, 3], [0, 1]])
+    assert_allclose(choice.gates.sum(axis=1), [1, 0, 1], rtol=1e-6)
+    sums = statistics.layer(choice, np.ones((3, 2), bool), modality, ONE)
+    assert_array_equal(sums.tokens, [2])
+    assert_array_equal(sums.load, [[2, 2, 0]])
+    assert_allclose(sums.probability, np.exp(LOGITS)[[0, 2]].sum(axis=0, keepdims=True), rtol=1e-6)
+
+
 def test_top1_keeps_the_softmax_probability():
     choice = routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=1)
     assert_array_equal(choice.experts, [[0], [0], [0]])
