@@ -37,6 +37,7 @@ def tiles(split, each):
 
 
 @pytest.mark.skipif(not EUROSAT.is_dir(), reason=f"no {EUROSAT.name}")
+@pytest.mark.slow
 def test_the_reference_tells_real_places_apart_better_than_new_weights():
     run = rm.pretrained("reference")
     (known, kinds), (new, truth) = tiles("train", 60), tiles("val", 30)

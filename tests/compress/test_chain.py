@@ -32,6 +32,7 @@ def test_14b_becomes_1b():
     assert sizes == pytest.approx([4.48, 4.28, 1.06], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_small_chain_runs():
     """Every link is a model that can be built, run and compressed further."""
     one = compress.submodel(network(MODEL, HEADS), ("rgb", "rgbn"))

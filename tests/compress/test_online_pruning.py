@@ -301,6 +301,7 @@ def logged(workdir):
     return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in records]
 
 
+@pytest.mark.slow
 def test_checkpoints_say_what_is_left(uninterrupted):
     workdir, state = uninterrupted
     assert [bool(allowed_at(workdir, number)) for number in (2, 4, 5)] == [False, True, True]
@@ -338,6 +339,7 @@ def test_off_by_default(values):
     assert parts.pretext.init({}, None) == ({}, {})  # counts nothing
 
 
+@pytest.mark.slow
 def test_another_rule_does_not_resume(values, uninterrupted):
     for other in ({}, {"pruning": PRUNING | {"least": 0.5}}):
         with pytest.raises(ConfigError, match=r"config\.(pruning|model.moe.allowed|pruning.least) is .* set it back"):

@@ -42,6 +42,7 @@ def test_the_record_says_where_weights_come_from(folder):
     assert "ImageNet" in opened.statistics["rgb"].source
 
 
+@pytest.mark.slow
 def test_evaluate_and_another_run_beside_it(folder):
     options = ["--protocol", "knn", "--beside", folder / "vit"]
     assert run(evaluate, "--checkpoint", folder / "vit", *options) == 0

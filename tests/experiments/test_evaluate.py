@@ -176,6 +176,7 @@ def run(*arguments):
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_a_test_split_is_scored_with_few_labels_and_without_a_sensor(workdir, tmp_path, capsys):
     directory, _ = made(tmp_path, train=TRAIN, validation=10, test=VALIDATION)
     options = ["--fractions", 0.1, 1, "--draws", 2, "--without", "dem", "--out", tmp_path / "out"]

@@ -328,6 +328,7 @@ def test_batches_that_hosts_cannot_share(tiny):
         train_batches(config(tiny), hosts=3)
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_still_ends(tiny):
     """Threads of tf.data that call Python must not outlive it: they would hang or abort the process."""
     program = (
