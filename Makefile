@@ -13,6 +13,9 @@ PY := $(VENV)/bin/python
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Compiling what TensorFlow and JAX import takes 15 s: it is kept from the first program for all others, here where an
+# image forbids it, too.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo demo-skysense test test-all test-peers lint clean
 
@@ -29,13 +32,13 @@ help:
 
 env: $(VENV)/ready
 
-# uv installs in 20 s, byte-compiled, what takes pip more than a minute; it lives in the environment that it fills.
+# uv installs in seconds what takes pip more than a minute; it lives in the environment that it fills.
 $(VENV)/ready: requirements.txt requirements-base.txt requirements-data.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=..." % sys.version_info[:2])'
 	@echo "creating the environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r requirements.txt -r requirements-dev.txt
+	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 demo: env

@@ -11,9 +11,11 @@ from configs.finetune import common as finetuning
 from experiments.run import ablate, finetune
 from experiments.run.cli import read_config
 from ringmoe_jax import config as configuration
-from ringmoe_jax import run, tasks
+from ringmoe_jax import models, run, tasks
+from ringmoe_jax.compress import Network, submodel_config
 from ringmoe_jax.errors import ConfigError
-from ringmoe_jax.run import FinetuneConfig, PretrainConfig, TaskSpec
+from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.run import FinetuneConfig, PretrainConfig, Run, TaskSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,6 +64,28 @@ def test_it_builds(path):
         parts = build_task(values) if "task" in values else run.pretraining(PretrainConfig.of(values), {})
         assert parts.objectives
         assert parts.model.streams
+
+
+def kept_alone(path):
+    """(configuration, sensor) for every sensor of every RingMoE model that a file trains."""
+    values = read_config(path)
+    configs = [] if "task" in values else map(PretrainConfig.of, runs(values))
+    return [(c, name) for c in configs if isinstance(models.read(c.model), RingMoEConfig) for name in c.sensors]
+
+
+@pytest.mark.parametrize("path", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in SHIPPED])
+def test_every_sensor_can_be_kept_alone(path):
+    """As `compress` keeps it: parameters, data and objectives make a run again, or one line says why not."""
+    for config, sensor in kept_alone(path):
+        source = Run({"config": config.complete(), "statistics": {}, "step": 0}, {})
+        try:
+            alone = source.with_network(Network(submodel_config(config.model, [sensor]), {}))
+        except ConfigError as error:
+            assert f"no objective of the run looks at {sensor} alone" in str(error)  # noqa: PT017
+            continue
+        assert set(alone.sensors) == {sensor}
+        assert alone.parts.objectives
+        assert set(alone.parts.model.streams) == {sensor}
 
 
 def runs(values):

@@ -14,7 +14,7 @@ from ringmoe_jax.contracts import BOX_UNITS, BOXES, TRACKS, Meaning
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms
-from ringmoe_jax.evaluate.metrics.detection import DetectionMetric
+from ringmoe_jax.evaluate.metrics.detection import MOST, DetectionMetric
 from ringmoe_jax.evaluate.metrics.tracking import TrackingMetric
 from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.detection import DetectionConfig, decode
@@ -31,14 +31,15 @@ class _Objects(Task):
 
     Attributes:
         rotated: boxes have an angle, and overlaps are those of the rotated boxes.
-        most: boxes of an image before non-maximum suppression.
+        most: boxes of an image before non-maximum suppression. Several points find each object, so it bounds how many
+            objects of a dense scene are found; 2000 is what is usual for rotated boxes (MMRotate's configurations).
         threshold: least score of a box.
         overlap: IoU from which the better of two boxes of a class suppresses the other; 0.3 was better than 0.5 for
             ships and vehicles of simulated scenes.
     """
 
     rotated: bool = False
-    most: int = 300
+    most: int = 2000
     threshold: float = 0.05
     overlap: float = 0.3
     answers: ClassVar = {
@@ -81,13 +82,18 @@ class _Objects(Task):
 @register("detection")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detection(_Objects):
-    """Horizontal or rotated boxes. Scores: COCO's AP, AP50, AP75, and AP50 by the rules of VOC 2007 and 2012."""
+    """Horizontal or rotated boxes. Scores: COCO's AP, AP50, AP75, and AP50 by the rules of VOC 2007 and 2012.
 
+    Attributes:
+        scored: detections of one class that count in one image, COCO's maxDets; DOTA and its like know no limit.
+    """
+
+    scored: int = MOST
     kinds: ClassVar = (BOXES,)
     dates: ClassVar = MEAN
 
     def metric(self, target: Target) -> DetectionMetric:
-        return self.metric_class("detection")(target.names, self.rotated)
+        return self.metric_class("detection")(target.names, self.rotated, self.scored)
 
     def add(self, metric: DetectionMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(*self.kept(answer["boxes"], answer["scores"], answer["classes"]), truth)

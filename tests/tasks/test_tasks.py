@@ -72,6 +72,24 @@ def test_boxes_are_scored_after_suppression():
     assert scores(task, target, [nothing], [truth])["AP50"] == 0
 
 
+def test_every_object_of_a_dense_image_is_found_and_counts():
+    """Six hundred of one class; three points find each."""
+    x, y = (axis.reshape(-1) for axis in np.meshgrid(np.arange(30) * 8.0, np.arange(20) * 8.0))
+    truth = np.stack([np.zeros(600), x, y, *np.full((2, 600), 6.0), np.zeros(600)], axis=1)
+    predictions = {
+        "class": np.full((1, 1800, 1), 4.0, np.float32),
+        "centreness": np.tile(np.linspace(0, 4, 600), 3)[None].astype(np.float32),
+        "box": np.tile(truth[:, 1:], (3, 1))[None].astype(np.float32),
+    }
+    for scored, perfect in ((600, True), (100, False)):  # as DOTA, as COCO
+        task = tasks.Detection(target="boxes", scored=scored)
+        target = Target("boxes", BOXES, ("ship",), "rgb")
+        answer = {name: np.asarray(rows[0]) for name, rows in task.answer(predictions, target).items()}
+        (found, *_) = task.kept(*(answer[name] for name in ("boxes", "scores", "classes")))
+        assert len(found) == 600
+        assert (scores(task, target, [answer], [truth])["AP"] == 1) == perfect
+
+
 def test_detections_of_two_dates_become_a_track():
     task = tasks.Tracking(target="tracks", tracker=tasks.objects.TrackerConfig(hits=1))
     target = Target("tracks", TRACKS, ABC, "rgb", dates=2)

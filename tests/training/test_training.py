@@ -148,6 +148,7 @@ def test_mesh_that_does_not_fit():
         make(MeshConfig(3, 1, 2))
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch():
     """Micro-batches with very different mask counts: a mean of means would differ."""
     whole, parts = setup(terms=MEANS, moe=DENSE), setup(terms=MEANS, moe=DENSE, accumulate=4)

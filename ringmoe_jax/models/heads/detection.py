@@ -172,7 +172,7 @@ class Tower(nnx.Module):
         return x
 
 
-def decode(predictions: Mapping, top: int = 300, threshold: float = 0.05) -> tuple[jax.Array, jax.Array, jax.Array]:
+def decode(predictions: Mapping, top: int, threshold: float = 0.05) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best boxes of every image, before non-maximum suppression (`ringmoe_jax.evaluate.metrics.boxes.nms`).
 
     A score is the geometric mean of the class's probability and the centreness (Tian et al. 2022).

@@ -50,7 +50,9 @@ def assert_same(first, second):
 @pytest.mark.parametrize(
     ("names", "changes"),
     [
-        (("rgb", "s1_grd"), {"views": VIEWS, "image_size": 16, "frames": {"s1_grd": 3}}),
+        pytest.param(
+            ("rgb", "s1_grd"), {"views": VIEWS, "image_size": 16, "frames": {"s1_grd": 3}}, marks=pytest.mark.slow
+        ),
         (("rgb", "ndsm"), {"stream": {"crop_ratio": (1, 1)}, "mask_unit": 0}),
         (("slc_dual", "rgb"), {"views": VIEWS, "sizes": {"slc_dual": 16, "rgb": 16}, "rotate": False}),
     ],
@@ -283,7 +285,7 @@ def test_masks_hide_alike(views_of_both):
 @pytest.mark.parametrize(
     ("changes", "statistic"),
     [
-        ({"gain": 0.3}, lambda x: np.log(x / 0.4)),
+        pytest.param({"gain": 0.3}, lambda x: np.log(x / 0.4), marks=pytest.mark.slow),
         ({"illumination": 0.3}, lambda x: np.log(x / 0.4)),
         ({"offset": 0.5}, lambda x: (x - 0.4) / np.array([0.229, 0.224, 0.225])),
     ],
