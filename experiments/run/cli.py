@@ -185,6 +185,8 @@ def read_config(path: str, overrides: Sequence[str] = (), sensors: Sequence[str]
         ConfigError: no such file, argument, entry or sensor (names the nearest).
     """
     values = _plain(_run_file(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"get_config of {path} returned {type(values).__name__}, wanted an ml_collections.ConfigDict")
     for argument in overrides:
         key, equals, text = argument.partition("=")
         if not equals or not key.startswith("--config."):
@@ -256,24 +258,38 @@ def _run_file(path: str) -> Any:
         files = {p.relative_to(folder) for folder in (Path(), INSTALLED) for p in (folder / "configs").rglob("*.py")}
         known = [str(p) for p in files if p.stem not in ("__init__", "common")]
         raise ConfigError(f'no configuration file "{file}": {nearest(file, known)}')
-    module = _import(places[0] / file)
+    blamed = functools.partial(_blamed, places[0] / file)
+    module = blamed(_import, places[0] / file)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{file} has no function get_config() that returns an ml_collections.ConfigDict")
     takes = inspect.signature(module.get_config).parameters
     if not takes:
         if argument:
             raise ConfigError(f"{path}: get_config of this file takes no argument, say {file}")
-        return module.get_config()
+        return blamed(module.get_config)
     (parameter, *_) = takes.values()
     choices = getattr(module, "CHOICES", None)
     if not argument:
         if parameter.default is not parameter.empty:
-            return module.get_config()
+            return blamed(module.get_config)
         known = f": {nearest(argument, choices)}" if choices else ""
         raise ConfigError(f"{file} wants its {parameter.name}, say {file}:<{parameter.name}>{known}")
     if choices is not None and argument not in choices:
         raise ConfigError(f'{file} has no {parameter.name} "{argument}": {nearest(argument, choices)}')
-    return module.get_config(argument)
+    return blamed(module.get_config, argument)
+
+
+def _blamed(file: Path, function: Callable, *arguments: Any) -> Any:
+    """Calls what a configuration file holds; an exception of its code becomes one line that says where in it."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(frames), None)
+        said = " ".join(str(error).split()) or "no message"
+        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {said}") from error
 
 
 def _import(file: Path) -> ModuleType:

@@ -3,13 +3,15 @@
     python -m experiments.convert runs/reference --out encoder.safetensors      # and back:
     python -m experiments.convert encoder.safetensors --out runs/reference
 
-The metadata hold one entry, "ringmoe_jax", in JSON: the model's configuration, bands and normalisation of its sensors,
-steps of training, and where the weights come from. Other readers of safetensors see a state dict like any other.
+The metadata hold "ringmoe_jax", in JSON: the model's configuration, bands and normalisation of its sensors, steps of
+training, and where the weights come from; and "sha256", of that text and of all parameters, which is compared before
+they are used. Other readers of safetensors see a state dict like any other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ from ringmoe_jax.run import Run
 from ringmoe_jax.sensors import Sensor, Statistics
 
 NAME = "ringmoe_jax"  # of the source, and of the entry of the metadata
+SEAL = "sha256"  # in the metadata, see `seal`
 WIDTHS = ("float32", "bfloat16", "float16")
 ENTRIES = ("model", "bands", "statistics", "about")  # of what a file says
 
@@ -45,8 +48,11 @@ class Own(Source):
     citation: ClassVar[str] = ""
 
     def model(self, tensors: Tensors, path: Path) -> dict[str, Any]:
-        """See `Source`."""
+        """See `Source`; raises DataError where a file is not what was written."""
         model = described(path)["model"]
+        metadata = _metadata(path)
+        if metadata.get(SEAL) != seal(metadata[NAME], tensors):
+            raise DataError(f"{path} is not what was written (its checksum differs): copy it again")
         if self.sensors and tuple(self.sensors) != tuple(model["sensors"]):
             raise ConfigError(f"{path} is for {', '.join(model['sensors'])}: leave --sensors out")
         return model
@@ -77,8 +83,7 @@ def described(path: Path) -> dict[str, Any]:
         DataError: the file is not one of ours, does not say all of it, or names modules whose code nobody asked for.
     """
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            said = json.loads((file.metadata() or {})[NAME])
+        said = json.loads(_metadata(path)[NAME])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} was not written by experiments.convert: say whose it is, --source timm") from error
     entries = [said.get(name) for name in ENTRIES] if isinstance(said, dict) else [None]
@@ -86,6 +91,20 @@ def described(path: Path) -> dict[str, Any]:
         raise DataError(f'{path}: its metadata "{NAME}" do not hold {", ".join(ENTRIES)}: convert the run to it again')
     check_modules(said, path)
     return said
+
+
+def seal(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of what a file says of its encoder and of all its parameters, with their names, dtypes and shapes."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def is_own(path: str | Path) -> bool:
@@ -125,4 +144,5 @@ def write_run(run: Run, path: str | Path, *, dtype: str = "float32", about: Mapp
     params = flatten(run.params)
     encoder = flatten(model.shapes())  # without decoders of an objective
     tensors = {name: np.asarray(params[name], jnp.dtype(dtype)) for name in encoder}
-    write_safetensors(Path(path), tensors, {NAME: json.dumps(said)})
+    text = json.dumps(said)
+    write_safetensors(Path(path), tensors, {NAME: text, SEAL: seal(text, tensors)})

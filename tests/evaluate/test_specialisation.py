@@ -34,6 +34,7 @@ def test_images_of_unknown_kind_are_left_out():
     assert told.use == pytest.approx([2])
 
 
+@pytest.mark.slow
 def test_choices_are_those_that_the_model_makes_of_the_whole_batch():
     config = dict(name="ringmoe", sensors=("rgb", "dem"), width=8, depths=(1, 1), image_size=16, patch=4, window=4)
     model = models.build(config | {"moe": {"specialised": 2, "collaborative": 3}})

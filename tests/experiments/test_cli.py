@@ -193,3 +193,20 @@ def test_any_other_exception_is_one_line_with_its_details_in_a_file(capsys, erro
     details = Path(line.rpartition("(details in ")[2].removesuffix(")"))
     assert "Traceback (most recent call last)" in details.read_text()
     details.unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config():\n    return {\n", r"config.py, line 2: SyntaxError: "),
+        ("def get_config():\n    x = 1\n    return widht\n", r"config.py, line 3: NameError: name 'widht' is not"),
+        ("import configs.no_such_file\n", r"config.py, line 1: ModuleNotFoundError: No module named 'configs.no_such"),
+        ("def get_config():\n    return 3\n", r"get_config of .*config.py returned int, wanted an ml_collections"),
+    ],
+)
+def test_code_of_a_configuration_that_fails_is_one_line(tmp_path, text, message):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        cli.read_config(str(path))
+    assert "\n" not in str(error.value)

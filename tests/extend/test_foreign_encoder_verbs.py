@@ -16,6 +16,7 @@ from ringmoe_jax.errors import ConfigError  # noqa: E402
 from tests.helpers import tiny_data  # noqa: E402
 from tests.helpers.verbs import run  # noqa: E402
 
+pytestmark = pytest.mark.slow  # test_own_parts.py has a short run of each part
 SENSOR, SIZE = "s1_grd", 8
 VIT = dict(name="own_encoder:PlainViT", sensors=(SENSOR,), image_size=SIZE, patch=4, width=8, depth=2, heads=2)
 

@@ -349,6 +349,7 @@ def test_resume_is_exact(places):
     resumed.close()
 
 
+@pytest.mark.slow
 def test_values_are_disturbed_in_every_view_on_its_own(places):
     plain = first_batch(places)
     disturbed = first_batch(

@@ -79,15 +79,18 @@ def test_bytes_by_kind_agree_with_the_compiler(eight):
     assert eight.fits is None  # nobody knows a CPU's share of the memory
 
 
+@pytest.mark.slow
 def test_the_state_is_donated(eight):
     assert eight.compiled.outputs < 10_000 < eight.parameter_bytes
 
 
+@pytest.mark.slow
 def test_products_of_eight_devices_are_those_of_the_step(eight):
     assert eight.compiled.cost.unknown_loops == 0
     assert 8 * eight.compiled.cost.flops == pytest.approx(eight.flops, rel=0.25)
 
 
+@pytest.mark.slow
 def test_rows_go_to_their_experts_and_back_in_every_block(eight):
     # 2 directions x (forward, backward) x 2 blocks, each as large as the buffers of all experts:
     # 16 tokens x 2 sensors per device, capacity factor 1.2.

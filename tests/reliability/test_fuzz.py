@@ -17,17 +17,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image as Picture
 
+from experiments.run.cli import read_config
 from input_pipeline import folder_images, folder_labels, folder_masks
 from input_pipeline.dataset import open_dataset
 from input_pipeline.layouts import annotations
 from input_pipeline.layouts.tiles import Report
-from ringmoe_jax import files, geo, sensors
+from ringmoe_jax import deploy, files, geo, interop, sensors
+from ringmoe_jax.deploy import directory
 from ringmoe_jax.errors import UserError
+from ringmoe_jax.run import PretrainConfig, Run
+from ringmoe_jax.training.checkpoint import Checkpointer
+from tests.helpers import tiny_checkpoints, tiny_exports
 from tests.helpers.rasters import tif
 from tests.helpers.tiny_data import write
 
@@ -157,6 +163,67 @@ def frame(name: str) -> Callable[[Path], object]:
     return read
 
 
+def checkpoint(part: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        tiny_checkpoints.save(folder, 1)
+        inside = (path for path in (folder / "checkpoints" / "1" / part).rglob("*") if path.is_file())
+        return max(inside, key=lambda path: path.stat().st_size)
+
+    return make
+
+
+def restored(path: Path):
+    run = next(parent for parent in path.parents if (parent / "checkpoints").is_dir())
+    checkpointer = Checkpointer.open(run)
+    try:
+        record = checkpointer.record()
+        params, _ = checkpointer.restore_model(record["step"])
+        return record, {name: np.asarray(leaf).tobytes() for name, leaf in params.items()}
+    finally:
+        checkpointer.close()
+
+
+def export(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        program = tiny_exports.tiny()
+        deploy.save(folder / "export", program, deploy.describe(program, tiny_exports.CARD, 2))
+        return folder / "export" / name
+
+    return make
+
+
+def encoder(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    run = Run({"config": ENCODER.complete(), "statistics": {}, "step": 1}, {})
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), run.model.shapes())
+    interop.write_run(dataclasses.replace(run, params=params), folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
+def weights(path: Path):
+    tensors = interop.read(path)
+    model = interop.SOURCES.build({"name": interop.OWN}, "source").model(tensors, path)
+    return model, {name: tensor.tobytes() for name, tensor in sorted(tensors.items())}
+
+
+ENCODER = PretrainConfig.of(
+    {
+        "model": dict(name="ringmoe", sensors=("rgb",), width=4, depths=(1,), image_size=8, window=2, head_width=4),
+        "objectives": dict(rgb=dict(name="masked_l1", sensor="rgb")),
+        "data": dict(streams=dict(rgb=dict(directory="x", sensors=("rgb",))), image_size=8, batch_size=2, mask_unit=4),
+    }
+)
+CONFIG = """from configs import common
+
+
+def get_config():
+    config = common.ringmoe(width=8, depths=(2,), head_width=4)
+    config.model.update(sensors=("rgb",), image_size=16, window=2)
+    config.data.update(image_size=16, batch_size=4)
+    return config
+"""
+
+
 KINDS = {
     "record": Kind(data_set("*.tfrecord*"), read_data_set, True),
     "dataset_info": Kind(data_set("dataset_info.json"), read_data_set, True),
@@ -164,6 +231,13 @@ KINDS = {
     "metadata": Kind(data_set("metadata.json"), read_data_set, True),
     "checksums": Kind(data_set("checksums.json"), read_data_set, True),
     "index": Kind(data_set("index.npz"), read_data_set, True),
+    "arrays of a checkpoint": Kind(checkpoint("params"), restored, True),
+    "record of a checkpoint": Kind(checkpoint("record"), restored, True),
+    "an encoder's file": Kind(encoder, weights, True),
+    "an export's program": Kind(export(directory.PROGRAM), lambda path: deploy.load(path.parent)[1], True),
+    "an export's weights": Kind(export(directory.WEIGHTS), lambda path: deploy.load(path.parent)[1], True),
+    "an export's model.json": Kind(export(directory.DESCRIPTION), lambda path: deploy.load(path.parent)[1], True),
+    "configuration": Kind(text("config.py", CONFIG), lambda path: read_config(str(path)), False),
     "PNG": Kind(lambda folder: picture(folder, "png", "RGB"), frame("rgb"), True),  # a CRC-32 a chunk
     "JPEG": Kind(lambda folder: picture(folder, "jpg", "RGB"), frame("rgb"), False),
     "GeoTIFF": Kind(geotiff, frame("s2_12"), False),

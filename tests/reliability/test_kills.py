@@ -1,0 +1,212 @@
+"""Every verb is killed at random moments, and started again: what it gives then is what it gives when nobody kills it.
+
+`make test-all` kills every verb once; `python -m tests.reliability.test_kills 20 5` kills pretrain 20 times and the
+others 5 times, and prints the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from input_pipeline.dataset import open_dataset
+from ringmoe_jax import files, sensors
+from ringmoe_jax.run import Run
+from tests.helpers import quick, tiny_data
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_size=8, patch=2, window=2, head_width=4)
+LIMIT = 300  # seconds of one command
+RUN_OF_ITS_OWN = ("evaluate", "report")  # they write into the run that they read
+
+
+def configuration(folder: Path, **values) -> Path:
+    """A file of a configuration of the folder's data set."""
+    stream = dict(directory=str(folder / "data"), sensors=("s1_grd",), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    values |= dict(
+        data=dict(streams=dict(all=stream), image_size=8, batch_size=4, mask_unit=2 if "model" in values else 0),
+        optimizer=dict(learning_rate=1e-2, warmup_steps=0),
+        train=dict(steps=30, log_every=1, checkpoint_every=5, evaluate_every=15),
+    )
+    path = folder / f"{'pretrain' if 'model' in values else 'finetune'}.py"
+    path.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+    )
+    return path
+
+
+# ---- What a verb gives --------------------------------------------------------------------------------
+
+
+def logged(out: Path) -> list[dict]:
+    """Metrics without times."""
+    lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+
+
+def parameters(out: Path) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(Run.open(out).params)]
+
+
+def scores(out: Path) -> dict:
+    result = json.loads((out / "report" / "evaluation.json").read_text())
+    return {name: result[name] for name in ("step", "probes", "ranks", "reconstruction", "routing", "specialisation")}
+
+
+def dataset(out: Path) -> list[bytes]:
+    open_dataset(str(out), ["s1_grd"])  # compares checksums
+    return [path.read_bytes() for path in sorted(out.glob("*.tfrecord*"))]
+
+
+def export(out: Path) -> list[bytes]:
+    files.read_manifest(out)
+    return [(out / name).read_bytes() for name in ("model.safetensors", "model.stablehlo")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A verb as it is killed.
+
+    Attributes:
+        arguments: of the folder of inputs, and of what it writes.
+        gives: what can be compared of what it wrote.
+    """
+
+    arguments: Callable[[Path, Path], list]
+    gives: Callable[[Path], object]
+
+
+VERBS = {
+    "prepare": Verb(
+        lambda base, out: ["--simulate", 12, "--sensors", "s1_grd", "--size", 64, "--overwrite", "--out", out], dataset
+    ),
+    "pretrain": Verb(lambda base, out: ["--config", base / "pretrain.py", "--workdir", out], logged),
+    "finetune": Verb(lambda base, out: ["--config", base / "finetune.py", "--workdir", out], logged),
+    "evaluate": Verb(lambda base, out: ["--checkpoint", out], scores),
+    "compress": Verb(
+        lambda base, out: [
+            *["--checkpoint", base / "pretrain", "--modality", "sar", "--method", "mean", "--distil", 6, "--out", out]
+        ],
+        parameters,
+    ),
+    "export": Verb(lambda base, out: ["--checkpoint", base / "pretrain", "--out", out], export),
+    "convert": Verb(lambda base, out: [base / "pretrain.safetensors", "--out", out], parameters),
+    "predict": Verb(
+        lambda base, out: [base / "scene.tif", "--checkpoint", base / "finetune", "--out", out / "map.tif"],
+        lambda out: (out / "map.tif").read_bytes(),
+    ),
+    "report": Verb(lambda base, out: ["--workdir", out], lambda out: len((out / "report.html").read_text()) > 1000),
+}
+
+
+# ---- Killing ------------------------------------------------------------------------------------------
+
+
+def start(verb: str, base: Path, out: Path, output: Path) -> subprocess.Popen:
+    arguments = map(str, VERBS[verb].arguments(base, out))
+    environment = os.environ | {"XLA_FLAGS": quick.FLAGS, "JAX_COMPILATION_CACHE_DIR": str(quick.CACHE)}
+    with output.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{verb}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def finish(verb: str, base: Path, out: Path) -> None:
+    """Runs a verb to its end."""
+    output = base / f"{verb}.txt"
+    status = start(verb, base, out, output).wait(LIMIT)
+    assert status == 0, f"{verb}: {output.read_text()[-2000:]}"
+
+
+def folder_for(verb: str, base: Path, number: int) -> Path:
+    """What an attempt writes to; verbs that write into a run get a copy of it."""
+    out = base / f"{verb}-{number}"
+    if verb in RUN_OF_ITS_OWN:
+        shutil.copytree(base / "evaluated" if verb == "report" else base / "pretrain", out)
+    elif verb == "predict":
+        out.mkdir()
+    return out
+
+
+def inputs(base: Path) -> None:
+    """Everything that some verb reads."""
+    tiny_data.write(base / "data", "s1_grd", train=16, validation=6)
+    terms = dict(s1=dict(name="masked_l1", sensor="s1_grd"), balance=dict(name="balance"))
+    configuration(base, model=MODEL, objectives=terms)
+    configuration(base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"))
+    finish("pretrain", base, base / "pretrain")
+    finish("finetune", base, base / "finetune")
+    shutil.copytree(base / "pretrain", base / "evaluated")
+    finish("evaluate", base, base / "evaluated")
+    command = ["experiments.convert", base / "pretrain", "--out", base / "pretrain.safetensors"]
+    subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True, capture_output=True)
+    place = dict(crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10))
+    size = dict(width=200, height=160, count=2, dtype="float32")
+    with rasterio.open(base / "scene.tif", "w", driver="GTiff", **size, **place) as file:
+        file.write(np.random.default_rng(0).normal(-12, 3, (2, 160, 200)).astype(np.float32))
+        file.descriptions = sensors.get("s1_grd").band_names
+
+
+def killed(verb: str, base: Path, count: int) -> Iterator[tuple[float, bool, bool]]:
+    """Kills a verb `count` times, each time anew, and starts it again.
+
+    Yields:
+        After which share of its time it was killed, whether it had ended before, and whether it gave the same at last.
+    """
+    out = folder_for(verb, base, 0)
+    started = time.monotonic()
+    finish(verb, base, out)
+    seconds, wanted = time.monotonic() - started, VERBS[verb].gives(out)
+    for number in range(1, count + 1):
+        share = random.Random(f"{verb} {number}").uniform(0.3, 1.0)  # before that it imports
+        out = folder_for(verb, base, number)
+        process = start(verb, base, out, base / "killed.txt")
+        time.sleep(share * seconds)
+        ended = process.poll() is not None
+        process.kill()
+        process.wait()
+        finish(verb, base, out)
+        yield share, ended, VERBS[verb].gives(out) == wanted
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("kills")
+    inputs(base)
+    return base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_verb_gives_the_same_in_the_end(base, verb):
+    ((_, _, same),) = killed(verb, base, 1)
+    assert same
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        inputs(Path(folder))
+        print("| verb | kills | of them after its end | the same in the end |\n|---|---|---|---|")
+        for name in VERBS:
+            found = list(killed(name, Path(folder), int(sys.argv[1 if name == "pretrain" else 2])))
+            after, same = (sum(row[i] for row in found) for i in (1, 2))
+            print(f"| {name} | {len(found)} | {after} | {same} |", flush=True)
