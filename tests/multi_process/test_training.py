@@ -10,8 +10,6 @@ from ringmoe_jax.run import Run
 from ringmoe_jax.training import metrics
 from tests.helpers import jobs, quick, tiny_data
 
-pytestmark = pytest.mark.slow  # minutes: every process compiles
-
 CONFIG = """
 from ml_collections import ConfigDict
 from configs import common
@@ -24,7 +22,7 @@ def get_config():
     config.data.streams = ConfigDict(dict(
         rgb=dict(directory="{tiny}", sensors=("rgb",), split="train", crop_scale=(0.2, 0.5), weight=1.0),
     ))
-    config.data.update(image_size=16, batch_size=4, mask_unit=4)
+    config.data.update(image_size=16, batch_size=4, mask_unit=4, reader="device")
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
     config.train.update(steps=100000, log_every=1, checkpoint_every=1000, evaluate_every=100000)
     config.mesh.expert = 2
@@ -105,6 +103,7 @@ def test_what_two_processes_saved_one_loads(two):
     assert run.record["data"]["batches"] == step
 
 
+@pytest.mark.slow
 def test_four_processes_go_on_and_one_after_them(config, two, one, tmp_path):
     """The same batches in the same order: the losses are those of a run that nobody stopped."""
     workdir = tmp_path / "run"
@@ -119,6 +118,7 @@ def test_four_processes_go_on_and_one_after_them(config, two, one, tmp_path):
     assert_allclose([ours[k]["loss"] for k in steps], [one[k]["loss"] for k in steps], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_processes_that_were_started_differently_are_refused(config, tmp_path):
     workdir = tmp_path / "run"
     job = start(config, workdir, 2, changes={1: ["--config.optimizer.learning_rate=0.5"]})
