@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -159,6 +160,21 @@ def test_your_data(tmp_path, elsewhere, monkeypatch):
     with rasterio.open(tmp_path / "workdir" / "map.tif") as file:
         assert (file.shape, file.colormap(1)[0][:3]) == ((192, 192), (0x20, 0x60, 0xC0))
         assert file.tags()["CLASS_0"] == "water"
+
+
+@pytest.mark.slow
+def test_trained_weights(tmp_path, elsewhere, monkeypatch):
+    """The reduced form; neighbours by trained features are of one land cover more often than by colour."""
+    folders = {name: str(tmp_path / name.lower()) for name in ("RUN", "SCENE", "DATA", "WORKDIR")}
+    notebook = _run("04_trained_weights.ipynb", elsewhere, monkeypatch, STEPS=2, **folders)
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
+    assert "Apache-2.0 | ringmoe_jax reference run" in text
+    assert "a vector an image (1, 192)" in text
+    features, colours, chance = (int(share) for share in re.findall(r"(\d+)%", text)[:3])
+    assert features > colours > chance
+    assert "segmentation of land_cover, simulated/validation, 12 samples" in text
+    assert "the same features: True" in text
+    assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # the search, and samples
 
 
 @pytest.mark.slow
