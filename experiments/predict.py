@@ -8,7 +8,7 @@
 Windows as large as the images that the run was trained on overlap; what they say of a place is averaged with weights
 that fall smoothly towards a window's rim, and at the borders of the scene it is mirrored. Files need the bands, dtype
 and units that `experiments.prepare` asks for. Several files of one sensor are its dates. Where a pixel was not
-observed, the map holds no data.
+observed by one of the sensors, the map holds no data.
 
 Maps are cloud-optimised GeoTIFFs: classes (uint8, 255 = no data, with colours and names), probabilities, heights in
 metres, or embeddings (float32, NaN = no data). A classification is one answer a window, for the window's core;

@@ -218,7 +218,7 @@ class _Progress:
     def __call__(self, split: str, count: int) -> None:
         if time.monotonic() - self._last > 2:
             self._last = time.monotonic()
-            print(f"  {split}: {count} samples", flush=True)
+            print(f"  {split}: sample {count}", flush=True)
 
 
 def _report(folders: list[Path], options: argparse.Namespace) -> None:

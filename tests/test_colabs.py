@@ -171,7 +171,7 @@ def test_trained_weights(tmp_path, elsewhere, monkeypatch):
     assert "Apache-2.0 | ringmoe_jax reference run" in text
     assert "a vector an image (1, 192)" in text
     features, colours, chance = (int(share) for share in re.findall(r"(\d+)%", text)[:3])
-    assert features > colours > chance
+    assert features >= colours > chance
     assert "segmentation of land_cover, simulated/validation, 12 samples" in text
     assert "the same features: True" in text
     assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # the search, and samples

@@ -35,7 +35,7 @@ class Summary:
         empty: windows in which nothing was observed: the model was not asked.
         resumed: strips that an earlier, stopped run had finished.
         left_out: rows that a GeoParquet does not have, for nothing was observed there.
-        notes: what files declare otherwise than the sensor table.
+        notes: what files declare otherwise than the sensor table, and that nothing was mapped.
         seconds: of this run.
     """
 
@@ -93,6 +93,8 @@ def predict(
             maps.write_cog(draft, out, grid, job.layers)
         draft.remove()
         notes = tuple(note for scenes in stack.scenes.values() for scene in scenes for note in scene.notes)
+        if not resumed and not job.mapped:
+            notes += (f"the map holds nothing but no data: no pixel was observed by every one of {', '.join(files)}",)
     return Summary(job.shown, job.empty, resumed, left_out, notes, time.perf_counter() - started)
 
 
@@ -109,7 +111,7 @@ class _Job:
         self.columns = Lattice.of(stack.grid.width, model.size, overlap, cells)
         self.layers = model.layers(self.channels)
         self.stored = len(self.layers.names) + (form == PARQUET)
-        self.shown = self.empty = 0
+        self.shown = self.empty = self.mapped = 0
 
     def run(self, draft: Draft, progress: Callable[[int, int], None]) -> None:
         """Goes on from the strips that the draft holds; those that reach into the next one are seen again."""
@@ -122,7 +124,9 @@ class _Job:
                 blend.add(row, column, answers)
             values = blend.finish(row)
             if row >= finished:
-                draft.append(self._encoded(values, self._observed(strip, row)))
+                observed = self._observed(strip, row)
+                self.mapped += int((observed > 0).sum())
+                draft.append(self._encoded(values, observed))
             progress((row + 1) * self.columns.windows, self.rows.windows * self.columns.windows)
 
     def _answers(self, strip: Strip, row: int):
@@ -167,7 +171,10 @@ def _check(model: WindowModel, files: Mapping[str, Sequence], batch: int, form: 
         if name not in model.sensors:
             raise ConfigError(f'the run knows no sensor "{name}": {nearest(name, model.sensors)}')
     if model.complete and (missing := [name for name in model.sensors if name not in files]):
-        raise ConfigError(f"the run reads {', '.join(model.sensors)}: give {missing[0]}=FILE too")
+        raise ConfigError(
+            f"the run reads {', '.join(model.sensors)}: give {missing[0]}=FILE too; where there is none, "
+            f"a run of the sensors that are there maps the place (experiments.finetune --sensors)"
+        )
     for name, paths in files.items():
         if (dates := model.dates.get(name, len(paths))) != len(paths):
             raise ConfigError(f"{len(paths)} files of {name}, but the run was trained on {dates}: one a date")

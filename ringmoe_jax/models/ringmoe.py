@@ -319,7 +319,7 @@ class RingMoE(nnx.Module):
         if size[0] != size[1] or not self.config.takes(size[0]):
             raise DataError(
                 f'sensor "{name}": images are {size[0]} x {size[1]} pixels, the model takes '
-                f"{' or '.join(f'{s} x {s}' for s in self.config.sizes)}: set data.image_size"
+                f"{' or '.join(f'{s} x {s}' for s in self.config.sizes)}: set data.image_size, or hand over such images"
             )
         return standardise(entry["pixels"], entry["valid"], self.statistics[name])
 

@@ -95,7 +95,11 @@ class Segmentation(_Map):
         return self.metric_class("segmentation")(target.names, *ignored)
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
-        """The most frequent class everywhere; raises a `DataError` where there is no other."""
+        """The most frequent class everywhere.
+
+        Raises:
+            DataError: there is no other.
+        """
         answer = super().constant(truths, target)
         (only,) = np.unique(answer["classes"])
         if all(np.isin(truth, (-1, only)).all() for truth in truths):

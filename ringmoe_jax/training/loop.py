@@ -170,7 +170,8 @@ def train(
         with Stop() as stop, jax.transfer_guard("disallow"):
             act([callback for callback in callbacks if callback.watches and callback.due(training)])
             if not training.done:
-                print("compiling    the first step: 20 to 90 s on a CPU, a few where it is cached", flush=True)
+                told = "one to six minutes on two CPU cores, once; nothing is printed meanwhile"
+                print(f"compiling    the first step: {told}", flush=True)
             stopping = stop.after(training.step)
             if stopping:
                 save()

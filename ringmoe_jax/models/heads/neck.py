@@ -96,7 +96,8 @@ class Neck(nnx.Module):
         """
         for name in self.streams:
             if name not in maps:
-                raise DataError(f'the head reads "{name}", the batch shows {", ".join(maps)}: show zeros, not valid')
+                got = ", ".join(maps)
+                raise DataError(f'the head reads "{name}", too, got {got}: hand it over, NaN where it was not observed')
         present = {name: present[name] for name in self.streams}
         if train and key is not None and self.config.modality_dropout and len(self.streams) > 1:
             present = self._drop(present, key)
