@@ -216,6 +216,10 @@ def test_windows_without_data_are_not_asked_and_counted(tmp_path):
     done = predict(said(answer), {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}, tmp_path / "map.tif")
     assert (done.windows, done.empty) == (8 * 4, 8 * 4)
     np.testing.assert_array_equal(np.isnan(read(tmp_path / "map.tif")[0]), pixels[..., 0] == 0)
+    assert not done.notes
+    nothing = tif(tmp_path / "nothing.tif", np.zeros_like(pixels))
+    done = predict(said(answer), {"s2_12": [nothing]}, tmp_path / "nothing_map.tif")
+    assert done.notes[-1] == "the map holds nothing but no data: no pixel was observed by every one of s2_12"
 
 
 @pytest.mark.parametrize(
