@@ -13,8 +13,8 @@ PY := $(VENV)/bin/python
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-# Compiling what TensorFlow and JAX import takes 15 s: it is kept from the first program for all others, here where an
-# image forbids it, too.
+# Compiling the Python files that TensorFlow and JAX import takes 15 s: the first program keeps them for all others, also
+# where a container image sets this variable.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo demo-skysense test test-all test-peers lint clean

@@ -30,7 +30,6 @@ fewer than five, the right quarter of every image is kept for validation, one ti
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -276,10 +275,8 @@ def _sensors(source: Path) -> list[str]:
     names = list(dict.fromkeys(name.partition("@")[0] for name in inside))
     known = [name for name in names if name in sensor_table.SENSORS]
     if not known:
-        near = difflib.get_close_matches(names[0], sensor_table.SENSORS, n=1) if names else ()
-        hint = "".join(f'did you mean "{name}"? ' for name in near)
-        table = f"{hint}each is to be named after one of {', '.join(sorted(sensor_table.SENSORS))}"
-        raise DataError(f"{source} holds no folder named like a sensor, got {inside[:5]}: {table}")
+        hint = nearest("".join(names[:1]), sensor_table.SENSORS, most=len(sensor_table.SENSORS))
+        raise DataError(f"{source} holds no folder named like a sensor, got {inside[:5]}: {hint}")
     for name in set(names) - set(known) - set(folder_labels.FOLDERS):
         hint = nearest(name, (*sensor_table.SENSORS, *folder_labels.FOLDERS))
         labels = ", ".join(folder_labels.FOLDERS)

@@ -24,20 +24,21 @@ class TrainingError(UserError):
     """Training cannot go on, for example because a loss is not finite."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str], most: int = LISTED) -> str:
     """Returns a hint such as `did you mean "red"? (known: blue, green, red)`.
 
-    Of many names the nearest eight are listed, the nearest first: `(known: red, reed, ..., rod and 2,792 more)`.
+    Of many names the nearest ones are listed, the nearest first: `(known: red, reed, ..., rod and 2,792 more)`.
 
     Args:
         name: the name that was not found.
         choices: every name that exists.
+        most: names that are listed.
     """
     choices = sorted(map(str, choices))
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    more = len(choices) - LISTED
+    more = len(choices) - most
     if more > 0:
-        choices = difflib.get_close_matches(str(name), choices, n=LISTED, cutoff=0.0)
+        choices = difflib.get_close_matches(str(name), choices, n=most, cutoff=0.0)
     listed = ", ".join(choices) or "none"
     return f"{hint}(known: {listed}{f' and {more:,} more' if more > 0 else ''})"

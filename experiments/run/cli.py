@@ -286,7 +286,8 @@ def _blamed(file: Path, function: Callable, *arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where = file.absolute()  # as an imported module says
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == where]
         line = error.lineno if isinstance(error, SyntaxError) else next(reversed(frames), None)
         said = " ".join(str(error).split()) or "no message"
         raise ConfigError(f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {said}") from error

@@ -51,7 +51,9 @@ class Own(Source):
         """See `Source`; raises DataError where a file is not what was written."""
         model = described(path)["model"]
         metadata = _metadata(path)
-        if metadata.get(SEAL) != seal(metadata[NAME], tensors):
+        if SEAL not in metadata:
+            raise DataError(f"{path} has no checksum, as files of older versions: convert the run to it again")
+        if metadata[SEAL] != seal(metadata[NAME], tensors):
             raise DataError(f"{path} is not what was written (its checksum differs): copy it again")
         if self.sensors and tuple(self.sensors) != tuple(model["sensors"]):
             raise ConfigError(f"{path} is for {', '.join(model['sensors'])}: leave --sensors out")

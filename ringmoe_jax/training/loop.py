@@ -170,7 +170,7 @@ def train(
         with Stop() as stop, jax.transfer_guard("disallow"):
             act([callback for callback in callbacks if callback.watches and callback.due(training)])
             if not training.done:
-                told = "one to six minutes on two CPU cores, once; nothing is printed meanwhile"
+                told = "0.5 to 6 minutes on two CPU cores, seconds where it is cached; nothing is printed meanwhile"
                 print(f"compiling    the first step: {told}", flush=True)
             stopping = stop.after(training.step)
             if stopping:

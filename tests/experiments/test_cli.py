@@ -204,9 +204,10 @@ def test_any_other_exception_is_one_line_with_its_details_in_a_file(capsys, erro
         ("def get_config():\n    return 3\n", r"get_config of .*config.py returned int, wanted an ml_collections"),
     ],
 )
-def test_code_of_a_configuration_that_fails_is_one_line(tmp_path, text, message):
-    path = tmp_path / "config.py"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message) as error:
-        cli.read_config(str(path))
-    assert "\n" not in str(error.value)
+def test_code_of_a_configuration_that_fails_is_one_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("config.py").write_text(text)
+    for path in ("config.py", str(tmp_path / "config.py")):
+        with pytest.raises(ConfigError, match=message) as error:
+            cli.read_config(path)
+        assert "\n" not in str(error.value)

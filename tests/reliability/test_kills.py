@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,6 @@ from tests.helpers import quick, tiny_data
 ROOT = Path(__file__).parent.parent.parent
 MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_size=8, patch=2, window=2, head_width=4)
 LIMIT = 300  # seconds of one command
-RUN_OF_ITS_OWN = ("evaluate", "report")  # they write into the run that they read
 
 
 def configuration(folder: Path, **values) -> Path:
@@ -79,6 +79,11 @@ def export(out: Path) -> list[bytes]:
     return [(out / name).read_bytes() for name in ("model.safetensors", "model.stablehlo")]
 
 
+def page(out: Path) -> str:
+    """Without its date, and its folder's name."""
+    return re.sub(r"Written [^.]* UTC", "", (out / "report.html").read_text()).replace(out.name, "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """A verb as it is killed.
@@ -86,10 +91,12 @@ class Verb:
     Attributes:
         arguments: of the folder of inputs, and of what it writes.
         gives: what can be compared of what it wrote.
+        copies: the folder of inputs that it writes into, of which every attempt gets a copy.
     """
 
     arguments: Callable[[Path, Path], list]
     gives: Callable[[Path], object]
+    copies: str = ""
 
 
 VERBS = {
@@ -98,7 +105,7 @@ VERBS = {
     ),
     "pretrain": Verb(lambda base, out: ["--config", base / "pretrain.py", "--workdir", out], logged),
     "finetune": Verb(lambda base, out: ["--config", base / "finetune.py", "--workdir", out], logged),
-    "evaluate": Verb(lambda base, out: ["--checkpoint", out], scores),
+    "evaluate": Verb(lambda base, out: ["--checkpoint", out], scores, copies="pretrain"),
     "compress": Verb(
         lambda base, out: [
             *["--checkpoint", base / "pretrain", "--modality", "sar", "--method", "mean", "--distil", 6, "--out", out]
@@ -108,10 +115,10 @@ VERBS = {
     "export": Verb(lambda base, out: ["--checkpoint", base / "pretrain", "--out", out], export),
     "convert": Verb(lambda base, out: [base / "pretrain.safetensors", "--out", out], parameters),
     "predict": Verb(
-        lambda base, out: [base / "scene.tif", "--checkpoint", base / "finetune", "--out", out / "map.tif"],
-        lambda out: (out / "map.tif").read_bytes(),
+        lambda base, out: [base / "scene.tif", "--checkpoint", base / "finetune", "--out", f"{out}.tif"],
+        lambda out: out.with_name(f"{out.name}.tif").read_bytes(),
     ),
-    "report": Verb(lambda base, out: ["--workdir", out], lambda out: len((out / "report.html").read_text()) > 1000),
+    "report": Verb(lambda base, out: ["--workdir", out], page, copies="evaluated"),
 }
 
 
@@ -139,12 +146,10 @@ def finish(verb: str, base: Path, out: Path) -> None:
 
 
 def folder_for(verb: str, base: Path, number: int) -> Path:
-    """What an attempt writes to; verbs that write into a run get a copy of it."""
+    """What an attempt writes to."""
     out = base / f"{verb}-{number}"
-    if verb in RUN_OF_ITS_OWN:
-        shutil.copytree(base / "evaluated" if verb == "report" else base / "pretrain", out)
-    elif verb == "predict":
-        out.mkdir()
+    if VERBS[verb].copies:
+        shutil.copytree(base / VERBS[verb].copies, out)
     return out
 
 
