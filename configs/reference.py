@@ -1,13 +1,14 @@
-"""The reference run: a small RingMoE, dense for now, on 16,200 tiles without labels, for 2 cores or a GPU.
+"""The reference run: a small RingMoE on 16,200 tiles without labels, for 2 cores or a GPU.
 
     python -m experiments.prepare --dataset eurosat_rgb --source EuroSAT_RGB.zip --splits spatial --out data/eurosat
     python -m experiments.pretrain --config configs/reference.py --workdir runs/reference
     python -m experiments.evaluate --checkpoint runs/reference --features stages
 
 Many crops of one place are to have like embeddings, and those of all places are to be spread (VICReg, multi-crop); a
-convolutional stem, norms before branches, embeddings of all stages, places in other light. Data lie in the device's
-memory, so a GPU needs no TensorFlow. 2,500 steps (960,000 views) took 31 minutes on 2 cores that other work used as
-well. What the features are worth, and what was tried and did not help: docs/reference.md.
+convolutional stem, norms before branches, embeddings of all stages, places in other light. Every layer has a shared
+expert and four collaborative ones, each half as wide as a dense feed-forward layer, so that a token passes as many
+parameters; routers decide from the start (temperature) and are kept from choosing the same expert by a balance weight
+that VICReg's losses do not drown. Data lie in the device's memory, so a GPU needs no TensorFlow. What the features are worth, and what was tried and did not help: docs/reference.md.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +20,11 @@ def get_config() -> ConfigDict:
     """What the run trains; `train.steps` sets how long."""
     config = common.ringmoe(width=96, depths=(2, 4))
     config.model.update(sensors=("rgb",), image_size=64, patch=8, window=8, stem="convolutional", pre_norm=True)
-    config.model.update(dtype="float32", remat="none", unroll=True, moe=dict(specialised=0, collaborative=0))
+    config.model.update(dtype="float32", remat="none", unroll=True, hidden_ratio=2)
+    config.model.moe = dict(specialised=0, collaborative=4, router=dict(name="softmax_top_k", temperature=0.1))
     config.pretext = ConfigDict(dict(name="joint_embedding", hidden=512, outputs=256, all_stages=True))
     config.objectives = ConfigDict(dict(vicreg=dict(name="vicreg", streams=("rgb",), joint=True)))
+    config.objectives.balance = dict(name="balance", scale=0.5)
     config.data.streams = common.streams(("rgb",), "data/eurosat", crop_scale=(0.5, 1.0))
     config.data.update(reader="device", image_size=64, batch_size=64, mask_unit=0, rotate=True, max_bad_records=0)
     config.data.views = dict(sizes=dict(rgb=48), overlap=0.0, local=4, local_sensor="rgb", local_size=32)

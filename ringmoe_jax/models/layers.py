@@ -77,30 +77,35 @@ class PatchEmbed(nnx.Module):
 
 
 class ConvolutionalStem(nnx.Module):
-    """Modality-specific embedding by 3 x 3 convolutions of stride 2, each with layer norm and GELU, and a linear layer.
+    """Modality-specific embedding by 3 x 3 convolutions of stride 2, each with GELU, and a linear layer with layer norm.
 
-    Widths double up to D / 2. Early convolutions make small transformers learn sooner (Xiao et al. 2021, arXiv
-    2106.14881; layer norm for their batch norm, so that images do not depend on each other, our choice). Tokens see
-    a few pixels beyond their patch, so hidden pixels have to be blank before it. Convolutions are products of shifted
-    slices: their gradients as convolutions are slow on CPUs.
-    Call: [..., H, W, C] -> [..., H / p, W / p, D].
+    Widths double up to D. Early convolutions make small transformers learn sooner (Xiao et al. 2021, arXiv 2106.14881).
+    There is no norm between them (our choice): a layer norm over so few channels takes away how bright a pixel is and
+    how strong its texture, which is most of what small networks know of a scene. Kernels start with a variance of
+    2 / inputs, which keeps the scale instead. Tokens see a few pixels beyond their patch, so hidden pixels have to be
+    blank before it. Convolutions are products of shifted slices: their gradients as convolutions are slow on CPUs.
+    Call: [..., H, W, C] -> tokens [..., H / p, W / p, D], and what each convolution gives, finest first.
     """
 
     def __init__(self, channels: int, patch: int, width: int, rngs: nnx.Rngs, *, dtype):
-        count = patch.bit_length() - 1
-        widths = [channels, *(max(width >> (count - i), 8) for i in range(count))]
-        # Variance 1 / inputs, and not the usual 0.02: with so few inputs that would start near zero.
-        options = dict(use_bias=False, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+        widths = [channels, *self.widths(patch, width)]
+        options = dict(kernel_init=nnx.initializers.he_normal(), dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
         self.convolutions = nnx.List([nnx.Linear(9 * a, b, **options) for a, b in itertools.pairwise(widths)])
-        self.norms = nnx.List([layer_norm(w, rngs, dtype=dtype) for w in widths[1:]])
         self.project = linear(widths[-1], width, rngs, dtype=dtype)
         self.norm = layer_norm(width, rngs, dtype=dtype)
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        x = pixels
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = jax.nn.gelu(norm(convolution(_neighbourhoods(x))))
-        return self.norm(self.project(x))
+    @staticmethod
+    def widths(patch: int, width: int) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        count = patch.bit_length() - 1
+        return tuple(max(width >> (count - 1 - i), 8) for i in range(count))
+
+    def __call__(self, pixels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        levels, x = [], pixels
+        for convolution in self.convolutions:
+            x = jax.nn.gelu(convolution(_neighbourhoods(x)))
+            levels.append(x)
+        return self.norm(self.project(x)), tuple(levels)
 
 
 def _neighbourhoods(x: jax.Array) -> jax.Array:

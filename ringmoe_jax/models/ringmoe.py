@@ -221,7 +221,9 @@ class RingMoEConfig(ModelConfig):
             raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
         make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
         widths = tuple(self.width * 2**i for i in range(len(self.depths)))
-        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, dict.fromkeys(table, widths))
+        finer = ConvolutionalStem.widths(self.patch, self.width) if self.stem == CONVOLUTIONAL else ()
+        stages = dict.fromkeys(table, finer + widths)
+        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages)
 
 
 class RingMoE(nnx.Module):
@@ -290,7 +292,8 @@ class RingMoE(nnx.Module):
         if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
             shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
             raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
-        embedded = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
+        seen = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
+        embedded = {name: tokens for name, (tokens, _) in seen.items()}
         observed = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded, observed)
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)
@@ -298,7 +301,7 @@ class RingMoE(nnx.Module):
         split = [self._separate(stage, layout) for stage in stages]
         return {
             "tokens": tokens,
-            "stages": {name: tuple(stage[name] for stage in split) for name in tokens},
+            "stages": {name: (*seen[name][1], *(stage[name] for stage in split)) for name in tokens},
             "pooled": {
                 name: mean_of_cells(t, valid_cells(entries[name]["valid"], t.shape[2:4])) for name, t in tokens.items()
             },
@@ -323,15 +326,16 @@ class RingMoE(nnx.Module):
             )
         return standardise(entry["pixels"], entry["valid"], self.statistics[name])
 
-    def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token."""
+    def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token; and finer levels of the stem."""
         if mask is not None and self.config.stem == CONVOLUTIONAL:  # its tokens see beyond their own cells
             image = jnp.where(cells_to_pixels(mask, *image.shape[2:4])[:, None, :, :, None], 0, image)
         x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
+        x, levels = x if self.config.stem == CONVOLUTIONAL else (x, ())
         if mask is None:
-            return x
+            return x, levels
         hidden = cells_to_pixels(mask, *x.shape[2:4])[:, None, :, :, None]
-        return jnp.where(hidden, self.mask_token[...].astype(x.dtype), x)
+        return jnp.where(hidden, self.mask_token[...].astype(x.dtype), x), levels
 
     def _interleave(self, embedded: Mapping[str, jax.Array], observed: Mapping[str, jax.Array]):
         """Joins all sensors' images as slots, [B', S, h, w, D], so that every shard of B' holds every modality.

@@ -272,20 +272,32 @@ def test_power_input_widens_the_stems_of_complex_sensors_alone():
 
 
 def test_the_convolutional_stem_is_convolutions():
-    """Against `jax.lax.conv_general_dilated`, with hidden pixels blank."""
+    """Against `jax.lax.conv_general_dilated`; its finer levels are what they give."""
     stem, _ = stirred_module(lambda: ConvolutionalStem(3, 4, 16, nnx.Rngs(0), dtype=jnp.float32))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 16, 8, 3)), jnp.float32)
 
     def reference(x):
-        y = x.reshape(2, 16, 8, 3)
-        for convolution, norm in zip(stem.convolutions, stem.norms, strict=True):
-            kernel = convolution.kernel[...].reshape(3, 3, y.shape[-1], -1)
-            order = ("NHWC", "HWIO", "NHWC")
+        y, levels, order = x.reshape(2, 16, 8, 3), [], ("NHWC", "HWIO", "NHWC")
+        for convolution in stem.convolutions:
+            kernel, bias = convolution.kernel[...], convolution.bias[...]
+            kernel = kernel.reshape(3, 3, y.shape[-1], -1)
             y = jax.lax.conv_general_dilated(y, kernel, (2, 2), ((1, 0), (1, 0)), dimension_numbers=order)
-            y = jax.nn.gelu(norm(y))
-        return stem.norm(stem.project(y))
+            levels.append(y := jax.nn.gelu(y + bias))
+        return stem.norm(stem.project(y)), tuple(levels)
 
-    assert_allclose(jax.jit(stem)(x)[:, 0], jax.jit(reference)(x), rtol=1e-4, atol=1e-5)
+    ours, theirs = jax.jit(stem)(x), jax.jit(reference)(x)
+    jax.tree.map(lambda a, b: assert_allclose(a[:, 0], b, rtol=1e-4, atol=1e-4), ours, theirs)
+    assert [level.shape[1:] for level in theirs[1]] == [(8, 4, 8), (4, 2, 16)]
+
+
+def test_levels_of_a_convolutional_stem_are_stages():
+    """So decoders and probes see them; the model says how wide they are."""
+    model = models.build(SMALL)
+    shapes = jax.eval_shape(model.apply, model.shapes(), batch(names=("rgb",)))["stages"]["rgb"]
+    assert model.stages["rgb"] == tuple(stage.shape[-1] for stage in shapes)
+    sides = [stage.shape[2] for stage in shapes]
+    assert sides == sorted(sides, reverse=True)
+    assert sides[0] == SMALL["image_size"] // 2
 
 
 @pytest.mark.parametrize("order", [dict(pre_norm=True), dict(norm_gain=0.5), dict(cosine_attention=True)])
