@@ -8,7 +8,8 @@ Many crops of one place are to have like embeddings, and those of all places are
 convolutional stem, norms before branches, embeddings of all stages, places in other light. Every layer has a shared
 expert and four collaborative ones, each half as wide as a dense feed-forward layer, so that a token passes as many
 parameters; routers decide from the start (temperature) and are kept from choosing the same expert by a balance weight
-that VICReg's losses do not drown. Data lie in the device's memory, so a GPU needs no TensorFlow. What the features are worth, and what was tried and did not help: docs/reference.md.
+that VICReg's losses do not drown. Data lie in the device's memory, so a GPU needs no TensorFlow. What the features are
+worth, and what was tried and did not help: docs/reference.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,7 @@
     python -m experiments.benchmark --suite train --config configs/ringmoe_micro.py
     python -m experiments.benchmark --suite input --config configs/ringmoe_micro.py
     python -m experiments.benchmark --suite gpu --minutes 4           # on one accelerator; small sizes elsewhere
+    python -m experiments.benchmark --suite reference --minutes 10    # what the reference recipe is worth by then
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
 """
@@ -18,6 +19,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +30,9 @@ from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
+
+# What suites measure where --config does not say.
+MICRO, REFERENCE = "configs/ringmoe_micro.py", "configs/reference.py"
 
 
 def suite_moe(arguments: argparse.Namespace) -> dict:
@@ -96,11 +101,23 @@ def suite_gpu(arguments: argparse.Namespace) -> dict:
     return gpu.measure(dataclasses.replace(setting, **changed), arguments.parts)
 
 
+def suite_reference(arguments: argparse.Namespace) -> dict:
+    """What the reference recipe, or another one, is worth after some minutes of training on this machine."""
+    from experiments.benchmarks import gpu, reference
+
+    cli.start()
+    values = cli.read_config(arguments.config, arguments.overrides)
+    setting = gpu.TINY if arguments.tiny else gpu.Setting(side=2048 if jax.default_backend() == "cpu" else 8192)
+    with tempfile.TemporaryDirectory() as folder:
+        return reference.measure(values, arguments.minutes, folder, setting)
+
+
 SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "moe": suite_moe,
     "train": suite_train,
     "input": suite_input,
     "gpu": suite_gpu,
+    "reference": suite_reference,
 }
 
 
@@ -142,7 +159,7 @@ def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help="moe, train, input or gpu")
+    parser.add_argument("--suite", required=True, help="moe, train, input, gpu or reference")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
@@ -152,13 +169,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     layer.add_argument("--top-k", type=listed(int), default="1,2")
     layer.add_argument("--dtypes", type=listed(str, moe.DTYPES), default="float32,bfloat16")
     layer.add_argument("--routing", type=listed(str, tuple(moe.POPULARITY)), default="even,zipf")
-    parser.add_argument("--config", default="configs/ringmoe_micro.py", help="suites train and input")
-    card = parser.add_argument_group("suite gpu")
-    card.add_argument("--minutes", type=float, default=4.0, help="no part begins later")
+    parser.add_argument(
+        "--config", default="", help=f"of suite reference (default {REFERENCE}), train and input (default {MICRO})"
+    )
+    card = parser.add_argument_group("suites gpu and reference")
+    card.add_argument("--minutes", type=float, default=4.0, help="gpu: no part begins later; reference: of training")
     card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")
     card.add_argument("--threads", type=int, default=8, help="that compile")
     card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU")
     parsed, parsed.overrides = parser.parse_known_args(arguments)
+    parsed.config = parsed.config or (REFERENCE if parsed.suite == "reference" else MICRO)
     return parsed
 
 

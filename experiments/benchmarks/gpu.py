@@ -123,16 +123,16 @@ def measure(setting: Setting, parts: Sequence[str] = ()) -> dict[str, Any]:
 # ---- Parts ------------------------------------------------------------------------------------------
 
 
-def peak(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
-    """FLOP/s of a square bfloat16 product and bytes/s of a copy, read and written."""
+def peak(setting: Setting, found: Mapping[str, Any], dtype: str = "bfloat16") -> dict[str, Any]:
+    """FLOP/s of a square product and bytes/s of a copy, read and written."""
     del found
-    a, b = (jax.random.normal(jax.random.key(i), (setting.side,) * 2, jnp.bfloat16) for i in range(2))
+    a, b = (jax.random.normal(jax.random.key(i), (setting.side,) * 2, dtype) for i in range(2))
     x = jax.random.normal(jax.random.key(2), (setting.copied,))
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
     jobs = {"product": lambda: product(a, b), "copy": lambda: copy(x)}
     seconds = clock.interleaved(jobs, setting.repeats, calls=setting.calls)
     flops, traffic = 2 * setting.side**3 / seconds["product"], 2 * x.nbytes / seconds["copy"]
-    print(f"{setting.side}³ bfloat16 {flops / 1e12:.4g} TFLOP/s, copy {traffic / 1e9:.4g} GB/s read and written")
+    print(f"{setting.side}³ {dtype} {flops / 1e12:.4g} TFLOP/s, copy {traffic / 1e9:.4g} GB/s read and written")
     return {"flops": flops, "bandwidth": traffic, "side": setting.side}
 
 

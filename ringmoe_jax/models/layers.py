@@ -77,10 +77,10 @@ class PatchEmbed(nnx.Module):
 
 
 class ConvolutionalStem(nnx.Module):
-    """Modality-specific embedding by 3 x 3 convolutions of stride 2, each with GELU, and a linear layer with layer norm.
+    """Modality-specific embedding by 3 x 3 convolutions of stride 2, each with GELU, then a linear layer, layer norm.
 
-    Widths double up to D. Early convolutions make small transformers learn sooner (Xiao et al. 2021, arXiv 2106.14881).
-    There is no norm between them (our choice): a layer norm over so few channels takes away how bright a pixel is and
+    Widths double up to D. Early convolutions make small transformers learn sooner (Xiao et al. 2021, arXiv
+    2106.14881). There is no norm between them (our choice): one over few channels takes away how bright a pixel is and
     how strong its texture, which is most of what small networks know of a scene. Kernels start with a variance of
     2 / inputs, which keeps the scale instead. Tokens see a few pixels beyond their patch, so hidden pixels have to be
     blank before it. Convolutions are products of shifted slices: their gradients as convolutions are slow on CPUs.

@@ -17,6 +17,7 @@ from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
+from tests.helpers import tiny_data
 
 TINY = moe.Point(tokens=64, width=8, experts=4, top_k=2)
 
@@ -178,6 +179,36 @@ def test_gpu_suite_measures_every_part(capsys):
     assert found["skysense"]["first_loss"]["skysense"] > 0
 
 
+RECIPE = """
+from configs import reference
+
+def get_config():
+    config = reference.get_config()
+    config.model.update(width=8, depths=(1,), image_size=16, patch=4, window=4, head_width=4)
+    config.pretext.update(hidden=8, outputs=8)
+    config.data.streams.rgb.directory = DIRECTORY
+    config.data.update(image_size=16, batch_size=8)
+    config.data.views.update(sizes=dict(rgb=16), local=1, local_size=8)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_reference_suite_trains_for_its_minutes_and_scores_validation_tiles(tmp_path, capsys):
+    tiny_data.write(tmp_path / "data", "rgb", train=24)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.replace("DIRECTORY", repr(str(tmp_path / "data"))))
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(f"--suite reference --config {recipe} --tiny --minutes 0.02 --json".split())
+    assert not stop.value.code
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["views"] == found["steps"] * 8 * 3  # images of three views
+    assert found["images_per_second"] == pytest.approx(found["views"] / (60 * found["minutes"]))
+    assert found["split"] == "validation"
+    assert found["mfu"] > 0
+    assert set(found["knn5"]) == set(found["knn20"]) >= {"rgb", "rgb, stage 1", "rgb, all stages and their spread"}
+
+
 def test_command_prints_ratios_and_json(capsys):
     arguments = "--suite moe --tokens 64 --widths 8 --experts 4 --top-k 1 --dtypes float32 --routing even --repeats 1"
     with pytest.raises(SystemExit) as stop:
@@ -193,7 +224,7 @@ def test_command_prints_ratios_and_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu'),
+        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference'),
         ("--suite moe --widths wide", '"wide": wanted whole numbers, separated by commas'),
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
