@@ -5,7 +5,7 @@
     run = rm.Run.open("runs/micro")                         # a trained run, or
     run = rm.pretrained("reference")                        # weights that come with the library, or
     model = rm.build("ringmoe", sensors=["s2_12"])          # a new model, and params = model.init(jax.random.key(0))
-    features = rm.encode(run, {"s2_12": reflectance})       # [B, H, W, 12] -> tokens, stages, pooled
+    features = rm.encode(run, {"s2_12": reflectance})       # [B, H, W, 12] -> tokens, stages, pooled, moments
     rm.sensors.get("s2_12").band_names                      # what a sensor is
 
 The names below are the front door; each is imported when it is first asked for, so that `import ringmoe_jax` costs

@@ -284,3 +284,16 @@ def mean_of_cells(features, seen, axis: tuple[int, ...] = (1, 2, 3)):
     """
     total = jnp.sum(jnp.where(seen[..., None], features.astype(jnp.float32), 0), axis=axis)
     return total / jnp.maximum(jnp.sum(seen, axis=axis), 1)[..., None]
+
+
+def moments_of_cells(features, valid):
+    """Mean and standard deviation over the valid cells of all dates, [B, D] float32 each; 0 where none is valid.
+
+    Args:
+        features: [B, T, h, w, D].
+        valid: [B, T, H, W] bool, of pixels; a cell is valid where any of its pixels is.
+    """
+    seen = valid_cells(valid, features.shape[2:4])
+    mean = mean_of_cells(features, seen)
+    variance = mean_of_cells(jnp.square(features.astype(jnp.float32) - mean[:, None, None, None]), seen)
+    return mean, jnp.sqrt(variance)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax import models, units
 from ringmoe_jax import sensors as sensor_table
-from ringmoe_jax.contracts import FUSED, NO_TIME
+from ringmoe_jax.contracts import FUSED, NO_TIME, moments_of_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -26,12 +27,16 @@ class Features:
         tokens: {sensor: [B, T, h, w, D]}, features of the last stage.
         stages: {sensor: tuple of [B, T, h_i, w_i, D_i]}, finest first, for dense heads.
         pooled: {sensor: [B, D] float32}, the mean of the tokens; "fused" too, where the model fuses sensors.
+        moments: {sensor: [B, 2 sum of D_i] float32}, mean of every stage over its valid cells, then their standard
+            deviations: what evaluation calls all stages and their spread. For neighbours and linear probes, z-scored
+            on the images that these know; of shallow networks it says more than `pooled`.
         fused: [B, h, w, D], all sensors and dates of a location in one; None where the model does not fuse.
     """
 
     tokens: dict[str, np.ndarray]
     stages: dict[str, tuple[np.ndarray, ...]]
     pooled: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray]
     fused: np.ndarray | None = None
 
 
@@ -128,7 +133,14 @@ def encode(
 @functools.partial(jax.jit, static_argnums=0)
 def _features(apply, params: Params, batch: Mapping) -> dict:
     outputs = apply(params, batch)
-    return {name: outputs[name] for name in ("tokens", "stages", "pooled", FUSED) if name in outputs}
+    found = {name: outputs[name] for name in ("tokens", "stages", "pooled", FUSED) if name in outputs}
+    return found | {"moments": {name: _moments(maps, batch["sensors"][name]) for name, maps in found["stages"].items()}}
+
+
+def _moments(maps: Sequence[jax.Array], entry: Mapping) -> jax.Array:
+    """The means of all stages side by side, then their standard deviations."""
+    means, spreads = zip(*(moments_of_cells(cells, entry["valid"]) for cells in maps), strict=True)
+    return jnp.concatenate([*means, *spreads], axis=1)
 
 
 def _opened(network: Any) -> tuple[Model, Params, dict[str, Sensor]]:

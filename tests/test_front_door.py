@@ -186,6 +186,17 @@ def test_what_is_not_finite_was_not_observed(network):
     assert not np.allclose(by_nan.tokens["rgb"], rm.encode(network, images).tokens["rgb"])
 
 
+def test_moments_are_means_and_deviations_of_what_was_observed(network):
+    images = arrays(("rgb",))
+    valid = np.ones((ROWS, SIDE, SIDE), bool)
+    valid[:, : SIDE // 2] = False
+    found = rm.encode(network, images, valid={"rgb": valid})
+    halves = [stage[:, :, stage.shape[2] // 2 :] for stage in found.stages["rgb"]]  # rows of cells that show anything
+    means, spreads = ([f(half, axis=(1, 2, 3)) for half in halves] for f in (np.mean, np.std))
+    wanted = np.concatenate([*means, *spreads], axis=1)
+    np.testing.assert_allclose(found.moments["rgb"], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_dates_and_the_fused_stream(skysense):
     images = arrays(("s2_10", "s1_grd"), side=8, dates=2)
     undated = rm.encode(skysense, images)

@@ -7,10 +7,9 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ringmoe_jax.contracts import mean_of_cells, valid_cells
+from ringmoe_jax.contracts import moments_of_cells
 from ringmoe_jax.evaluate.bootstrap import blocks
 
 # Maps {"sensors": ...} of a batch to {sensor: [B, D]}, and {"<sensor>, stage <i>": [B, D_i]} where it gives stages.
@@ -80,16 +79,14 @@ def stage_moments(outputs: Mapping, batch: Mapping) -> dict[str, jax.Array]:
 
     Args:
         outputs: of the model.
-        batch: that it was shown; a cell is valid where any of its pixels is. A tile without valid cells is 0.
+        batch: that it was shown; a tile without valid cells is 0.
     """
     moments = {}
     for name, maps in outputs["stages"].items():
         valid = batch["sensors"][name]["valid"]
         for i, cells in enumerate(maps):
-            seen = valid_cells(valid, cells.shape[2:4])
-            mean = mean_of_cells(cells, seen)
-            variance = mean_of_cells(jnp.square(cells - mean[:, None, None, None]), seen)
-            moments |= {at(name, stage(i)): mean, at(name, spread(i)): jnp.sqrt(variance)}
+            mean, deviation = moments_of_cells(cells, valid)
+            moments |= {at(name, stage(i)): mean, at(name, spread(i)): deviation}
     return moments
 
 

@@ -84,8 +84,8 @@ def test_a_view_that_shows_nothing_has_no_weight_and_moves_nobody(once):
 
 
 def test_all_stages_reach_the_embedding():
-    _, passes, params, state = built(all_stages=True)
-    assert params["projections"]["rgb"]["first"]["kernel"].shape[0] == 8 + 16
+    model, passes, params, state = built(all_stages=True)
+    assert params["projections"]["rgb"]["first"]["kernel"].shape[0] == sum(model.stages["rgb"]) == 8 + 8 + 8 + 16
     rows = jax.eval_shape(
         lambda p: passes.apply(p, state, batch(), key=None, train=False)[0]["embeddings"]["rgb"]["rows"], params
     )
