@@ -1,6 +1,7 @@
 """Notebooks run from top to bottom as in Colab, with fewer steps: pip installs this tree, and figures are shown."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -8,13 +9,16 @@ import shutil
 import subprocess
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import rasterio
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 from tests.helpers import quick
 
@@ -175,6 +179,41 @@ def test_trained_weights(tmp_path, elsewhere, monkeypatch):
     assert "segmentation of land_cover, simulated/validation, 12 samples" in text
     assert "the same features: True" in text
     assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # the search, and samples
+
+
+def _eurosat(path):
+    """Pictures of two kinds in the archive's layout, without lists of splits."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for kind, colour in (("Forest", 60), ("River", 150)):
+            for i in range(60):
+                picture = io.BytesIO()
+                values = rng.normal(colour, 20, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(values).save(picture, "jpeg")
+                archive.writestr(f"EuroSAT_RGB/{kind}/{kind}_{i}.jpg", picture.getvalue())
+
+
+@pytest.mark.slow
+def test_reference_run(tmp_path, elsewhere, monkeypatch):
+    """The reduced form: two steps, a point of the curve after each, beside new and shipped weights."""
+    _eurosat(tmp_path / "EuroSAT_RGB.zip")
+    folders = dict(SOURCE=str(tmp_path / "EuroSAT_RGB.zip"), DATA=str(tmp_path / "data"), WORKDIR=str(tmp_path / "run"))
+    notebook = _run("05_reference_run.ipynb", elsewhere, monkeypatch, STEPS=2, **folders)
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
+    shown = {name: float(re.search(rf"{name} +([0-9.]+)", text)[1]) for name in ("new weights", "this run", "shipped")}
+    assert all(0 <= value <= 1 for value in shown.values())
+    assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # the views, and the curve
+
+
+@pytest.mark.slow
+def test_routing_atlas(elsewhere, monkeypatch):
+    """The reduced form: experts of the shipped weights tell land covers apart that nobody named to them."""
+    notebook = _run("06_routing_atlas.ipynb", elsewhere, monkeypatch, SCENES=3)
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
+    told = [tuple(map(float, line)) for line in re.findall(r"layer \d+: ([0-9.]+) nats, ([0-9.]+) by chance", text)]
+    assert len(told) == 6
+    assert max(information / chance for information, chance in told) > 5
+    assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 3  # bars, tiles, the map
 
 
 @pytest.mark.slow
