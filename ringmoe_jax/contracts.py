@@ -42,6 +42,7 @@ A pretext task may add to them:
 
     outputs["contrast"], ["projected"]  pairs of features of two views, see `ringmoe_jax.pretext.contrastive`
     outputs["embeddings"][stream], ["draw"]  of all views, and a key: see `ringmoe_jax.pretext.joint_embedding`
+    outputs["latent"][sensor]        features of hidden cells, foreseen and as a teacher sees them: `pretext.latent`
     outputs["teacher_temperature"]   [] float32, of the teacher's targets; with "contrast"
     outputs["teacher"]               the outputs of a larger model on the same batch, see `pretext.distilled`
     outputs["predictions"][name]     what a head says, [B, ...], see `ringmoe_jax.models.heads`

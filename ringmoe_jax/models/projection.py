@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ringmoe_jax.models.api import Model, from_module
-from ringmoe_jax.models.layers import unit
+from ringmoe_jax.models.layers import layer_norm, unit
 
 
 class Projection(nnx.Module):
@@ -91,6 +91,26 @@ def standardise_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
 def build(width: int, hidden: int, bottleneck: int, outputs: int, norm: str = "batch") -> Model:
     """`Projection` as two pure functions, `init(key)` and `apply(params, (features, weights))`."""
     return from_module(functools.partial(Projection, width, hidden, bottleneck, outputs, norm))
+
+
+class Predictor(nnx.Module):
+    """D -> F -> K with layer norm and GELU, each row by itself (I-JEPA's predictor is a transformer; our choice).
+
+    Call: [..., D] -> [..., K] float32.
+    """
+
+    def __init__(self, width: int, hidden: int, outputs: int, rngs: nnx.Rngs):
+        self.norm = layer_norm(width, rngs, dtype=jnp.float32)
+        self.first = nnx.Linear(width, hidden, rngs=rngs)
+        self.last = nnx.Linear(hidden, outputs, rngs=rngs)
+
+    def __call__(self, rows: jax.Array, *, key=None, train: bool = False) -> jax.Array:
+        return self.last(jax.nn.gelu(self.first(self.norm(rows))))
+
+
+def build_predictor(width: int, hidden: int, outputs: int) -> Model:
+    """`Predictor` as two pure functions, `init(key)` and `apply(params, rows)`."""
+    return from_module(functools.partial(Predictor, width, hidden, outputs))
 
 
 def build_projector(width: int, hidden: int, outputs: int) -> Model:

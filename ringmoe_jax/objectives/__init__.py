@@ -20,6 +20,7 @@ from ringmoe_jax.objectives.fcos import FCOS
 from ringmoe_jax.objectives.height import BinChamfer, HeightRegression
 from ringmoe_jax.objectives.independence import PartIndependence
 from ringmoe_jax.objectives.invariance import SIGReg, VICReg
+from ringmoe_jax.objectives.latent import LatentTargets
 from ringmoe_jax.objectives.masked import MaskedL1, MaskedL2, NoiseWeighted
 from ringmoe_jax.objectives.matching import FeatureMatching, LogitMatching, PredictionMatching
 from ringmoe_jax.objectives.multilooked import Multilooked
@@ -49,6 +50,7 @@ __all__ = [
     "FourierL1",
     "GradientL1",
     "HeightRegression",
+    "LatentTargets",
     "Likelihood",
     "LogTotalPower",
     "LogitMatching",

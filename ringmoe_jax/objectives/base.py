@@ -63,8 +63,8 @@ class Objective:
         """Features of several views that the objective compares, {sensor or "fused": levels}; none by default.
 
         Levels are "pixel", "object", "image" (in `outputs["contrast"]`) and "align" (in `outputs["projected"]`), see
-        `ringmoe_jax.pretext.contrastive`, which then makes them; or "embedding" (in `outputs["embeddings"]`), see
-        `ringmoe_jax.pretext.joint_embedding`.
+        `ringmoe_jax.pretext.contrastive`, which then makes them; "embedding" (in `outputs["embeddings"]`), see
+        `ringmoe_jax.pretext.joint_embedding`; or "latent" (in `outputs["latent"]`), see `ringmoe_jax.pretext.latent`.
         """
         return {}
 

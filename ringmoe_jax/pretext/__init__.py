@@ -12,11 +12,13 @@ from ringmoe_jax.pretext import masked as _masked  # noqa: F401  (registers)
 from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
 from ringmoe_jax.pretext.contrastive import ContrastiveConfig
 from ringmoe_jax.pretext.joint_embedding import JointEmbeddingConfig
+from ringmoe_jax.pretext.latent import LatentConfig
 
 __all__ = [
     "PRETEXTS",
     "ContrastiveConfig",
     "JointEmbeddingConfig",
+    "LatentConfig",
     "Pretext",
     "PretextConfig",
     "PretextSpec",

@@ -43,6 +43,7 @@ CASES = [
     ("brightness_temperature", "tirs", {}),
 ]
 ELSEWHERE = {
+    "latent_targets",
     "vicreg",
     "sigreg",
     "balance",
