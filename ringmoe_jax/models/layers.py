@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,34 @@ class PixelDecoder(nnx.Module):
         s = self.stride
         x = self.project(tokens).reshape(*lead, height, width, s, s, self.channels)
         return jnp.swapaxes(x, -4, -3).reshape(*lead, height * s, width * s, self.channels)
+
+
+class PyramidDecoder(nnx.Module):
+    """All stages, normed, projected to the width of the finest and added up there, then a `PixelDecoder` (our choice).
+
+    A square of outputs is as large as a patch, and not as a token of the last stage, so that a reconstruction shows
+    what stands within one; coarse stages add what they know of the place around.
+    Call: stages, finest first, [..., h_i, w_i, D_i], each h_i a divisor of the finest -> [..., h * stride, w * stride,
+    channels].
+
+    Args:
+        widths: D_i of each stage, finest first.
+        stride: pixels of a token of the finest stage.
+        channels: of the output.
+    """
+
+    def __init__(self, widths: tuple[int, ...], stride: int, channels: int, rngs: nnx.Rngs, *, dtype):
+        self.norms = nnx.List([layer_norm(width, rngs, dtype=dtype) for width in widths])
+        self.project = nnx.List([linear(width, widths[0], rngs, dtype=dtype) for width in widths])
+        self.pixels = PixelDecoder(widths[0], stride, channels, rngs, dtype=dtype)
+
+    def __call__(self, stages: Sequence[jax.Array]) -> jax.Array:
+        height, width = stages[0].shape[-3:-1]
+        total = 0
+        for x, norm, project in zip(stages, self.norms, self.project, strict=True):
+            x = project(norm(x))
+            total += jnp.repeat(jnp.repeat(x, height // x.shape[-3], axis=-3), width // x.shape[-2], axis=-2)
+        return self.pixels(jax.nn.gelu(total))
 
 
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:

@@ -23,7 +23,14 @@ from ringmoe_jax.contracts import cells_to_pixels, mean_of_cells, pixel_mask, st
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, ConvolutionalStem, PatchEmbed, PixelDecoder, layer_norm
+from ringmoe_jax.models.layers import (
+    TRUNCATED_NORMAL,
+    ConvolutionalStem,
+    PatchEmbed,
+    PixelDecoder,
+    PyramidDecoder,
+    layer_norm,
+)
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
 from ringmoe_jax.models.stack import REMAT_POLICIES
 from ringmoe_jax.models.submodel import submodel
@@ -32,6 +39,7 @@ from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
 LINEAR, CONVOLUTIONAL = STEMS = ("linear", "convolutional")
+LAST, PYRAMID = DECODERS = ("last", "pyramid")
 
 
 @MODELS.register("ringmoe")
@@ -46,6 +54,8 @@ class RingMoEConfig(ModelConfig):
         image_size: side of an image in pixels; a pass may show smaller ones, see `sizes`.
         patch: side of a patch in pixels.
         stem: "linear", one patch at a time (released code), or "convolutional", see `layers.ConvolutionalStem`.
+        decoder: what decoders of pixels see: "last", the tokens of the last stage (released code), or "pyramid", all
+            stages of the backbone, see `layers.PyramidDecoder`.
         window: side of an attention window in tokens, clamped to the grid of a stage.
         head_width: D of one attention head, clamped to `width`.
         hidden_ratio: F / D of every expert.
@@ -74,6 +84,7 @@ class RingMoEConfig(ModelConfig):
     image_size: int = 192
     patch: int = 4
     stem: str = "linear"
+    decoder: str = "last"
     window: int = 12
     head_width: int = 32
     hidden_ratio: int = 4
@@ -98,8 +109,9 @@ class RingMoEConfig(ModelConfig):
             raise ConfigError(f"model.depths = {self.depths}: wanted one block or more in every stage")
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
-        if self.stem not in STEMS:
-            raise ConfigError(f'model.stem = "{self.stem}" does not exist: {nearest(self.stem, STEMS)}')
+        for field, known in (("stem", STEMS), ("decoder", DECODERS)):
+            if (value := getattr(self, field)) not in known:
+                raise ConfigError(f'model.{field} = "{value}" does not exist: {nearest(value, known)}')
         if self.stem == CONVOLUTIONAL and (self.patch < 2 or self.patch & (self.patch - 1)):
             raise ConfigError(f"model.patch = {self.patch}: a convolutional stem wants a power of 2, at least 2")
         if self.pre_norm and self.norm_gain:
@@ -187,9 +199,14 @@ class RingMoEConfig(ModelConfig):
         return self.moe.routed
 
     @property
+    def stage_widths(self) -> tuple[int, ...]:
+        """Width D of every stage of the backbone."""
+        return tuple(self.width * 2**i for i in range(len(self.depths)))
+
+    @property
     def token_width(self) -> int:
         """Width D of the last stage."""
-        return self.width * 2 ** (len(self.depths) - 1)
+        return self.stage_widths[-1]
 
     @property
     def blocks_above(self) -> dict[str, int | Sequence[int]]:
@@ -220,7 +237,7 @@ class RingMoEConfig(ModelConfig):
         if unknown:
             raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
         make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
-        widths = tuple(self.width * 2**i for i in range(len(self.depths)))
+        widths = self.stage_widths
         finer = ConvolutionalStem.widths(self.patch, self.width) if self.stem == CONVOLUTIONAL else ()
         stages = dict.fromkeys(table, finer + widths)
         return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages)
@@ -269,15 +286,16 @@ class RingMoE(nnx.Module):
         self.norm = layer_norm(width, rngs, dtype=dtype)
         self.decoders = nnx.Dict(
             {
-                sensor: nnx.Dict(
-                    {
-                        head: PixelDecoder(width, config.stride, channels, rngs, dtype=dtype)
-                        for head, channels in of.items()
-                    }
-                )
+                sensor: nnx.Dict({head: self._make_decoder(channels, rngs, dtype) for head, channels in of.items()})
                 for sensor, of in heads.items()
             }
         )
+
+    def _make_decoder(self, channels: int, rngs: nnx.Rngs, dtype) -> nnx.Module:
+        config = self.config
+        if config.decoder == LAST:
+            return PixelDecoder(config.token_width, config.stride, channels, rngs, dtype=dtype)
+        return PyramidDecoder(config.stage_widths, config.patch, channels, rngs, dtype=dtype)
 
     def _stem_channels(self, sensor: Sensor) -> int:
         return sensor.channels * 3 // 2 if self._shows_power(sensor) else sensor.channels
@@ -299,14 +317,16 @@ class RingMoE(nnx.Module):
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)
         tokens = self._separate(self.norm(stages[-1]), layout)
         split = [self._separate(stage, layout) for stage in stages]
+        backbone = {name: tuple(stage[name] for stage in split) for name in tokens}
+        shown = tokens if self.config.decoder == LAST else backbone  # to decoders
         return {
             "tokens": tokens,
-            "stages": {name: (*seen[name][1], *(stage[name] for stage in split)) for name in tokens},
+            "stages": {name: (*seen[name][1], *maps) for name, maps in backbone.items()},
             "pooled": {
                 name: mean_of_cells(t, valid_cells(entries[name]["valid"], t.shape[2:4])) for name, t in tokens.items()
             },
             "heads": {
-                name: {head: decoder(tokens[name]).astype(jnp.float32) for head, decoder in self.decoders[name].items()}
+                name: {head: decoder(shown[name]).astype(jnp.float32) for head, decoder in self.decoders[name].items()}
                 for name in tokens
                 if name in self.decoders
             },

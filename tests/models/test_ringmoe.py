@@ -290,6 +290,21 @@ def test_the_convolutional_stem_is_convolutions():
     assert [level.shape[1:] for level in theirs[1]] == [(8, 4, 8), (4, 2, 16)]
 
 
+def test_a_pyramid_decoder_adds_what_all_stages_say_and_paints_patches():
+    heads = {"rgb": {"pixels": 3}}
+    model = models.build(TINY | {"sensors": ("rgb",), "decoder": "pyramid", "moe": DENSE}, heads=heads)
+    params = stirred(model.shapes())
+    outputs = jax.jit(model.apply)(params, batch(names=("rgb",)))
+    decoder, total = params["decoders"]["rgb"]["pixels"], 0
+    for i, x in enumerate(outputs["stages"]["rgb"]):
+        norm, project = decoder["norms"][i], decoder["project"][i]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm["scale"] + norm["bias"]
+        total += np.kron(x @ project["kernel"] + project["bias"], np.ones((2**i, 2**i, 1)))
+    painted = jax.nn.gelu(total) @ decoder["pixels"]["project"]["kernel"] + decoder["pixels"]["project"]["bias"]
+    wanted = np.moveaxis(np.reshape(painted, (2, 1, 4, 4, 4, 4, 3)), 4, 3).reshape(2, 1, 16, 16, 3)
+    assert_allclose(outputs["heads"]["rgb"]["pixels"], wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_levels_of_a_convolutional_stem_are_stages():
     """So decoders and probes see them; the model says how wide they are."""
     model = models.build(SMALL)
@@ -333,6 +348,7 @@ def test_hidden_pixels_reach_no_token_through_the_stem():
     [
         (dict(stem="conv"), 'model.stem = "conv" does not exist'),
         (dict(stem="convolutional", patch=3, image_size=24), "wants a power of 2"),
+        (dict(decoder="piramid"), 'did you mean "pyramid"'),
         (dict(pre_norm=True, norm_gain=0.1), "norms behind branches"),
     ],
 )
