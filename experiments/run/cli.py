@@ -223,15 +223,18 @@ def keep_sensors(values: Mapping[str, Any], sensors: Sequence[str]) -> dict[str,
             raise ConfigError(f'--sensors {name}: the configuration has no sensor "{name}": {nearest(name, known)}')
     gone = set(known) - set(sensors)
     left = lambda names: tuple(name for name in names if name not in gone)  # noqa: E731
-    without = lambda entries: {name: entry for name, entry in entries.items() if name not in gone}  # noqa: E731
+    kept = lambda entries: {name: entry for name, entry in entries.items() if name not in gone}  # noqa: E731
     streams = {name: stream | {"sensors": left(stream["sensors"])} for name, stream in streams.items()}
-    data = {key: without(entry) if isinstance(entry, Mapping) else entry for key, entry in data.items()}
+    data = {key: kept(entry) if isinstance(entry, Mapping) else entry for key, entry in data.items()}
     data["streams"] = {name: stream for name, stream in streams.items() if set(stream["sensors"]) - {truth}}
     if views := _group(data, "views", "config.data"):
-        data["views"] = views | {"photometric": without(_group(views, "photometric", "config.data.views"))}
+        data["views"] = views | {"photometric": kept(_group(views, "photometric", "config.data.views"))}
     if "sensors" in model:
         model = model | {"sensors": left(model["sensors"])}
-    terms = {label: term for label, term in terms.items() if not gone & _names(term)}
+    from ringmoe_jax.objectives import without  # with JAX, which help does not need
+
+    narrowed = {label: without(term, gone) for label, term in terms.items()}
+    terms = {label: term for label, term in narrowed.items() if term is not None}
     changed = {"model": model, "data": data, "objectives": terms}
     return {**values, **{key: group for key, group in changed.items() if key in values}}
 
@@ -242,12 +245,6 @@ def _group(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]
     if not isinstance(group, Mapping):
         raise ConfigError(f"{where}.{key} = {group!r}: wanted a group of keys")
     return group
-
-
-def _names(term: Mapping[str, Any]) -> set[str]:
-    """Everything that the fields of an objective name."""
-    values = [value if isinstance(value, list | tuple) else (value,) for value in term.values()]
-    return {name for names in values for name in names if isinstance(name, str)}
 
 
 def _run_file(path: str) -> Any:

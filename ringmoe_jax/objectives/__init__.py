@@ -12,6 +12,7 @@ from ringmoe_jax.objectives.base import (
     collect_heads,
     collect_projections,
     register,
+    without,
 )
 from ringmoe_jax.objectives.binary import BinaryCrossEntropy
 from ringmoe_jax.objectives.cross_entropy import CrossEntropy
@@ -81,4 +82,5 @@ __all__ = [
     "collect_heads",
     "collect_projections",
     "register",
+    "without",
 ]

@@ -12,7 +12,7 @@ this package are known by a short name (`register`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -235,6 +235,24 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     if not built:
         raise ConfigError("config.objectives is empty: name at least one objective")
     return built
+
+
+def without(term: Mapping[str, Any], gone: Collection[str]) -> dict[str, Any] | None:
+    """The configuration of an objective in a model that lacks some sensors.
+
+    Args:
+        term: {"name": ..., fields}.
+        gone: names of sensors.
+
+    Returns:
+        The same with fewer `streams`, where it has several; None where it cannot do without one that is gone.
+    """
+    left = dict(term)
+    if streams := left.get("streams"):
+        left["streams"] = tuple(name for name in streams if name not in gone)
+    named = [value if isinstance(value, list | tuple) else (value,) for value in left.values()]
+    lost = streams and not left["streams"]
+    return None if lost or any(isinstance(name, str) and name in gone for names in named for name in names) else left
 
 
 def collect_heads(objectives: Mapping[str, Objective], sensors: Mapping[str, Sensor]) -> dict[str, dict[str, int]]:

@@ -216,3 +216,17 @@ def test_nothing_stays_nothing():
     """The shared result of an absent sensor cannot be changed by who gets it."""
     assert [float(x) for x in NOTHING[:2]] == [0.0, 0.0]
     assert NOTHING[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("term", "left"),
+    [
+        (dict(name="masked_l1", sensor="rgb"), None),
+        (dict(name="masked_l1", sensor="s2_12"), dict(name="masked_l1", sensor="s2_12")),
+        (dict(name="vicreg", streams=("rgb", "s2_12")), dict(name="vicreg", streams=("s2_12",))),
+        (dict(name="vicreg", streams=("rgb",)), None),
+        (dict(name="balance"), dict(name="balance")),
+    ],
+)
+def test_objectives_without_a_sensor(term, left):
+    assert objectives.without(term, {"rgb"}) == left
