@@ -3,7 +3,7 @@
     python -m experiments.prepare --dataset ombria --source OMBRIA --tile 64 --out data/ombria
     python -m experiments.pretrain --config configs/floods.py --workdir runs/floods
     python -m experiments.few_labels --config data/ombria/finetune_flood.py --out runs/floods_few \
-        --config.init_from=runs/floods --fractions 0.1 1
+        --config.init_from=runs/floods --of scenes --fractions 0.1 1
 
 Views of a place in both sensors are to have like embeddings, and those of all places are to be spread: radar and optics
 are positives of each other. A view shows both dates, so that nothing asks the encoder to overlook a flood.

@@ -20,13 +20,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=cli.folder, required=True, help="folder of all runs, the table and the figure")
     parser.add_argument("--fractions", nargs="+", type=float, default=(0.01, 0.1, 1.0), help="shares of the labels")
+    parser.add_argument(
+        "--of", default="samples", help="what shares are of: samples, or scenes that tiles were cut from"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="2 or more give intervals")
     parser.add_argument("--beside", nargs="+", default=(), metavar="RUN", help="further encoders, as arms of their own")
     arguments, values = cli.read_run(parser)
     from experiments.run import few_labels
 
     processes.alone("experiments.few_labels")
-    asked = (arguments.out, arguments.fractions, arguments.seeds, arguments.beside)
+    asked = (arguments.out, arguments.fractions, arguments.seeds, arguments.beside, arguments.of)
     print(few_labels.markdown(few_labels.study(values, *asked)))
     print(f"runs, table and figure are in {arguments.out}")
     return 0

@@ -108,7 +108,7 @@ def train_batches(config: DataConfig, *, host: int = 0, hosts: int = 1, multiple
 def _positions(dataset: Dataset, stream: StreamConfig, max_bad: int) -> np.ndarray:
     """Positions of the records that a stream shows."""
     chosen = stream.fraction, stream.fraction_label, stream.subset_seed
-    return subset(dataset, stream.split, *chosen, max_bad=max_bad)
+    return subset(dataset, stream.split, *chosen, of=stream.fraction_of, max_bad=max_bad)
 
 
 class BatchIterator:

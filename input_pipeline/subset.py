@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import numpy as np
 
 from input_pipeline import example, schema
@@ -9,14 +13,19 @@ from input_pipeline.dataset import Dataset
 from input_pipeline.records import Records
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 
+SAMPLES, SCENES = "samples", "scenes"
+_TILE = re.compile(r"(.+)/\d+/\d+")  # as tiles of a scene are called: its own id, then their left and upper pixel
 _AT_ONCE = 64  # records in memory while labels are read
 
 
-def subset(dataset: Dataset, split: str, fraction: float, label: str, seed: int, *, max_bad: int = 0) -> np.ndarray:
+def subset(
+    dataset: Dataset, split: str, fraction: float, label: str, seed: int, *, of: str = SAMPLES, max_bad: int = 0
+) -> np.ndarray:
     """Chooses a share of a split: a pure function of the data set and these arguments.
 
     Of all n samples, or of the n of every class, the first max(1, round(fraction n)) of a random order are taken: a
-    larger fraction holds the smaller ones (our choice).
+    larger fraction holds the smaller ones (our choice). Of scenes, the tiles of the first so many are taken: those of
+    one scene are alike, and a share of all tiles knows nearly every place.
 
     Args:
         dataset: whose split it is.
@@ -25,6 +34,7 @@ def subset(dataset: Dataset, split: str, fraction: float, label: str, seed: int,
         label: of kind CLASSES: the share is taken of every class, and samples of unknown class are left out. "" takes
             it of all samples, and reads nothing.
         seed: 0 or more.
+        of: "samples", or "scenes": what tiles were cut from, see `scene_of`; then there is no label.
         max_bad: broken records that are tolerated where labels are read; they are left out.
 
     Returns:
@@ -37,8 +47,12 @@ def subset(dataset: Dataset, split: str, fraction: float, label: str, seed: int,
     size = dataset.size(split)
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction = {fraction}: wanted a share above 0, at most 1")
-    groups = _by_class(dataset, split, label, max_bad) if label else [np.arange(size)]
     rng = np.random.Generator(np.random.Philox(seed))
+    if of == SCENES:
+        _, scene = np.unique(read_scenes(dataset, split, max_bad), return_inverse=True)
+        count = scene.max() + 1
+        return np.flatnonzero(np.isin(scene, rng.permutation(count)[: max(1, round(fraction * count))]))
+    groups = _by_class(dataset, split, label, max_bad) if label else [np.arange(size)]
     taken = [rng.permutation(group)[: max(1, round(fraction * len(group)))] for group in groups]
     return np.sort(np.concatenate(taken))
 
@@ -70,12 +84,36 @@ def read_classes(dataset: Dataset, split: str, label: str, max_bad: int = 0) -> 
         label: of kind CLASSES.
         max_bad: broken records that are tolerated.
     """
-    size, key = dataset.size(split), f"labels/{label}"
+    classes, key = np.full(dataset.size(split), schema.UNLABELLED), f"labels/{label}"
+    for position, values in _read(dataset, split, max_bad):
+        for number in values.get(key, ()):
+            classes[position] = number
+    return classes
+
+
+def read_scenes(dataset: Dataset, split: str, max_bad: int = 0) -> np.ndarray:
+    """What every sample of a split was cut from, [size] str, see `scene_of`; "" where the record is broken.
+
+    The arguments are those of `read_classes`.
+    """
+    scenes = np.full(dataset.size(split), "", object)
+    for position, values in _read(dataset, split, max_bad):
+        for name in values.get("id", ()):
+            scenes[position] = scene_of(name.decode())
+    return scenes.astype(str)
+
+
+def scene_of(sample: str) -> str:
+    """The scene that a sample was cut from, by its id; the id itself where it is no tile of one."""
+    tile = _TILE.fullmatch(sample)
+    return tile[1] if tile else sample
+
+
+def _read(dataset: Dataset, split: str, max_bad: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Position and values of every record, one after the other; a broken one has none."""
+    size = dataset.size(split)
     records = Records(dataset.directory, split, dataset.files[split], dataset.counts[split], max_bad=max_bad)
-    classes = np.full(size, schema.UNLABELLED)
     for start in range(0, size, _AT_ONCE):
         payloads = records.read(range(start, min(start + _AT_ONCE, size)))
         for position, payload in enumerate(payloads, start):
-            for number in example.parse(payload or b"").get(key, ()):
-                classes[position] = number
-    return classes
+            yield position, example.parse(payload or b"")

@@ -25,6 +25,7 @@ class StreamConfig:
         fraction: share of the split's samples that are read; `input_pipeline.subset` says which ones.
         fraction_label: a label of classes: the share is taken of every class, and samples of unknown class are left
             out. "" takes it of all samples.
+        fraction_of: "samples", or "scenes", of which all tiles are read: where samples are tiles of larger images.
         subset_seed: chooses the subset; larger fractions hold the smaller ones of the same seed.
     """
 
@@ -36,6 +37,7 @@ class StreamConfig:
     weight: float = 1.0
     fraction: float = 1.0
     fraction_label: str = ""
+    fraction_of: str = "samples"
     subset_seed: int = 0
 
     def __post_init__(self):
@@ -220,6 +222,9 @@ def _check_stream(where: str, stream: StreamConfig) -> None:
     _want(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, f"{where}.crop_scale", scale, "0 < min <= max <= 1")
     _want(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], f"{where}.crop_ratio", ratio, "0 < min <= max")
     _want(0 < stream.fraction <= 1, f"{where}.fraction", stream.fraction, "a share above 0, at most 1")
+    units = ("samples",) if stream.fraction_label else ("samples", "scenes")  # a share of every class is of samples
+    wanted = " or ".join(f'"{unit}"' for unit in units)
+    _want(stream.fraction_of in units, f"{where}.fraction_of", stream.fraction_of, wanted)
     _want(stream.subset_seed >= 0, f"{where}.subset_seed", stream.subset_seed, "0 or more")
 
 

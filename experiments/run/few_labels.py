@@ -12,6 +12,7 @@ from experiments.reports import arms
 from experiments.run import data as run_data
 from experiments.run.finetune import encoder_of, finetune
 from experiments.run.fit import once
+from input_pipeline.subset import SAMPLES
 from ringmoe_jax import files
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError
@@ -35,7 +36,12 @@ SHOWN = 2  # metrics in the picture
 
 
 def study(
-    values: Mapping[str, Any], out: str, fractions: Sequence[float], seeds: Sequence[int], beside: Sequence[str] = ()
+    values: Mapping[str, Any],
+    out: str,
+    fractions: Sequence[float],
+    seeds: Sequence[int],
+    beside: Sequence[str] = (),
+    of: str = SAMPLES,
 ) -> FewLabels:
     """Trains every arm on every share of the labels with every seed.
 
@@ -48,6 +54,7 @@ def study(
         fractions: shares of the training samples, above 0, at most 1; of every class where the target is a class.
         seeds: of the runs.
         beside: folders of further encoders, each with arms of its own, frozen and fine-tuned.
+        of: what the shares are of: "samples", or "scenes" that tiles were cut from, of all classes.
 
     Returns:
         What `few_labels.json` holds: each metric a mean over seeds with its interval.
@@ -58,13 +65,14 @@ def study(
     config = FinetuneConfig.of(values)
     if not config.init_from:
         raise ConfigError("few_labels compares a pre-trained encoder with a new one: give --config.init_from=runs/...")
-    stratified, compared = _stratified(config), ARMS | anchors(beside)
+    subset = dict(fraction_label=_stratified(config) if of == SAMPLES else "", fraction_of=of)
+    compared = ARMS | anchors(beside)
     rows: list[ArmScores] = []
     for fraction in fractions:
         scored: dict[str, list[TaskScore]] = {arm: [] for arm in compared}
         for seed in seeds:
             for arm, changes in compared.items():
-                own = _values(values, changes, fraction, seed, stratified)
+                own = _values(values, changes, seed, subset | dict(fraction=fraction))
                 workdir = Path(out) / arm.replace(", ", "_").replace(" ", "_") / f"{fraction:g}" / f"seed{seed}"
                 scored[arm].append(_run(own, workdir))
         rows += [_mean(arm, fraction, [run.scores for run in runs]) for arm, runs in scored.items()]
@@ -101,7 +109,7 @@ def _run(values: dict[str, Any], workdir: Path) -> TaskScore:
     return results.load(TaskScore, workdir / RESULT)
 
 
-def _values(values: Mapping, changes: Mapping, fraction: float, seed: int, stratified: str) -> dict[str, Any]:
+def _values(values: Mapping, changes: Mapping, seed: int, subset: Mapping[str, Any]) -> dict[str, Any]:
     own = copy.deepcopy(dict(values))
     own["adaptation"] = dict(own.get("adaptation", {})) | changes["adaptation"]
     own["weights"] = changes.get("weights", CHECKPOINT)
@@ -109,7 +117,7 @@ def _values(values: Mapping, changes: Mapping, fraction: float, seed: int, strat
     own.setdefault("train", {})["seed"] = seed
     own["data"]["shuffle_seed"] = seed
     for stream in own["data"]["streams"].values():
-        stream.update(fraction=fraction, fraction_label=stratified, subset_seed=seed)
+        stream.update(**subset, subset_seed=seed)
     return own
 
 

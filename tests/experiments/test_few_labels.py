@@ -75,6 +75,12 @@ def test_every_arm_sees_the_same_labels_and_budget(trained, tmp_path):
     assert trained[0].train.seed == 3
 
 
+def test_shares_of_scenes_are_not_of_every_class(trained, tmp_path):
+    few_labels.study(VALUES, str(tmp_path), [0.1], [3], of="scenes")
+    (stream,) = trained[0].data.streams.values()
+    assert (stream.fraction, stream.fraction_label, stream.fraction_of) == (0.1, "", "scenes")
+
+
 def test_scores_are_means_over_seeds_and_all_is_written(trained, tmp_path):
     summary = few_labels.study(VALUES, str(tmp_path), [0.1, 1.0], [0, 2])
     best = next(r for r in summary.results if r.arm == "pre-trained, fine-tuned" and r.fraction == 1)

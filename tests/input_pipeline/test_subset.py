@@ -13,7 +13,7 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import train_batches
 from input_pipeline.schema import CLASSES, MULTILABEL, Image, LabelInfo, Metadata, Sample, SensorInfo
-from input_pipeline.subset import read_classes, subset
+from input_pipeline.subset import read_classes, read_scenes, subset
 from ringmoe_jax import sensors
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.errors import ConfigError, DataError
@@ -39,6 +39,22 @@ def few(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(few):
     return open_dataset(str(few), ["rgb"])
+
+
+def test_a_share_of_scenes_takes_all_tiles_of_each(tmp_path):
+    info = SensorInfo.of(sensors.get("rgb"), (1, 4, 4), 1.0)
+    ids = [f"town/{scene}/{left}/{top}" for scene in range(10) for left in (0, 4) for top in (0, 4, 8)] + ["alone"]
+    samples = [Sample(name, {"rgb": Image(np.ones((1, 4, 4, 3), np.uint8))}) for name in ids]
+    write_dataset(tmp_path / "d", {"train": samples}, Metadata("d", {"rgb": info}, "", "none", "tests"), shards=2)
+    tiles = open_dataset(str(tmp_path / "d"), ["rgb"])
+    scenes = read_scenes(tiles, "train")
+    assert sorted(scenes) == sorted([f"town/{scene}" for scene in range(10)] * 6 + ["alone"])
+    small, large = (subset(tiles, "train", share, "", 3, of="scenes") for share in (0.2, 0.5))
+    assert len(set(scenes[small])) == 2
+    assert len(set(scenes[large])) == round(0.5 * 11)
+    for chosen in (small, large):
+        np.testing.assert_array_equal(chosen, np.flatnonzero(np.isin(scenes, scenes[chosen])))
+    assert set(small) < set(large)
 
 
 def test_only_the_label_is_read(few, dataset):
@@ -178,6 +194,8 @@ def test_wrong_positions(few, positions):
     [
         ({"fraction": 0}, "data.streams.a.fraction = 0: wanted a share"),
         ({"fraction": 1.5}, "data.streams.a.fraction = 1.5"),
+        ({"fraction_of": "towns"}, 'data.streams.a.fraction_of = \'towns\': wanted "samples" or "scenes"'),
+        ({"fraction_of": "scenes", "fraction_label": "kind"}, "fraction_of = 'scenes': wanted"),
         ({"subset_seed": -1}, "data.streams.a.subset_seed = -1: wanted 0 or more"),
         ({"crop_ratio": (2, 1)}, r"data.streams.a.crop_ratio = \(2, 1\): wanted 0 < min <= max"),
         ({"crop_scale": (0, 1)}, r"data.streams.a.crop_scale = \(0, 1\): wanted 0 < min <= max <= 1"),
