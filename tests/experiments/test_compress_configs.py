@@ -65,7 +65,9 @@ def test_one_sensor_of_a_shipped_configuration(values, sensor, name):
 
 
 def _trained_alone(values, sensor) -> bool:
-    """Whether an objective looks at this sensor and at no other."""
+    """Whether an objective looks at this sensor and at no other, or at several streams of which it is one."""
+    if any(sensor in term.get("streams", ()) for term in values["objectives"].values()):
+        return True
     others = set(values["model"]["sensors"]) - {sensor}
     named = [" ".join(map(str, jax.tree.leaves(term))).split() for term in values["objectives"].values()]
     return any(sensor in names and not others & set(names) for names in named)
