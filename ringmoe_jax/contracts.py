@@ -268,6 +268,11 @@ def pixel_mask(entry: Mapping):
     return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]
 
 
+def unmasked(entries: Mapping) -> dict[str, dict]:
+    """`batch["sensors"]` with nothing hidden from the encoder."""
+    return {name: {key: x for key, x in entry.items() if key != "mask"} for name, entry in entries.items()}
+
+
 def valid_cells(valid, grid: tuple[int, int]):
     """Which cells hold a valid pixel: [B, T, H, W] bool to [B, T, h, w]; h, w of `grid` divide H, W."""
     h, w = grid

@@ -201,7 +201,7 @@ def test_reference_run(tmp_path, elsewhere, monkeypatch):
     notebook = _run("05_reference_run.ipynb", elsewhere, monkeypatch, STEPS=2, **folders)
     text = "".join(output.get("text", "") for output in _outputs(notebook))
     shown = {name: float(re.search(rf"{name} +([0-9.]+)", text)[1]) for name in ("new weights", "this run", "shipped")}
-    assert all(0 <= value <= 1 for value in shown.values())
+    assert all(value > 0.9 for value in shown.values())  # dark and bright pictures: a curve of chance would show
     assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # the views, and the curve
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks import gpu, train
@@ -35,12 +34,12 @@ def measure(values: Mapping[str, Any], minutes: float, workdir: str, setting: gp
     """
     config = PretrainConfig.of(values).complete()
     peak = gpu.peak(setting, {}, dtype="float32")["flops"]
-    trial = _trained(config, TRIAL, f"{workdir}/trial")
-    steps = max(TRIAL, int(60 * minutes / trial["perf/step_seconds"]))
-    print(f"\none step takes {trial['perf/step_seconds']:.3g} s: {steps} steps in {minutes:g} minutes", flush=True)
+    _, trial = _trained(config, TRIAL, f"{workdir}/trial")
+    steps = max(TRIAL, int(TRIAL * minutes / trial))
+    print(f"\none step takes {60 * trial / TRIAL:.3g} s: {steps} steps in {minutes:g} minutes", flush=True)
     folder = f"{workdir}/run"
-    last = _trained(config, steps, folder)
-    views, taken = leaderboard.effort(metrics.read(folder))
+    views, taken = _trained(config, steps, folder)
+    flops = steps * train.model_flops(train.dense_backbone(config))
     split = "validation"  # test tiles are for finished recipes
     evaluation = evaluate(folder, protocol="knn", features="stages", split=split, brief=True)
     scores: dict[str, dict[str, float]] = {}
@@ -52,14 +51,14 @@ def measure(values: Mapping[str, Any], minutes: float, workdir: str, setting: gp
         "views": views,
         "minutes": taken,
         "images_per_second": views / (60 * taken),
-        "mfu": train.model_flops(train.dense_backbone(config)) / last["perf/step_seconds"] / peak,
+        "mfu": flops / (60 * taken) / peak,
         "split": split,
         **scores,
     }
 
 
-def _trained(config: Mapping[str, Any], steps: int, workdir: str) -> dict[str, Any]:
-    """The last metrics of a run of so many steps, without checkpoints and validation on the way."""
+def _trained(config: Mapping[str, Any], steps: int, workdir: str) -> tuple[int, float]:
+    """Images that a run of so many steps was shown, and its minutes, without checkpoints and validation on the way."""
     every = dict(steps=steps, log_every=max(1, min(50, steps // 5)), checkpoint_every=steps, evaluate_every=0)
     pretrain({**config, "train": {**config["train"], **every}}, workdir)
-    return next(record for record in reversed(metrics.read(Path(workdir))) if "perf/step_seconds" in record)
+    return leaderboard.effort(metrics.read(workdir))

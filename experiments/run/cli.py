@@ -233,9 +233,7 @@ def keep_sensors(values: Mapping[str, Any], sensors: Sequence[str]) -> dict[str,
         model = model | {"sensors": left(model["sensors"])}
     from ringmoe_jax.objectives import without  # with JAX, which help does not need
 
-    narrowed = {label: without(term, gone) for label, term in terms.items()}
-    terms = {label: term for label, term in narrowed.items() if term is not None}
-    changed = {"model": model, "data": data, "objectives": terms}
+    changed = {"model": model, "data": data, "objectives": without(terms, gone)}
     return {**values, **{key: group for key, group in changed.items() if key in values}}
 
 

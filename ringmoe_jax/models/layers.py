@@ -178,11 +178,8 @@ class PyramidDecoder(nnx.Module):
         self.pixels = PixelDecoder(widths[0], stride, channels, rngs, dtype=dtype)
 
     def __call__(self, stages: Sequence[jax.Array]) -> jax.Array:
-        height, width = stages[0].shape[-3:-1]
-        total = 0
-        for x, norm, project in zip(stages, self.norms, self.project, strict=True):
-            x = project(norm(x))
-            total += jnp.repeat(jnp.repeat(x, height // x.shape[-3], axis=-3), width // x.shape[-2], axis=-2)
+        levels = [project(norm(x)) for x, norm, project in zip(stages, self.norms, self.project, strict=True)]
+        total = sum(jax.image.resize(x, levels[0].shape, "nearest") for x in levels)
         return self.pixels(jax.nn.gelu(total))
 
 

@@ -310,8 +310,8 @@ class RingMoE(nnx.Module):
         if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
             shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
             raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
-        seen = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
-        embedded = {name: tokens for name, (tokens, _) in seen.items()}
+        stems = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
+        embedded = {name: tokens for name, (tokens, _) in stems.items()}
         observed = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded, observed)
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)
@@ -321,7 +321,7 @@ class RingMoE(nnx.Module):
         shown = tokens if self.config.decoder == LAST else backbone  # to decoders
         return {
             "tokens": tokens,
-            "stages": {name: (*seen[name][1], *maps) for name, maps in backbone.items()},
+            "stages": {name: (*stems[name][1], *maps) for name, maps in backbone.items()},
             "pooled": {
                 name: mean_of_cells(t, valid_cells(entries[name]["valid"], t.shape[2:4])) for name, t in tokens.items()
             },

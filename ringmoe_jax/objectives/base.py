@@ -237,22 +237,25 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
     return built
 
 
-def without(term: Mapping[str, Any], gone: Collection[str]) -> dict[str, Any] | None:
-    """The configuration of an objective in a model that lacks some sensors.
+def without(terms: Mapping[str, Mapping[str, Any]], gone: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The objectives of a config in a model that lacks some sensors.
 
     Args:
-        term: {"name": ..., fields}.
+        terms: {label: {"name": ..., fields}}.
         gone: names of sensors.
 
     Returns:
-        The same with fewer `streams`, where it has several; None where it cannot do without one that is gone.
+        Those that can do without: with fewer `streams`, where they have several, and not naming one that is gone.
     """
-    left = dict(term)
-    if streams := left.get("streams"):
-        left["streams"] = tuple(name for name in streams if name not in gone)
-    named = [value if isinstance(value, list | tuple) else (value,) for value in left.values()]
-    lost = streams and not left["streams"]
-    return None if lost or any(isinstance(name, str) and name in gone for names in named for name in names) else left
+    left = {}
+    for label, term in terms.items():
+        streams = term.get("streams", ())
+        fewer = tuple(name for name in streams if name not in gone)
+        term = dict(term) | ({"streams": fewer} if streams else {})
+        named = [value if isinstance(value, list | tuple) else (value,) for value in term.values()]
+        if bool(fewer) == bool(streams) and not any(isinstance(n, str) and n in gone for names in named for n in names):
+            left[label] = term
+    return left
 
 
 def collect_heads(objectives: Mapping[str, Objective], sensors: Mapping[str, Sensor]) -> dict[str, dict[str, int]]:

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.objectives.base import NOTHING, Objective, Result, masked_mean, register
+from ringmoe_jax.objectives.matching import smooth_l1, standardised
 
 
 @register("latent_targets")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentTargets(Objective):
     """Smooth L1 between prediction and target of every hidden cell, see `ringmoe_jax.pretext.latent`.
+
+    Targets are standardised over the D channels of their cell (data2vec, I-JEPA).
 
     L = mean over channels of |d| - beta / 2 where |d| > beta, else d^2 / (2 beta) (data2vec, arXiv 2202.03555, Eq. 2).
 
@@ -40,10 +43,8 @@ class LatentTargets(Objective):
         found = outputs["latent"].get(self.sensor)
         if found is None:
             return NOTHING
-        prediction, target, weight = (found[name] for name in ("prediction", "target", "weight"))
-        error = jnp.abs(prediction - target)
-        penalty = jnp.where(error > self.beta, error - self.beta / 2, jnp.square(error) / (2 * self.beta))
-        value, count, _ = masked_mean(penalty, weight)
+        prediction, target, weight = found["prediction"], standardised(found["target"]), found["weight"]
+        value, count, _ = masked_mean(smooth_l1(prediction - target, self.beta), weight)
         share = weight[..., None] / jnp.maximum(count, 1)
         mean = jnp.sum(share * target, axis=(0, 1, 2, 3))
         spread = jnp.sqrt(jnp.sum(share * jnp.square(target - mean), axis=(0, 1, 2, 3)))

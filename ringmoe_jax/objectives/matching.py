@@ -64,10 +64,10 @@ class FeatureMatching(Objective):
                 f"{_shapes(wanted)} of the teacher: match models of equal width and depth, or use prediction_matching"
             )
         value, weight, cosine = jnp.float32(0), jnp.float32(0), jnp.float32(0)
-        for s, t in zip(map(_standardised, own), map(_standardised, wanted), strict=True):
+        for s, t in zip(map(standardised, own), map(standardised, wanted), strict=True):
             seen = valid_cells(batch["sensors"][self.sensor]["valid"], s.shape[2:4])
             area = (own[0].shape[2] / s.shape[2]) ** 2  # of a cell, in cells of the finest stage
-            errors, cells, _ = masked_mean(self._penalty(s - t), seen)
+            errors, cells, _ = masked_mean(smooth_l1(s - t, self.beta), seen)
             value, weight = value + area * errors, weight + area * cells
             cosine += area * masked_mean(s * t, seen)[0]
         return value, weight, {"cosine": cosine / jnp.maximum(weight, 1)}
@@ -75,10 +75,6 @@ class FeatureMatching(Objective):
     def _maps(self, features: Mapping) -> tuple[jax.Array, ...]:
         """[B, T, h, w, D] of every stage, or of the one that is called tokens."""
         return tuple(features[self.sensor]) if self.level == "stages" else (features[self.sensor],)
-
-    def _penalty(self, difference: jax.Array) -> jax.Array:
-        error = jnp.abs(difference)
-        return jnp.where(error > self.beta, error - self.beta / 2, jnp.square(difference) / (2 * self.beta))
 
 
 @register("prediction_matching")
@@ -180,7 +176,13 @@ def teacher_of(outputs: Mapping, objective: Objective) -> Mapping:
     return outputs["teacher"]
 
 
-def _standardised(features: jax.Array) -> jax.Array:
+def smooth_l1(difference: jax.Array, beta: float) -> jax.Array:
+    """|d| - beta / 2 where |d| > beta, else d^2 / (2 beta); any shape."""
+    error = jnp.abs(difference)
+    return jnp.where(error > beta, error - beta / 2, jnp.square(difference) / (2 * beta))
+
+
+def standardised(features: jax.Array) -> jax.Array:
     """[..., D] float32 of zero mean and unit variance over D; zeros where all channels are equal."""
     x = features.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)

@@ -25,6 +25,11 @@ def _trained(params: Params, state: Any) -> Params:
     return params
 
 
+def encoder(params: Params) -> Params:
+    """What is trained without the heads that only a pretext task has, its "projections"."""
+    return {name: value for name, value in params.items() if name != "projections"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretext:
     """Forward passes of one training step.

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.contracts import FUSED, SECOND, mean_of_cells, valid_cells
+from ringmoe_jax.contracts import FUSED, SECOND, mean_of_cells, unmasked, valid_cells
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.pretext import matching, prototypes
-from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec, encoder
 from ringmoe_jax.pretext.sinkhorn import sinkhorn
 
 IMAGE, LOCAL, ALIGN = "image", "local", "align"  # projections of a stream
@@ -139,8 +139,7 @@ def contrastive(model: Model, spec: PretextSpec, config: ContrastiveConfig) -> P
         return state | {"teacher": teacher, "step": step + 1}
 
     def export(params: Params, state: Any) -> Params:
-        own = {name: value for name, value in state["teacher"].items() if name != "projections"}
-        return own | ({BANK: state[BANK]} if BANK in state else {})
+        return encoder(state["teacher"]) | ({BANK: state[BANK]} if BANK in state else {})
 
     return Pretext(apply, init, after, export)
 
@@ -206,9 +205,9 @@ class _Passes:
         views = {"first": batch["sensors"]} | dict(batch.get("views", {}))
         if SECOND not in views or any("ground" not in e for view in views.values() for e in view.values()):
             raise DataError("contrastive pre-training needs two views of every sample: set data.views")
-        hidden = {n: {k: v for k, v in e.items() if k != "mask"} for n, e in views.pop(SECOND).items()}
-        teacher = self.model.apply(self.state["teacher"] | self.bank, {"sensors": hidden}, key=None, train=False)
-        teacher = _streams(jax.lax.stop_gradient(teacher), hidden)
+        second = unmasked(views.pop(SECOND))
+        teacher = self.model.apply(self.state["teacher"] | self.bank, {"sensors": second}, key=None, train=False)
+        teacher = _streams(jax.lax.stop_gradient(teacher), second)
         outputs, students = {}, {}
         for number, (name, view) in enumerate(views.items()):
             key = None if self.key is None else jax.random.fold_in(self.key, number)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ringmoe_jax.contracts import unmasked
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.pretext.base import Pretext
@@ -46,7 +47,7 @@ def distilled(student: Pretext, teacher: Model, teacher_params: Params, *, teach
 
     def apply(params: Params, state: Any, batch: Mapping, *, key, train: bool) -> tuple[dict, Any]:
         outputs, own = student.apply(params, _own(state), batch, key=key, train=train)
-        shown = batch["sensors"] if teacher_sees == "masked" else _unmasked(batch["sensors"])
+        shown = batch["sensors"] if teacher_sees == "masked" else unmasked(batch["sensors"])
         said = teacher.apply(state[LARGER], dict(batch) | {"sensors": shown}, key=None, train=False)
         return outputs | {"teacher": jax.lax.stop_gradient(said)}, own | {LARGER: state[LARGER]}
 
@@ -62,9 +63,3 @@ def distilled(student: Pretext, teacher: Model, teacher_params: Params, *, teach
 def _own(state: Mapping) -> dict:
     """The student's part of the state."""
     return {name: value for name, value in state.items() if name != LARGER}
-
-
-def _unmasked(entries: Mapping) -> dict:
-    return {
-        sensor: {name: value for name, value in entry.items() if name != "mask"} for sensor, entry in entries.items()
-    }

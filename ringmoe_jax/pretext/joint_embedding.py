@@ -19,7 +19,7 @@ from ringmoe_jax.contracts import FUSED, OF_EVERY_MODEL, SECOND, mean_of_cells, 
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
-from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec, encoder
 
 EMBEDDING = "embedding"  # level of `Objective.projections`
 FULL = ("first", SECOND)  # views that are no local crops
@@ -103,7 +103,7 @@ def joint_embedding(model: Model, spec: PretextSpec, config: JointEmbeddingConfi
         return outputs | {"embeddings": embeddings, "draw": draw}, state
 
     def export(params: Params, state: Any) -> Params:
-        return {name: value for name, value in params.items() if name != "projections"}
+        return encoder(params)
 
     return Pretext(apply, init, export=export)
 

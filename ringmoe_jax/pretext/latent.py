@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.contracts import valid_cells
-from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.contracts import unmasked, valid_cells
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import projection
 from ringmoe_jax.models.api import Model, Params
-from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec
+from ringmoe_jax.pretext.base import PRETEXTS, Pretext, PretextConfig, PretextSpec, encoder
 from ringmoe_jax.pretext.contrastive import momentum_at
+from ringmoe_jax.pretext.masked import require_masks
 
 LATENT = "latent"  # level of `Objective.projections`
 
@@ -56,9 +57,9 @@ def latent(model: Model, spec: PretextSpec, config: LatentConfig) -> Pretext:
 
     The state holds "teacher", parameters of the model, and "step". Outputs are the student's, and besides
 
-        outputs["latent"][sensor]   {"prediction": [B, T, h, w, D] float32, "target": the same, the teacher's tokens
-                                     standardised over D, "weight": [B, T, h, w] bool, cells of which everything valid
-                                     is hidden, and something is}
+        outputs["latent"][sensor]   {"prediction": [B, T, h, w, D] float32, "target": the same, the teacher's tokens,
+                                     "weight": [B, T, h, w] bool, cells of which everything valid is hidden, and
+                                     something is}
 
     What is exported is the teacher where it moves (data2vec, I-JEPA), else the student.
 
@@ -68,7 +69,8 @@ def latent(model: Model, spec: PretextSpec, config: LatentConfig) -> Pretext:
         config: see there.
 
     Raises:
-        ConfigError: no objective wants latent targets, or one names a sensor that the model does not have.
+        ConfigError: no objective wants latent targets, one names a sensor that the model does not have, or the model
+            hides nothing: it has no "mask_token".
         DataError: (when traced) a sensor of the batch has no "mask".
     """
     if not spec.projections:
@@ -76,6 +78,10 @@ def latent(model: Model, spec: PretextSpec, config: LatentConfig) -> Pretext:
     for stream in spec.projections:
         if stream not in model.streams:
             raise ConfigError(f'an objective foresees "{stream}": {nearest(stream, model.streams)}')
+    if "mask_token" not in model.shapes():
+        raise ConfigError(
+            'pretext "latent" hides cells, and this model has no mask_token: it would see them all the same'
+        )
     predictors = {
         name: projection.build_predictor(model.streams[name], config.hidden, model.streams[name])
         for name in spec.projections
@@ -87,11 +93,10 @@ def latent(model: Model, spec: PretextSpec, config: LatentConfig) -> Pretext:
         return params | {"projections": heads}, {"teacher": jax.tree.map(jnp.copy, params), "step": jnp.int32(0)}
 
     def apply(params: Params, state: Any, batch: Mapping, *, key, train: bool) -> tuple[dict, Any]:
-        if without := [name for name, entry in batch["sensors"].items() if "mask" not in entry]:
-            raise DataError(f"latent targets need hidden cells of {', '.join(without)}: set data.mask_ratio > 0")
+        require_masks(batch)
         outputs = model.apply(params, batch, key=key, train=train)
-        whole = {s: {k: v for k, v in entry.items() if k != "mask"} for s, entry in batch["sensors"].items()}
-        seen = model.apply(state["teacher"], dict(batch) | {"sensors": whole}, key=None, train=False)["tokens"]
+        whole = dict(batch) | {"sensors": unmasked(batch["sensors"])}
+        seen = jax.lax.stop_gradient(model.apply(state["teacher"], whole, key=None, train=False)["tokens"])
         compare = functools.partial(_compare, outputs, seen, batch["sensors"])
         found = {
             name: compare(name, functools.partial(predictor.apply, params["projections"][name]))
@@ -101,31 +106,21 @@ def latent(model: Model, spec: PretextSpec, config: LatentConfig) -> Pretext:
         return outputs | {"latent": found}, state
 
     def after(params: Params, state: Any) -> Any:
-        step = state["step"]
-        if config.momentum == 1:
-            return state | {"step": step + 1}
-        m = momentum_at(step, spec.steps, config.momentum)
-        teacher = jax.tree.map(lambda t, p: m * t + (1 - m) * p, state["teacher"], _own(params))
-        return {"teacher": teacher, "step": step + 1}
+        m = momentum_at(state["step"], spec.steps, config.momentum)
+        teacher = jax.tree.map(lambda t, p: m * t + (1 - m) * p, state["teacher"], encoder(params))
+        return {"teacher": teacher, "step": state["step"] + 1}
 
     def export(params: Params, state: Any) -> Params:
-        return _own(params) if config.momentum == 1 else state["teacher"]
+        return encoder(params) if config.momentum == 1 else state["teacher"]
 
     return Pretext(apply, init, after, export)
 
 
-def _own(params: Params) -> Params:
-    """The model's parameters."""
-    return {name: value for name, value in params.items() if name != "projections"}
-
-
 def _compare(outputs: Mapping, seen: Mapping, entries: Mapping, name: str, predict) -> dict[str, jax.Array]:
     """What `outputs["latent"]` says of a sensor."""
-    target = jax.lax.stop_gradient(seen[name]).astype(jnp.float32)
-    mean, deviation = (f(target, axis=-1, keepdims=True) for f in (jnp.mean, jnp.std))
-    hidden, valid, grid = outputs["pixel_mask"][name], entries[name]["valid"], target.shape[2:4]
+    hidden, valid, grid = outputs["pixel_mask"][name], entries[name]["valid"], seen[name].shape[2:4]
     return {
         "prediction": predict(outputs["tokens"][name]).astype(jnp.float32),
-        "target": (target - mean) / (deviation + 1e-6),
+        "target": seen[name].astype(jnp.float32),
         "weight": valid_cells(hidden, grid) & ~valid_cells(valid & ~hidden, grid),
     }

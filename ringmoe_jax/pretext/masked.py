@@ -23,7 +23,7 @@ def masked(model: Model) -> Pretext:
     """
 
     def apply(params, state, batch, *, key, train):
-        _require_masks(batch)
+        require_masks(batch)
         return model.apply(params, batch, key=key, train=train), state
 
     return Pretext(apply)
@@ -42,7 +42,7 @@ def masked_parts(model: Model) -> Pretext:
     """
 
     def apply(params, state, batch, *, key, train):
-        _require_masks(batch)
+        require_masks(batch)
         complex_sensors = [n for n in batch["sensors"] if sensor_table.get(n).resampling == COMPLEX]
         keys = [None] * len(complex_sensors)
         if key is not None:
@@ -95,7 +95,8 @@ def _lost_parts(entry, key) -> jax.Array:
     return lost[:, :, None, None, :]
 
 
-def _require_masks(batch) -> None:
+def require_masks(batch) -> None:
+    """Raises a DataError where a sensor of the batch has no "mask"."""
     without = [name for name, entry in batch["sensors"].items() if "mask" not in entry]
     if without:
         raise DataError(f"masked pre-training needs hidden cells for {', '.join(without)}: set data.mask_ratio > 0")

@@ -279,13 +279,12 @@ def _narrowed(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
     by_sensor = {key: data[key] for key in ("bands", "sizes", "frames") if key in data}
     by_sensor = {key: {name: v for name, v in values.items() if name in left} for key, values in by_sensor.items()}
     before, routed = PretrainConfig.of(config), models.read(model).has_experts
-    gone = before.sensors.keys() - left
-    narrowed = {label: objectives.without(term, gone) for label, term in config["objectives"].items()}
-    narrowed = {label: term for label, term in narrowed.items() if term is not None}
+    narrowed = objectives.without(config["objectives"], before.sensors.keys() - left)
     built = objectives.build(narrowed) if narrowed else {}
-    looks = {label: _looks_at(term, before.sensors) for label, term in built.items()}
-    terms = {label: narrowed[label] for label, seen in looks.items() if seen <= left and (routed or seen)}
-    if not any(looks[label] for label in terms):
+    kept = [label for label, term in built.items() if _looks_at(term, before.sensors) <= left]
+    balances = {label for label in kept if isinstance(built[label], objectives.Balance)}
+    terms = {label: narrowed[label] for label in kept if routed or label not in balances}
+    if not set(terms) - balances:
         raise ConfigError(f"no objective of the run looks at {', '.join(model['sensors'])} alone: keep further sensors")
     data = {**data, **by_sensor, "streams": streams}
     if data.get("views"):

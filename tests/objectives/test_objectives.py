@@ -229,4 +229,4 @@ def test_nothing_stays_nothing():
     ],
 )
 def test_objectives_without_a_sensor(term, left):
-    assert objectives.without(term, {"rgb"}) == left
+    assert objectives.without({"label": term}, {"rgb"}) == ({} if left is None else {"label": left})
