@@ -8,8 +8,9 @@ import pytest
 
 from configs import common
 from configs.finetune import common as finetuning
-from experiments.run import ablate, finetune
+from experiments.run import ablate
 from experiments.run.cli import read_config
+from experiments.run.encoder import encoder_of
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, run, tasks
 from ringmoe_jax.compress import Network, submodel_config
@@ -103,7 +104,7 @@ def build_task(values):
     truth = task.target if task.target in stream.sensors else ""
     target = tasks.Target(task.target, task.kinds[0], () if truth else ("a", "b"), truth, dates=2)
     spec = TaskSpec(target, dict.fromkeys(stream.sensors, 2))
-    return run.finetuning(config, finetune.encoder_of(config), spec, {})
+    return run.finetuning(config, encoder_of(config), spec, {})
 
 
 @pytest.mark.parametrize(

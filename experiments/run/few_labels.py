@@ -10,7 +10,8 @@ from typing import Any
 
 from experiments.reports import arms
 from experiments.run import data as run_data
-from experiments.run.finetune import encoder_of, finetune
+from experiments.run.encoder import encoder_of
+from experiments.run.finetune import finetune
 from experiments.run.fit import once
 from input_pipeline.subset import SAMPLES
 from ringmoe_jax import files

@@ -8,35 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.run import data as run_data
 from experiments.run import score
+from experiments.run.encoder import encoder_of
 from experiments.run.fit import fit, new_state, require_done
 from input_pipeline.reader import BatchIterator
-from ringmoe_jax import models
 from ringmoe_jax import run as runs
-from ringmoe_jax.data_config import DataConfig
-from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds
-from ringmoe_jax.models import Params, count, resampling
+from ringmoe_jax.models import count
 from ringmoe_jax.models.downstream import DECODER, ENCODER
 from ringmoe_jax.parallel import processes
-from ringmoe_jax.run import (
-    CHECKPOINT,
-    FEATURES,
-    IMPORTED,
-    TASK,
-    Encoder,
-    FinetuneConfig,
-    Parts,
-    Run,
-    kind_of,
-    read_record,
-    results,
-)
+from ringmoe_jax.run import CHECKPOINT, TASK, Encoder, FinetuneConfig, Parts, Run, results
 from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores, TaskScore
-from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.training.state import TrainState
 
 SECTIONS = ("task", "head", "neck", "adaptation", "objectives", "model", "override", "data", "optimizer")
@@ -61,9 +45,8 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     kept = encoder.statistics if config.statistics == CHECKPOINT else {}
     spec = run_data.task_spec(config, dataset)
     parts = runs.finetuning(config, encoder, spec, dict(data.statistics) | kept, mesh)
-    state = new_state(parts, config)
-    if config.init_from and config.weights == CHECKPOINT:
-        state = fill(state, Run.open(config.init_from).params)
+    trained = config.init_from and config.weights == CHECKPOINT
+    state = new_state(parts, config, {ENCODER: Run.open(config.init_from).params} if trained else {})
     describe(config, encoder, parts, state, data)
 
     record = {
@@ -94,55 +77,6 @@ def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> 
     joined = SeedScores(seeds=tuple(numbers), task=scored[0].task, scores=means, runs=tuple(scored))
     results.write(Path(workdir) / SEED_SCORES, joined)
     return joined
-
-
-def encoder_of(config: FinetuneConfig) -> Encoder:
-    """What the config's `init_from`, `model` and `override` say; it takes images of the size that data shows.
-
-    Raises:
-        ConfigError: `init_from` is a fine-tuned run, or data shows images of several sizes.
-    """
-    changes = {"adapter": config.adaptation.hidden} if config.adaptation.method == "convpass" else {}
-    if not config.init_from:
-        return Encoder(_sized(config.model | changes, config.data), config.data.bands, {})
-    record = read_record(config.init_from)
-    if kind_of(record) not in FEATURES:
-        raise ConfigError(f"init_from = {config.init_from} is a fine-tuned run: give the pre-trained one before it")
-    saved = record["config"]
-    return Encoder(
-        _sized(_merge(saved["model"], config.override) | changes, config.data),
-        {name: tuple(chosen) for name, chosen in saved["data"].get("bands", {}).items()},
-        {name: Statistics(**s) for name, s in record["statistics"].items()},
-        record["step"],
-        record.get(IMPORTED, {}),
-    )
-
-
-def fill(state: TrainState, params: Params) -> TrainState:
-    """A new state with the encoder's parameters of a checkpoint in it, where they were.
-
-    Parameters that the encoder does not have (decoders of the pre-training) are left out; those that it has and the
-    checkpoint lacks (bypasses) stay new.
-
-    Args:
-        state: of `new_state`.
-        params: of the pre-training run.
-
-    Raises:
-        DataError: a parameter has another shape, and is no position table, which is resampled, see
-            `ringmoe_jax.models.resampling`.
-    """
-
-    def filled(new, old, where):
-        if isinstance(new, Mapping):
-            return {k: filled(part, old[k], f"{where}/{k}") if k in old else part for k, part in new.items()}
-        fitting = resampling.fitted(np.asarray(old), new.shape, where)
-        return jax.make_array_from_callback(new.shape, new.sharding, lambda part: fitting[part])
-
-    trained, frozen = state.params.get(ENCODER, {}), state.pretext.get("frozen", {})
-    parts = state.params | ({ENCODER: filled(trained, params, ENCODER)} if trained else {})
-    pretext = {"frozen": filled(frozen, params, ENCODER)} if frozen else {}
-    return dataclasses.replace(state, params=parts, pretext=pretext)
 
 
 class CheckedTruth:
@@ -182,20 +116,3 @@ def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: Trai
     print(f"data        {data.samples[name]} samples of {data.datasets[name].directory}, {shown} a step")
     for label, objective in parts.objectives.items():
         print(f"objective   {label}: {objective}")
-
-
-def _merge(base: Mapping, changes: Mapping) -> dict:
-    """Nested dicts, the second one's values over the first one's."""
-    return dict(base) | {
-        k: _merge(base[k], v) if isinstance(v, Mapping) and isinstance(base.get(k), Mapping) else v
-        for k, v in changes.items()
-    }
-
-
-def _sized(model: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:
-    """A model that takes images of the size that the data shows it."""
-    (stream,) = data.streams.values()
-    sizes = {data.size(name) for name in models.image_sizes(model) if name in stream.sensors}
-    if len(sizes) > 1:
-        raise ConfigError(f"data shows images of {sorted(sizes)} px to an encoder that takes one size: set data.sizes")
-    return dict(model) | ({"image_size": sizes.pop()} if sizes else {})

@@ -22,15 +22,22 @@ from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import TrainState, create, shapes
+from ringmoe_jax.training.state import TrainState, create, known_of, shapes
 
 REQUEST = "request.json"  # of one run of a grid
 
 
-def new_state(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
-    """A state at step 0, in its place on the mesh."""
+def new_state(
+    parts: Parts, config: PretrainConfig | FinetuneConfig, params: Mapping[str, Any] | None = None
+) -> TrainState:
+    """A state at step 0, in its place on the mesh; it begins with what its model shares with `params`, if any.
+
+    Raises:
+        DataError: see `ringmoe_jax.training.state.known_of`.
+    """
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
-    return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh)
+    known = known_of(parts.model, params) if params else {}
+    return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh, known=known)
 
 
 def new_shapes(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:

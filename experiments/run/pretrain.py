@@ -10,6 +10,7 @@ import jax
 
 from experiments.run import data as run_data
 from experiments.run.data import VALIDATION
+from experiments.run.encoder import begun
 from experiments.run.fit import fit, new_state, with_experts_left
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator
@@ -18,8 +19,8 @@ from ringmoe_jax.contracts import check_outputs
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
-from ringmoe_jax.run import Parts, PretrainConfig
-from ringmoe_jax.training.state import TrainState
+from ringmoe_jax.run import CHECKPOINT, FEATURES, ORIGIN, Parts, PretrainConfig, Run
+from ringmoe_jax.training.state import TrainState, known_of
 
 SECTIONS = ("model", "pretext", "objectives", "data", "optimizer", "pruning")  # that a resumed run must share
 VALIDATION_BATCHES = 4
@@ -36,15 +37,17 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
     config, data, parts = open_parts(values, workdir)
-    state = new_state(parts, config)
-    describe(parts, state, data)
+    begins = Run.open(config.init_from, kinds=FEATURES) if config.init_from else None
+    state = new_state(parts, config, begins.params if begins else {})
+    describe(parts, state, data, begins)
+    record = {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}}
     return fit(
         workdir,
         state,
         data,
         parts,
         config,
-        {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
+        record | ({ORIGIN: begins.origin} if begins else {}),
         SECTIONS,
         held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
         rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
@@ -57,13 +60,14 @@ def open_parts(values: Mapping, workdir: str) -> tuple[PretrainConfig, BatchIter
     Raises:
         UserError: see `pretrain`.
     """
-    config = PretrainConfig.of(values)
+    config, encoder = begun(values)
     config.check_streams()
     if config.pruning.every:
         config = PretrainConfig.of(with_experts_left(config.complete(), workdir))
     mesh = runs.make_mesh(config.mesh)
     data = run_data.open_training(config.data, mesh, config.train.accumulate)
-    parts = runs.pretraining(config, data.statistics, mesh)
+    kept = encoder.statistics if encoder and config.statistics == CHECKPOINT else {}
+    parts = runs.pretraining(config, dict(data.statistics) | kept, mesh)
     rows = rows_of(config, mesh.size if mesh else 1)
     check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
     return config, data, parts
@@ -100,14 +104,18 @@ def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list
     ]
 
 
-def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
-    """Prints what is about to be trained, on what, from which data."""
+def describe(parts: Parts, state: TrainState, data: BatchIterator, begins: Run | None) -> None:
+    """Prints what is about to be trained, on what, from which data, and which run it begins with."""
     devices, hosts = jax.devices(), jax.process_count()
     mesh = f", mesh {dict(parts.mesh.shape)}" if parts.mesh else ""
     print(f"devices     {len(devices)} x {devices[0].device_kind}{mesh}")
     print(f"parameters  {count(state.params):,} in all")
     for name, part in sorted(state.params.items(), key=lambda item: -count(item[1])):
         print(f"            {count(part):>14,} {name}")
+    if begins:
+        same = count(known_of(parts.model, begins.params))
+        terms = f" ({begins.origin['licence']})" if begins.origin else ""
+        print(f"            {same:>14,} of them begin as in {begins.folder}{terms}")
     for name, dataset in data.datasets.items():
         sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
         print(f"stream      {name}: {hosts * data.sizes[name]} images a step of {sensors} from {dataset.directory}")

@@ -150,6 +150,18 @@ def chosen_sensors(
     return table, values
 
 
+def params_of(state: nnx.State) -> Params:
+    """The arrays of modules as nested dicts whose keys are strings, "0" and on in lists, as checkpoints give them back.
+
+    Flax gives numbers there, and a parameter under 0 is another one than that under "0" to whoever compares the two.
+    """
+
+    def named(tree):
+        return {str(key): named(part) for key, part in tree.items()} if isinstance(tree, Mapping) else tree
+
+    return named(nnx.to_pure_dict(state))
+
+
 def from_module(
     make: Callable[[nnx.Rngs], nnx.Module],
     streams: Mapping[str, int] | None = None,
@@ -171,7 +183,7 @@ def from_module(
         graph, state = nnx.split(make(Keys(key)))
         made["graph"] = graph
         made["state"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        return nnx.to_pure_dict(state)
+        return params_of(state)
 
     # Making modules takes a second: traced once, here, for `apply`, `Model.shapes` and every initialisation.
     init = run_once(create)

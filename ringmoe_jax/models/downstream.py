@@ -12,7 +12,7 @@ from flax import nnx
 
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import Model, Params
+from ringmoe_jax.models.api import Model, Params, params_of
 from ringmoe_jax.models.heads import HEADS, HeadConfig
 from ringmoe_jax.models.heads.neck import PAIR, Neck, NeckConfig, pyramids
 from ringmoe_jax.models.keys import Keys
@@ -119,7 +119,7 @@ def attach(
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key)
-        decoder = nnx.to_pure_dict(nnx.split(make(Keys(keys[1])))[1])
+        decoder = params_of(nnx.split(make(Keys(keys[1])))[1])
         return {ENCODER: encoder.init(keys[0]), DECODER: decoder}
 
     def apply(params: Params, batch: Mapping, *, key: jax.Array | None = None, train: bool = False) -> dict:

@@ -14,15 +14,15 @@ def run_once(function: Callable, **options) -> Callable:
     0.10.2). Inside of another program, and elsewhere than on a CPU, it is `jax.jit`.
 
     Args:
-        function: of one key.
+        function: of a key and whatever else.
         options: of `jax.jit`.
     """
     emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}  # gone since
     quick = {"xla_backend_optimization_level": 0, **emitters}
     inside, outside = jax.jit(function, **options), jax.jit(function, compiler_options=quick, **options)
 
-    def call(key: jax.Array):
+    def call(key: jax.Array, *others):
         plain = isinstance(key, jax.core.Tracer) or jax.default_backend() != "cpu"
-        return inside(key) if plain else outside(key)
+        return inside(key, *others) if plain else outside(key, *others)
 
     return call

@@ -2,13 +2,26 @@
 
 from ringmoe_jax.run.build import Encoder, Parts, TaskSpec, build_objectives, finetuning, make_mesh, pretraining
 from ringmoe_jax.run.config import CHECKPOINT, RANDOM, FinetuneConfig, PretrainConfig
-from ringmoe_jax.run.folder import COMPRESSED, FEATURES, IMPORTED, PRETRAINING, TASK, Run, claim, kind_of, read_record
+from ringmoe_jax.run.folder import (
+    COMPRESSED,
+    FEATURES,
+    IMPORTED,
+    ORIGIN,
+    PRETRAINING,
+    TASK,
+    Run,
+    claim,
+    kind_of,
+    origin_of,
+    read_record,
+)
 
 __all__ = [
     "CHECKPOINT",
     "COMPRESSED",
     "FEATURES",
     "IMPORTED",
+    "ORIGIN",
     "PRETRAINING",
     "RANDOM",
     "TASK",
@@ -23,6 +36,7 @@ __all__ = [
     "finetuning",
     "kind_of",
     "make_mesh",
+    "origin_of",
     "pretraining",
     "read_record",
 ]

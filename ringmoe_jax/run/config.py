@@ -28,9 +28,13 @@ class PretrainConfig:
     """All keys of a pre-training configuration.
 
     Attributes:
-        model: `name` and the fields of that model's dataclass.
         objectives: {label: {"name": ..., fields of that objective}}.
         data: what is read.
+        model: without `init_from`: `name` and the fields of that model's dataclass.
+        init_from: folder of a run that is no task, whose newest checkpoint gives the model and what it has of the
+            parameters; "" begins with new ones.
+        override: with `init_from`: what differs from the checkpoint's model, for example its sensors.
+        statistics: with `init_from`: "checkpoint" keeps the normalisation that it knows, "dataset" takes the data's.
         pretext: which forward passes are made: `name` and the fields of that task's dataclass.
         optimizer: AdamW and its schedule.
         train: how long.
@@ -39,15 +43,21 @@ class PretrainConfig:
         modules: Python modules to import first, for example one that registers a sensor of your own.
     """
 
-    model: dict[str, Any]
     objectives: dict[str, Any]
     data: DataConfig
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    init_from: str = ""
+    override: dict[str, Any] = dataclasses.field(default_factory=dict)
+    statistics: str = CHECKPOINT
     pretext: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "masked"})
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     pruning: PruningConfig = PruningConfig()
     modules: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check_beginning(self)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> PretrainConfig:
@@ -58,7 +68,7 @@ class PretrainConfig:
         """
         config = configuration.build(PretrainConfig, values)
         configuration.import_modules(config.modules)
-        for sensor, size in models.image_sizes(config.model).items():
+        for sensor, size in {} if config.init_from else models.image_sizes(config.model).items():
             if (shown := config.data.size(sensor)) != size:
                 raise ConfigError(
                     f'config.model.image_size = {size}, but data shows "{sensor}" at {shown} pixels: set '
@@ -73,7 +83,7 @@ class PretrainConfig:
             ConfigError: an objective, the pretext task or the model has no such key.
         """
         return dataclasses.asdict(self) | {
-            "model": models.complete(self.model),
+            "model": models.complete(self.model) if self.model else {},
             "pretext": pretext.complete(self.pretext),
             "objectives": _complete_objectives(self.objectives),
             "pruning": dataclasses.asdict(self.pruning if self.pruning.every else PruningConfig()),
@@ -141,17 +151,10 @@ class FinetuneConfig:
     modules: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, wanted in (("weights", (CHECKPOINT, RANDOM)), ("statistics", (CHECKPOINT, DATASET))):
-            if getattr(self, name) not in wanted:
-                raise ConfigError(
-                    f'{name} = "{getattr(self, name)}" does not exist: {nearest(getattr(self, name), wanted)}'
-                )
+        _check_choice("weights", self.weights, (CHECKPOINT, RANDOM))
         if len(self.data.streams) != 1:
             raise ConfigError(f"data.streams has {len(self.data.streams)} streams: a task reads one data set")
-        if not self.init_from and not self.model:
-            raise ConfigError(
-                'give init_from = "runs/..." (a pre-training run), or a whole model to train from scratch'
-            )
+        _check_beginning(self)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> FinetuneConfig:
@@ -177,6 +180,17 @@ class FinetuneConfig:
             "head": _complete_head(self.head),
             "objectives": _complete_objectives(self.objectives),
         }
+
+
+def _check_beginning(config: PretrainConfig | FinetuneConfig) -> None:
+    _check_choice("statistics", config.statistics, (CHECKPOINT, DATASET))
+    if not config.init_from and not config.model:
+        raise ConfigError('give init_from = "runs/..." (a pre-training run), or a whole model to train from scratch')
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f'{name} = "{value}" does not exist: {nearest(value, known)}')
 
 
 def _complete_objectives(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.state import TrainState
 
 PRETRAINING, TASK, COMPRESSED, IMPORTED = "pre-training", "task", "compressed", "imported"
+ORIGIN = "origin"  # in the record of a run that began with imported weights
 FEATURES = (PRETRAINING, COMPRESSED, IMPORTED)  # kinds whose model is an encoder without a head
 ADVICE = {  # what to do where a verb wants another kind
     PRETRAINING: "give the folder of an experiments.pretrain",
@@ -110,9 +111,9 @@ class Run:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where imported weights come from, of an encoder or of one that a task was trained on: source, file, sha256,
-        licence, citation; {} of weights of our own."""
-        return self.encoder.origin if self.kind == TASK else self.record.get(IMPORTED, {})
+        """Where imported weights come from, also those that training began with: source, file, sha256, licence,
+        citation; {} of weights of our own."""
+        return origin_of(self.record)
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
@@ -190,7 +191,7 @@ class Run:
         """
         params, state = self.parts.pretext.init(self.params, jax.random.key(0))
         kept = {name: self.record[name] for name in ("config", "statistics")}
-        record = {**kept, kind: results.plain(origin)}
+        record = {**kept, ORIGIN: self.origin, kind: results.plain(origin)}
         checkpointer = Checkpointer(folder)
         checkpointer.save(self.step, TrainState(np.int32(self.step), params, {}, state), record)
         checkpointer.wait()
@@ -207,6 +208,13 @@ class Run:
 def kind_of(record: Mapping[str, Any]) -> str:
     """The kind of the run that a checkpoint's record is of."""
     return TASK if "encoder" in record else next((k for k in (COMPRESSED, IMPORTED) if k in record), PRETRAINING)
+
+
+def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`Run.origin` of a checkpoint's record."""
+    if kind_of(record) == TASK:
+        return record["encoder"].get(ORIGIN, {})
+    return record.get(IMPORTED) or record.get(ORIGIN, {})
 
 
 def read_record(folder: str | Path, kinds: Collection[str] = ()) -> dict[str, Any]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from ringmoe_jax.models.api import Model
+from ringmoe_jax.errors import DataError
+from ringmoe_jax.models import resampling
+from ringmoe_jax.models.api import Model, Params
 from ringmoe_jax.parallel import sharding
 from ringmoe_jax.parallel.compiling import run_once
 from ringmoe_jax.parallel.mesh import replicated
@@ -36,32 +40,76 @@ class TrainState:
 
 
 def create(
-    model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, *, seed: int, mesh=None
+    model: Model,
+    pretext: Pretext,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh=None,
+    known: Params | None = None,
 ) -> TrainState:
     """Initialises a state directly in its place on the mesh.
 
     Args:
         model: gives the parameters.
-        pretext: gives its own state.
+        pretext: gives its own state, of `known` parameters where there are any: a teacher begins as its student.
         optimizer: gives its own state.
         seed: of the initialisation.
         mesh: None is one device.
+        known: parameters of the model that are not drawn, nested as the model's; see `known_of`.
     """
 
-    init, key = functools.partial(_init, model, pretext, optimizer), jax.random.key(seed)
+    init, key, known = functools.partial(_init, model, pretext, optimizer), jax.random.key(seed), known or {}
     if mesh is None:
-        return run_once(init)(key)
-    return run_once(init, out_shardings=state_shardings(jax.eval_shape(init, key), mesh))(key)
+        return run_once(init)(key, known)
+    placed = jax.tree.map(_place, known, sharding.shardings(known, mesh))
+    return run_once(init, out_shardings=state_shardings(jax.eval_shape(init, key, placed), mesh))(key, placed)
+
+
+def known_of(model: Model, params: Params) -> Params:
+    """The parameters of a checkpoint that a model has as well, for `create`; position tables are resampled.
+
+    Parameters that the model lacks (decoders, sensors that it is not shown) are left out.
+
+    Args:
+        model: that is to begin with them.
+        params: of the checkpoint.
+
+    Raises:
+        DataError: they share none, or a parameter has another shape and is no position table, see `models.resampling`.
+    """
+
+    def shared(wanted, old, path):
+        if isinstance(wanted, Mapping):
+            return {k: shared(part, old[k], (*path, k)) for k, part in wanted.items() if k in old}
+        return resampling.fitted(np.asarray(old), wanted.shape, "/".join(path))
+
+    found = shared(model.shapes(), params, ())
+    if not jax.tree.leaves(found):
+        raise DataError(f"the checkpoint has none of the model's parameters ({', '.join(model.shapes())}): begin anew")
+    return found
 
 
 def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of what `create` makes, without making it."""
-    return jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0))
+    return jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0), {})
 
 
-def _init(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params, state = pretext.init(model.init(key), jax.random.fold_in(key, 1))
+def _init(
+    model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, key: jax.Array, known: Params
+) -> TrainState:
+    params, state = pretext.init(_over(model.init(key), known), jax.random.fold_in(key, 1))
     return TrainState(jnp.int32(0), params, optimizer.init(params), state)
+
+
+def _over(drawn: Params, known: Params) -> Params:
+    """Nested parameters, `known` ones in place of drawn ones."""
+    merged = {k: _over(drawn[k], part) if isinstance(part, Mapping) else part for k, part in known.items()}
+    return drawn | merged
+
+
+def _place(values: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(values.shape, where, lambda part: values[part])
 
 
 def state_shardings(state: TrainState, mesh) -> TrainState:

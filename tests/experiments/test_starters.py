@@ -10,7 +10,7 @@ from PIL import Image as Picture
 from experiments import prepare, starters
 from experiments.run import data
 from experiments.run.cli import read_config
-from experiments.run.finetune import encoder_of
+from experiments.run.encoder import encoder_of
 from input_pipeline.dataset import open_dataset
 from input_pipeline.synthetic import dataset as synthetic
 from ringmoe_jax import files, models
