@@ -15,12 +15,11 @@ from ringmoe_jax import files
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import probes
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record, results
-from ringmoe_jax.run.evaluation import EVALUATION, TRAINED, Evaluation, ProbeRow, chosen
+from ringmoe_jax.run.evaluation import BASELINES, EVALUATION, TRAINED, Evaluation, ProbeRow, chosen
 from ringmoe_jax.training import metrics
 
 FACTS = ("date", "commit", "recipe", "views", "minutes", "device", "seed", "data", "feature", "chosen by")
 PROTOCOLS = (*probes.KNN, *probes.LINEAR)
-BASELINES = ("random weights", "random convolutions", "image statistics")
 COLUMNS = (*FACTS, *PROTOCOLS, *(f"{name} {protocol}" for name in BASELINES for protocol in PROTOCOLS))
 SEED = "train.seed"  # has a column of its own
 

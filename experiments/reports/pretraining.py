@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.routing import GroupSummary
 from ringmoe_jax.run import FEATURES, PretrainConfig, read_record
 from ringmoe_jax.run.evaluation import (
+    BASELINES,
     MODALITY,
     PLAIN,
     TRAINED,
@@ -121,10 +122,10 @@ def _losses(config: PretrainConfig, evaluation: Evaluation) -> str:
 
 def findings(evaluation: Evaluation) -> Iterator[str]:
     """What the numbers say, in sentences: a difference counts where intervals say so."""
+    for rows in grouped(evaluation.probes, "dataset", "label").values():
+        yield from _probed(rows)
     if evaluation.reconstruction:
         yield _reconstructed(evaluation.reconstruction)
-    for rows in grouped(evaluation.probes, "dataset", "label").values():
-        yield _probed(rows)
     yield from _narrowed(evaluation.ranks)
     for row in evaluation.locations:
         yield from _located(row)
@@ -144,12 +145,19 @@ def _reconstructed(rows: Sequence[ComparisonRow]) -> str:
     return f"Masked reconstruction, against the best trivial predictor: {'; '.join(parts)}."
 
 
-def _probed(rows: Sequence[ProbeRow]) -> str:
-    """The probe of the pre-trained encoder that validation tiles like best against the best of any baseline's."""
+def _probed(rows: Sequence[ProbeRow]) -> Iterator[str]:
+    """For every trained encoder, the best first: the probe that validation tiles like best against any baseline's."""
     told = FUSED if any(row.features == PLAIN for row in rows) else ""  # where a tile lies: no merit of features
-    own = [row for row in rows if row.encoder == TRAINED and row.features != told]
-    ours = max(own, key=lambda row: row.validation if math.isfinite(row.validation) else -1.0)
-    base = max((row for row in rows if row.encoder != TRAINED), key=lambda row: row.score.value)
+    base = max((row for row in rows if row.encoder in BASELINES), key=lambda row: row.score.value)
+    own = [row for row in rows if row.encoder not in BASELINES and row.features != told]
+    liked = lambda row: row.validation if math.isfinite(row.validation) else -1.0  # noqa: E731
+    best = [max(group, key=liked) for group in grouped(own, "encoder").values()]
+    for ours in sorted(best, key=lambda row: -row.score.value):
+        yield _against(ours, base)
+
+
+def _against(ours: ProbeRow, base: ProbeRow) -> str:
+    who = "the pre-trained encoder" if ours.encoder == TRAINED else f'"{ours.encoder}"'
     open_ = ", but their intervals overlap"
     if ours.score.low > base.score.high:
         said = f"beats {base.encoder}"
@@ -162,7 +170,7 @@ def _probed(rows: Sequence[ProbeRow]) -> str:
     else:
         said = f"is level with {base.encoder}"
     return (
-        f"{ours.dataset}, {ours.label}: the pre-trained encoder {said}: {ours.metric} {page.score(ours.score)} against "
+        f"{ours.dataset}, {ours.label}: {who} {said}: {ours.metric} {page.score(ours.score)} against "
         f"{page.score(base.score)} ({ours.shown}, {ours.protocol}, chosen without the scored tiles; "
         f"{base.shown}, {base.protocol}, the best of the baselines)."
     )

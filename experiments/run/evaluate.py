@@ -184,7 +184,7 @@ class _Part:
         encoders = probe.encoders(run, random, partial(inspect, means=means), rules)
         collected = {name: collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
         for name, other in others.items():
-            _add(collected, name, other, dataset.directory, rules, max_tiles)
+            _add(collected, name, other, dataset, rules, max_tiles)
         self.probes = probe.probe(dataset, collected, rules)
         self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
@@ -195,11 +195,14 @@ class _Part:
 
 
 def _add(
-    collected: dict[str, Features], name: str, other: Run, directory: str, rules: Protocol, max_tiles: int
+    collected: dict[str, Features], name: str, other: Run, dataset: Dataset, rules: Protocol, max_tiles: int
 ) -> None:
-    """Adds another run's features of the same tiles, which it is shown as it was trained."""
-    (dataset,) = run_data.open_for(other, [directory])
-    tiles = Tiles(other, dataset, rules, max_tiles)
+    """Adds another run's features of the same tiles, which it is shown as it was trained; says where it knows none."""
+    if not set(other.sensors) & set(dataset.metadata.sensors):
+        print(f"note        {dataset.metadata.name}: {name} reads {', '.join(other.sensors)}, and is left out there")
+        return
+    (shown,) = run_data.open_for(other, [dataset.directory])
+    tiles = Tiles(other, shown, rules, max_tiles)
     inspect = partial(reconstruction.inspector(other.model, {}), means={})
     encoder = {name: probe.encoders(other, None, inspect, rules)[TRAINED]}
     for split, known in collected.items():

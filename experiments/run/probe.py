@@ -18,7 +18,7 @@ from ringmoe_jax.evaluate.rank import rankme
 from ringmoe_jax.models import Params
 from ringmoe_jax.models.geo_context import BANK
 from ringmoe_jax.run import Run
-from ringmoe_jax.run.evaluation import FEW_LABELS, PLAIN, TRAINED, ProbeRow, RankRow
+from ringmoe_jax.run.evaluation import BASELINES, FEW_LABELS, PLAIN, TRAINED, ProbeRow, RankRow
 
 PROTOCOLS = ("knn", "linear", "all")
 STAGES = "stages"
@@ -144,11 +144,12 @@ def encoders(run: Run, random: Params | None, inspect: Callable, protocol: Proto
     if random is None:
         return model
     statistics = {name: parts.statistics.get(name, sensor.statistics) for name, sensor in parts.sensors.items()}
-    return model | {
-        "random weights": lambda batch: means_of(random, batch),
-        "random convolutions": baselines.random_convolutions(statistics, seed=protocol.seed),
-        "image statistics": baselines.image_statistics(parts.sensors),
-    }
+    untrained = (
+        lambda batch: means_of(random, batch),
+        baselines.random_convolutions(statistics, seed=protocol.seed),
+        baselines.image_statistics(parts.sensors),
+    )
+    return model | dict(zip(BASELINES, untrained, strict=True))
 
 
 def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[ProbeRow]:

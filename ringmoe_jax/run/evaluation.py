@@ -22,6 +22,7 @@ EVALUATION = "evaluation.json"  # an `Evaluation`
 TASK_SCORE = "task.json"  # a `TaskScore`
 SEED_SCORES = "seeds.json"  # a `SeedScores`
 TRAINED = "pre-trained"  # encoder of a probe
+BASELINES = ("random weights", "random convolutions", "image statistics")  # encoders that nobody trained
 MODALITY = "modality"  # kind of a token, beside the labels of tiles
 PLAIN = "fused without context"  # features: fused, less what was read for the place's coordinates
 FEW_LABELS = (

@@ -28,7 +28,7 @@ from ringmoe_jax.training import optimizer
 from ringmoe_jax.training.checkpoint import Checkpointer
 from ringmoe_jax.training.metrics import MetricsWriter
 from ringmoe_jax.training.state import TrainState
-from tests.helpers import tiny_runs
+from tests.helpers import tiny, tiny_runs
 
 SIZE = 16
 DAY = 18_779  # 2021-06-01
@@ -269,8 +269,13 @@ def test_a_task_is_scored_on_one_data_set_at_a_time():
 
 
 @pytest.mark.slow
-def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path):
-    stages = evaluate(str(workdir), features="stages", neighbours=(3,), protocol="knn", out=str(tmp_path))
+def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path, capsys):
+    optical = tiny_runs.pretraining(tmp_path / "optical", tiny.RINGMOE | dict(sensors=("rgb",), depths=(1,)))
+    stages = evaluate(
+        str(workdir), features="stages", neighbours=(3,), protocol="knn", out=str(tmp_path), beside=[str(optical)]
+    )
+    assert "note        made_up: optical reads rgb, and is left out there" in capsys.readouterr().out
+    assert "optical" not in {row.encoder for row in stages.probes}
     levels = ["pooled", "stage 1", "stage 2", "all stages", "all stages and their spread"]
     for encoder, wanted in {
         "pre-trained": levels,

@@ -57,6 +57,17 @@ def test_findings_say_who_wins(ours, theirs, words):
     )
 
 
+def test_findings_begin_with_the_best_encoder_and_run_beside_is_no_baseline():
+    def row(encoder, low, high):
+        where = dict(dataset="set", label="crops", features="rgb", encoder=encoder)
+        return ProbeRow("knn5", 1.0, 1, {"accuracy": between(low, high)}, (), 20, 5, 5, 0, **where)
+
+    rows = (row("pre-trained", 0.1, 0.2), row("adapted", 0.7, 0.8), row("image statistics", 0.3, 0.4))
+    first, second = pretraining.findings(bare(probes=rows))
+    assert first.startswith('set, crops: "adapted" beats image statistics: accuracy 0.750')
+    assert second.startswith("set, crops: the pre-trained encoder loses to image statistics")
+
+
 def leveled(level, validation, score, protocol="knn5", encoder="pre-trained"):
     where = dict(dataset="set", label="crops", features="rgb", encoder=encoder, level=level)
     scores = {"accuracy": between(score - 0.1, score + 0.1)}
