@@ -1,10 +1,10 @@
-"""Pre-trains a grid of objectives and seeds, probes each run, and writes one table and one figure a study.
+"""Pre-trains a grid of arms and seeds, probes each run, and writes one table and one figure a study.
 
     python -m experiments.ablate --config configs/ablate_physics.py --out runs/ablation
     python -m experiments.ablate --config configs/ablate_physics.py --out runs/ablation --studies grd --seeds 0 1 2 3 4
 
-A study is one experiment configuration, a baseline and other arms, which replace objectives and may replace the
-pretext task. Runs that are finished are not run again and a run that was stopped goes on, so the same command
+A study is one experiment configuration, a baseline and other arms, which replace objectives or the pretext task, or
+override anything else. Runs that are finished are not run again and a run that was stopped goes on, so the same command
 resumes after an interruption and takes in new arms and seeds.
 """
 

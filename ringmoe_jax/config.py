@@ -53,6 +53,14 @@ def build(
     return cls(**filled) if base is None else dataclasses.replace(base, **filled)
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, the second one's values over the first one's."""
+    return dict(base) | {
+        k: merged(base[k], v) if isinstance(v, Mapping) and isinstance(base.get(k), Mapping) else v
+        for k, v in changes.items()
+    }
+
+
 def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()

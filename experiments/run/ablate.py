@@ -1,4 +1,4 @@
-"""A grid of objectives and seeds: what is missing of it is trained and probed, then summarised."""
+"""A grid of arms and seeds: what is missing of it is trained and probed, then summarised."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.evaluate import seeds as over_seeds
 from ringmoe_jax.evaluate import style
+from ringmoe_jax.evaluate.features import POOLED
 from ringmoe_jax.evaluate.reconstruction import MODEL
 from ringmoe_jax.evaluate.seeds import Ablation, Summary
 from ringmoe_jax.run import PretrainConfig, build_objectives, results
-from ringmoe_jax.run.evaluation import TRAINED, Evaluation
+from ringmoe_jax.run.evaluation import TRAINED, Evaluation, chosen
 
 RESULT = "ablation_run.json"  # scores of a finished run
 
@@ -31,27 +32,33 @@ class Arm:
     """One way to train.
 
     Attributes:
-        objectives: replaces those of the study's configuration.
+        objectives: replaces those of the study's configuration; {} keeps them.
         pretext: replaces that of the study's configuration; {} keeps it.
+        override: what else differs, by group: `dict(model=dict(hidden_ratio=4))`.
     """
 
-    objectives: dict[str, Any]
+    objectives: dict[str, Any] = dataclasses.field(default_factory=dict)
     pretext: dict[str, Any] = dataclasses.field(default_factory=dict)
+    override: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Arms that differ in nothing but their objectives.
+    """Arms that differ in nothing but what each says.
 
     Attributes:
-        config: of the experiment, without objectives.
+        config: of the experiment.
         baseline: the arm that the others are compared with.
         arms: by name.
+        features: that are probed, see `evaluate.evaluate`; of several levels the one that validation tiles like best.
+        split: that is scored; default: see there.
     """
 
     config: dict[str, Any]
     baseline: str
     arms: dict[str, Arm]
+    features: str = POOLED
+    split: str = ""
 
     def __post_init__(self):
         if self.baseline not in self.arms:
@@ -60,9 +67,10 @@ class Study:
 
     def values(self, arm: str, seed: int) -> dict[str, Any]:
         """The experiment configuration of a run; the seed is that of parameters, masks and the order of data."""
-        values = copy.deepcopy(self.config)
-        values["objectives"] = copy.deepcopy(self.arms[arm].objectives)
-        values["pretext"] = copy.deepcopy(self.arms[arm].pretext) or values.get("pretext", {"name": "masked"})
+        own = self.arms[arm]
+        values = copy.deepcopy(configuration.merged(self.config, own.override))
+        values["objectives"] = copy.deepcopy(own.objectives) or values.get("objectives", {})
+        values["pretext"] = copy.deepcopy(own.pretext) or values.get("pretext", {"name": "masked"})
         values.setdefault("train", {})["seed"] = seed
         values["data"]["shuffle_seed"] = seed
         return values
@@ -109,7 +117,7 @@ def ablate(
         scores = {}
         for seed in runs:
             for arm in study.arms:
-                scores[arm, seed] = _run(study.values(arm, seed), Path(out) / name / arm / f"seed{seed}")
+                scores[arm, seed] = _run(study, arm, seed, Path(out) / name / arm / f"seed{seed}")
         studied[name] = summarise(scores, study, runs)
         _write(Path(out), studied)
     return studied
@@ -122,12 +130,14 @@ def _choose(studies: Mapping[str, Study], names: Sequence[str]) -> dict[str, Stu
     return {name: studies[name] for name in names or studies}
 
 
-def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
+def _run(study: Study, arm: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains and evaluates one run, unless that was done, and reads its scores."""
+    values = study.values(arm, seed)
 
     def run() -> None:
         require_done(pretrain(values, str(workdir)), PretrainConfig.of(values).train.steps, workdir)
-        results.write(workdir / RESULT, scores_of(evaluate(str(workdir), brief=True), values["objectives"]))
+        evaluation = evaluate(str(workdir), brief=True, features=study.features, split=study.split)
+        results.write(workdir / RESULT, scores_of(evaluation, values["objectives"]))
 
     once(values, workdir, RESULT, run)
     return results.read(workdir / RESULT)
@@ -140,9 +150,9 @@ def scores_of(evaluation: Evaluation, objectives: Mapping[str, Mapping]) -> dict
     objectives, so that arms share a loss where they share label, objective and its fields.
     """
     scores = {}
-    for row in evaluation.probes:
+    for row in chosen(evaluation.probes):
         if row.encoder == TRAINED:
-            name = f"{row.dataset}/{row.label}, {row.shown}, {row.protocol}, {row.metric}"
+            name = f"{row.dataset}/{row.label}, {row.features}, {row.protocol}, {row.metric}"
             scores[name] = row.score.value
     for row in evaluation.likelihood:
         name = f"-ln p of {row.sensor}, nats a pixel"

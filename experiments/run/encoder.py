@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ringmoe_jax import models
+from ringmoe_jax.config import merged
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import (
@@ -36,7 +37,7 @@ def encoder_of(config: FinetuneConfig | PretrainConfig) -> Encoder:
         raise ConfigError(f"init_from = {config.init_from} is a fine-tuned run: give the pre-trained one before it")
     saved = record["config"]
     return Encoder(
-        _sized(_merge(saved["model"], config.override) | changes, config.data),
+        _sized(merged(saved["model"], config.override) | changes, config.data),
         {name: tuple(chosen) for name, chosen in saved["data"].get("bands", {}).items()},
         {name: Statistics(**s) for name, s in record["statistics"].items()},
         record["step"],
@@ -58,14 +59,6 @@ def begun(values: Mapping[str, Any]) -> tuple[PretrainConfig, Encoder | None]:
         return config, None
     encoder = encoder_of(config)
     return dataclasses.replace(config, model=encoder.model, override={}, data=encoder.data(config.data)), encoder
-
-
-def _merge(base: Mapping, changes: Mapping) -> dict[str, Any]:
-    """Nested dicts, the second one's values over the first one's."""
-    return dict(base) | {
-        k: _merge(base[k], v) if isinstance(v, Mapping) and isinstance(base.get(k), Mapping) else v
-        for k, v in changes.items()
-    }
 
 
 def _sized(model: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:

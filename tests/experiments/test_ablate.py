@@ -145,6 +145,18 @@ def test_mistakes_are_found_before_anything_runs(study, tmp_path, change, messag
     assert not (tmp_path / "out").exists()
 
 
+def test_an_arm_overrides_what_it_says_and_nothing_else():
+    config = {"model": {"width": 8, "moe": {"collaborative": 4}}, "data": {}, "objectives": {"o": {"name": "vicreg"}}}
+    arm = ablate.Arm(override={"model": {"moe": {"collaborative": 0}}})
+    values = ablate.Study(config, "as it is", {"as it is": ablate.Arm(), "dense": arm}).values("dense", 3)
+    assert values["model"] == {"width": 8, "moe": {"collaborative": 0}}
+    assert values["objectives"] == config["objectives"]
+    assert values["pretext"] == {"name": "masked"}
+    assert (values["train"], values["data"]) == ({"seed": 3}, {"shuffle_seed": 3})
+    assert config["model"]["moe"] == {"collaborative": 4}
+    assert config["data"] == {}
+
+
 def test_an_unknown_study(study):
     with pytest.raises(ConfigError, match='study "gdr" does not exist: did you mean "grd"'):
         ablate.ablate(study[0], "unused", studies=["gdr"])
