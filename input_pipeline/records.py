@@ -107,7 +107,7 @@ class Records:
         """
         self.bad: dict[int, str] = {}  # position -> file, record and reason
         self._files, self._max_bad, self._check = list(files), max_bad, check
-        self._store = _open_store(str(directory))
+        self._store = open_store(str(directory))
         self._shard = np.repeat(np.arange(len(files)), counts)
         self._lock = threading.Lock()
         self._first = np.cumsum([0, *counts])
@@ -216,7 +216,8 @@ def payload_of(frame: bytes, length: int) -> bytes:
     return payload
 
 
-def _open_store(directory: str):
+def open_store(directory: str):
+    """Where files lie: `read(name, byte_range=..., batch=...)` asks at once, and `result()` of what it gives waits."""
     if "://" in directory:
         return ts.KvStore.open(directory.rstrip("/") + "/").result()
     return ts.KvStore.open({"driver": "file", "path": f"{Path(directory).resolve()}/"}).result()
