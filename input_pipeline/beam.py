@@ -85,28 +85,39 @@ class _Do(beam.DoFn):
         self._task(number)
 
 
+class _KilledError(Exception):
+    """A process of this machine that shared the work is gone."""
+
+
 @contextlib.contextmanager
 def _running() -> Iterator[None]:
-    """Within it, what ends a pipeline is one line, and so is what should: Beam waits forever for a killed process."""
-    killed: list[str] = []
-    usual = threading.excepthook
+    """Within it, what ends a pipeline is one line, and so is what should: Beam waits forever for a killed process.
 
-    def hook(found: threading.ExceptHookArgs) -> None:
-        if "Worker subprocess exited" not in str(found.exc_value):
+    The thread of Beam that watches a process raises where nobody listens. So it is heard here, and a signal wakes the
+    main thread, which waits for Beam; in other threads nothing does.
+    """
+    usual, reason = threading.excepthook, "Worker subprocess exited"
+
+    def heard(found: threading.ExceptHookArgs) -> None:
+        if reason in str(found.exc_value):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        else:
             usual(found)
-        elif not killed:
-            killed.append(str(found.exc_value))
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    threading.excepthook = hook
+    def woken(*_) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # others end, too, once this one does
+        raise _KilledError("one of its processes was killed, for want of memory perhaps")
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGUSR1, woken) if main else None
+    threading.excepthook = heard if main else usual
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:  # runners raise types of their own
-        if isinstance(error, KeyboardInterrupt) and not killed:
-            raise
-        lines = killed or [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise DataError(
-            f"a worker failed ({lines[-1][:300]}): run the same command again, what is done is kept"
-        ) from error
+    except Exception as error:  # runners raise types of their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        again = "run the same command again, what is done is kept"
+        raise DataError(f"a worker failed ({lines[-1][:300]}): {again}") from error
     finally:
         threading.excepthook = usual
+        if main:
+            signal.signal(signal.SIGUSR1, before)

@@ -65,7 +65,7 @@ def write(folder, out, workers, flag):
     paths = os.pathsep.join([str(folder), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -83,7 +83,7 @@ def test_one_process_or_two_and_one_of_them_killed(tmp_path):
     killed = write(tmp_path, "two", 2, "flag")
     assert killed.returncode == 1
     last = killed.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: a worker failed (Worker subprocess exited with return code 137): run the same"), last
+    assert last.startswith("error: a worker failed (one of its processes was killed"), last
     assert not (tmp_path / "two").exists()
     assert (tmp_path / ".two.parts").exists()
 
