@@ -173,7 +173,7 @@ def _workers(options: argparse.Namespace):
         from input_pipeline import beam
 
         each = beam.over(options.runner or beam.LOCAL, options.workers or 0, options.pipeline)
-    others = {"workers", "runner", "max_bad", "pipeline", "overwrite", "out", "cache", "pip"}  # decide no record
+    others = "workers runner max_bad pipeline overwrite out shards cache pip".split()  # decide no record
     command = {name: str(value) for name, value in sorted(vars(options).items()) if name not in others}
     return Workers(each, options.max_bad or 0, str(command))
 
