@@ -98,21 +98,19 @@ def prepare(
     entry, report = get(name), Report() if report is None else report
     if max_frames is not None and (not entry.series or max_frames < 1):
         raise DataError(f'max_frames = {max_frames}: wanted 1 or more, and "{name}" to hold series of dates')
-    if splits:
-        entry = _divided(entry, splits)
+    entry = _divided(entry, splits) if splits else entry
     common = dict(shards=shards, overwrite=overwrite, progress=progress, workers=workers)
     options = dict(sensors=sensors, tile=tile, stride=stride, max_frames=max_frames)
     with _unpacked(Path(source), Path(out)) as folder:
         if isinstance(entry.layout, CustomReader):
             return _own(entry, folder, out, options, common)
-        request = _request(entry, folder, **options)
-        request = dataclasses.replace(request, report=report, lists=(Path(source).parent,) * (folder != Path(source)))
+        lists = (Path(source).parent,) * (folder != Path(source))
+        request = dataclasses.replace(_request(entry, folder, **options), report=report, lists=lists)
         opened = entry.layout.open(request)
         metadata = _metadata(entry, request, opened)
         cut = functools.partial(_samples, metadata=metadata, request=request)
         samples = {split: scenes.then(cut) for split, scenes in opened.scenes.items()}
-        if "train" in samples:
-            samples["train"] = samples["train"].watched(metadata.labels)
+        samples |= {split: found.watched(metadata.labels) for split, found in samples.items() if split == "train"}
         return write_dataset(out, samples, metadata, **common)
 
 
