@@ -80,16 +80,31 @@ def suite_train(arguments: argparse.Namespace) -> dict:
 
 
 def suite_input(arguments: argparse.Namespace) -> dict:
-    """Images that the input pipeline delivers, as a fraction of what reading the same records alone delivers."""
+    """What both readers give a second and a core, what a host needs, and what a step waits where a store is slow."""
     from experiments.benchmarks import reading
 
-    config = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides))
-    found = reading.measure(config.data, batches=10 * arguments.repeats)
-    print(
-        f"pipeline {found['pipeline']:.0f} images/s, reading its records alone {found['records alone']:.0f} images/s: "
-        f"{found['fraction']:.2f}"
-    )
-    return found
+    data = PretrainConfig.of(cli.read_config(arguments.config, arguments.overrides)).data
+    result, step = {}, arguments.step / 1000
+    if arguments.hosts:
+        count, size = reading.needs(data, arguments.hosts, step)
+        result["a host needs"] = {"records": count, "megabytes": size}
+        need = f"{count:,.0f} records/s, {size:,.1f} MB/s"
+        print(f"each of {arguments.hosts} hosts needs {need} at {arguments.step:g} ms a step")
+    if arguments.needs:
+        return result
+    rates = reading.measure(data, batches=10 * arguments.repeats)
+    for name, rate in rates.items():
+        print(f"{name:<16}{rate}")
+    result |= {name: dataclasses.asdict(rate) for name, rate in rates.items()}
+    if "tf" in rates:
+        waits = reading.stalls(data, step, arguments.delay / 1000, 10 * arguments.repeats)
+        for name, seconds in waits.items():
+            print(
+                f"{name:<16}steps of {arguments.step:g} ms wait {1e3 * seconds:.1f} ms where a request takes "
+                f"{arguments.delay:g} ms"
+            )
+        result["waits"] = waits
+    return result
 
 
 def suite_gpu(arguments: argparse.Namespace) -> dict:
@@ -172,6 +187,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config", default="", help=f"of suite reference (default {REFERENCE}), train and input (default {MICRO})"
     )
+    host = parser.add_argument_group("suite input")
+    host.add_argument("--step", type=float, default=200.0, help="milliseconds of a train step (%(default)s)")
+    host.add_argument("--hosts", type=int, default=0, help="that share a batch: what each of them needs")
+    host.add_argument("--needs", action="store_true", help="no more than that; the data need not be there")
+    host.add_argument("--delay", type=float, default=50.0, help="milliseconds of a request to a slow store")
     card = parser.add_argument_group("suites gpu and reference")
     card.add_argument("--minutes", type=float, default=4.0, help="gpu: no part begins later; reference: of training")
     card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")

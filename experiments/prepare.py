@@ -8,6 +8,8 @@ python -m experiments.prepare --source EuroSAT_RGB.zip --dataset eurosat_rgb --s
 python -m experiments.prepare --source TreeSatAI --dataset treesatai_ts --out data/treesatai --max-frames 48
 python -m experiments.prepare --source images --out data/mine --ignore 0
 python -m experiments.prepare --simulate 200 --out data/simulated --size 96 --dates 2
+python -m experiments.prepare --source images --out data/mine --workers 16 --max-bad 10
+python -m experiments.prepare --source images --out /shared/mine --runner FlinkRunner -- --flink_master=host:8081
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
         SystemExit: an option is not.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:given])
+    options.pipeline = arguments[given + 1 :]
     if options.dataset and options.source is None:
         parser.error(f"--dataset {options.dataset} needs --source, the zip or the folder of its files")
     if options.ignore is not None and (options.dataset or options.source is None):
@@ -56,6 +61,12 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
         parser.error("--max-frames needs --dataset: your own files have one date each")
     if options.out is None and not options.list:
         parser.error("--out is missing: where to write")
+    if options.pipeline and not options.runner:
+        parser.error(f"{options.pipeline[0]} after -- is an option of a pipeline: it needs --runner")
+    if options.sample and (options.workers or options.runner or options.max_bad is not None):
+        parser.error("--sample is written by one program: leave --workers, --runner and --max-bad out")
+    if (options.workers or 0) < 0 or (options.max_bad or 0) < 0:
+        parser.error(f"--workers {options.workers}, --max-bad {options.max_bad}: wanted 0 or more")
     if options.out is not None:
         options.out = files.check_local(options.out)
     import_modules(options.modules)
@@ -109,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scenes (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help="files a split (%(default)s); 8 a host or more")
     parser.add_argument("--licence", default="unknown", help="licence of your own files")
+    several = parser.add_argument_group("for many files, by Apache Beam (docs/scale.md)")
+    several.add_argument("--workers", type=int, metavar="N", help="processes that share the work")
+    several.add_argument("--runner", help="of a cluster: DataflowRunner, FlinkRunner, ...; its options come after --")
+    several.add_argument("--max-bad", type=int, metavar="N", help="places that may be left out if they cannot be read")
     return parser
 
 
@@ -130,11 +145,11 @@ def _files(options: argparse.Namespace) -> list[Path]:
         return [options.out]
     print(f"{options.out}: reading {options.source}", flush=True)
     from input_pipeline import catalog, folder
-    from input_pipeline.layouts.tiles import Report
+    from input_pipeline.places import Report
 
     report = Report()
     common = dict(sensors=options.sensors, shards=options.shards, overwrite=options.overwrite, progress=_Progress())
-    common |= dict(stride=options.stride, report=report)
+    common |= dict(stride=options.stride, report=report, workers=_workers(options))
     if options.dataset:
         cut = dict(tile=options.tile, max_frames=options.max_frames, splits=options.splits)
         metadata = catalog.prepare(options.dataset, options.source, options.out, **cut, **common)
@@ -145,6 +160,22 @@ def _files(options: argparse.Namespace) -> list[Path]:
     for line in report.lines(metadata.labels):
         print(f"note: {line}")
     return [options.out]
+
+
+def _workers(options: argparse.Namespace):
+    """Who shares the work; None where nothing of it was asked for."""
+    if options.workers is None and options.runner is None and options.max_bad is None:
+        return None
+    from input_pipeline.parts import Workers, alone
+
+    each = alone
+    if options.workers is not None or options.runner is not None:
+        from input_pipeline import beam
+
+        each = beam.over(options.runner or beam.LOCAL, options.workers or 0, options.pipeline)
+    others = "workers runner max_bad pipeline overwrite out shards cache pip".split()  # decide no record
+    command = {name: str(value) for name, value in sorted(vars(options).items()) if name not in others}
+    return Workers(each, options.max_bad or 0, str(command))
 
 
 def _ignored(values: Sequence[str] | None) -> tuple[int, ...] | None:
@@ -199,6 +230,7 @@ def _simulated(options: argparse.Namespace) -> list[Path]:
         shards=options.shards,
         overwrite=options.overwrite,
         progress=_Progress(),
+        workers=_workers(options),
     )
     size = preview.fitting(options.size, options.gsd)
     scenes = [synthetic.draw([options.seed, i], size=size, gsd=options.gsd) for i in range(PREVIEWS)]
@@ -215,10 +247,10 @@ class _Progress:
     def __init__(self):
         self._last = time.monotonic()
 
-    def __call__(self, split: str, count: int) -> None:
+    def __call__(self, what: str, count: int) -> None:
         if time.monotonic() - self._last > 2:
             self._last = time.monotonic()
-            print(f"  {split}: sample {count}", flush=True)
+            print(f"  {what}: {count}", flush=True)
 
 
 def _report(folders: list[Path], options: argparse.Namespace) -> None:

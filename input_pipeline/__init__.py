@@ -3,6 +3,10 @@
 config.py     what training reads
 schema.py     what a stored sample and its metadata are
 builder.py    writes a data set, streaming and atomically
+encode.py     samples to records, statistics of all of them
+places.py     what a source hands over: places that can be read one by one, a report
+parts.py      writes a data set part by part, for several workers
+beam.py       Apache Beam as these workers; nothing else imports it
 sample.py     the default sample data, from two packages on PyPI
 synthetic/    simulated scenes with known truth
 catalog/      public data sets as distributed: one table, an entry each

@@ -30,6 +30,7 @@ fewer than five, the right quarter of every image is kept for validation, one ti
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -41,7 +42,9 @@ from input_pipeline import folder_labels
 from input_pipeline.builder import write_dataset
 from input_pipeline.folder_images import EXTENSIONS, Frame, Images, listed
 from input_pipeline.layouts import tiles
-from input_pipeline.layouts.tiles import Report, Scene
+from input_pipeline.layouts.tiles import Scene
+from input_pipeline.parts import Workers
+from input_pipeline.places import Places, Report
 from input_pipeline.schema import BOX, BOXES, UNLABELLED, Image, Metadata, Sample, SensorInfo
 from ringmoe_jax import files, geo, rasters, units
 from ringmoe_jax import sensors as sensor_table
@@ -70,6 +73,7 @@ def prepare(
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     report: Report | None = None,
+    workers: Workers | None = None,
 ) -> Metadata:
     """Cuts every image of a folder into tiles and writes them as a data set.
 
@@ -87,6 +91,7 @@ def prepare(
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
         report: counts what is missing or left out, and classes without an example.
+        workers: see `builder.write_dataset`.
 
     Returns:
         The metadata with statistics.
@@ -103,7 +108,8 @@ def prepare(
     folder = _Folder(source, chosen, tile, stride, report, ignored)
     metadata = folder.metadata("".join(c if c.isalnum() else "_" for c in out.resolve().name.lower()), licence)
     samples = {split: folder.samples(split, metadata) for split in folder.splits}
-    return write_dataset(out, samples, metadata, shards=shards, overwrite=overwrite, progress=progress)
+    options = dict(shards=shards, overwrite=overwrite, progress=progress, workers=workers)
+    return write_dataset(out, samples, metadata, **options)
 
 
 class _Folder:
@@ -188,13 +194,13 @@ class _Folder:
             labels=labels,
         )
 
-    def samples(self, split: str, metadata: Metadata) -> Iterator[Sample]:
+    def samples(self, split: str, metadata: Metadata) -> Places:
         """Tiles of one split, one place in memory at a time; those for training are counted by class."""
-        found = self._tiles(split, metadata)
-        return self.report.watch(found, metadata.labels) if split == "train" else found
+        found = Places(self.splits[split], functools.partial(self._tiles, split, metadata), self.report)
+        return found.watched(metadata.labels) if split == "train" else found
 
-    def _tiles(self, split: str, metadata: Metadata) -> Iterator[Sample]:
-        for stem in self.splits[split]:
+    def _tiles(self, split: str, metadata: Metadata, stems: Sequence[str]) -> Iterator[Sample]:
+        for stem in stems:
             frames, size = self.place(stem), self.size(stem)
             _same_ground(stem, frames)
             images = {name: _stacked(stem, name, several, self.report) for name, several in frames.items()}

@@ -23,7 +23,7 @@ from input_pipeline import folder_masks
 from input_pipeline.folder_images import by_stem, listed
 from input_pipeline.folder_masks import Masks
 from input_pipeline.layouts import annotations
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from input_pipeline.schema import BOXES, CLASSES, MAP, MULTILABEL, UNLABELLED, LabelInfo
 from ringmoe_jax import files, geo
 from ringmoe_jax.errors import DataError

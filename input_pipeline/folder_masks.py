@@ -24,7 +24,7 @@ import numpy as np
 
 from input_pipeline import folder_images
 from input_pipeline.layouts import rasters
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from input_pipeline.schema import UNLABELLED, LabelInfo
 from ringmoe_jax import files, geo
 from ringmoe_jax.errors import DataError

@@ -10,6 +10,7 @@ payload, masked CRC32C of the payload (uint32), all little-endian.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import os
@@ -36,6 +37,14 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A TFRecord file and the lengths of its payloads in bytes."""
+
+    path: Path
+    lengths: Sequence[int]
+
+
 class ShardWriter:
     """Writes one TFRecord file and remembers the length of every payload."""
 
@@ -57,6 +66,13 @@ class ShardWriter:
         self._file.write(payload)
         self._file.write(struct.pack("<I", masked_crc(payload)))
         self.lengths.append(len(payload))
+
+    def cut(self, count: int) -> None:
+        """Takes back all records but the first `count`."""
+        for length in self.lengths[count:]:
+            self._file.seek(-(HEADER + length + FOOTER), os.SEEK_CUR)
+        self._file.truncate()
+        del self.lengths[count:]
 
 
 def save_index(directory: Path, lengths: Mapping[str, Sequence[Sequence[int]]]) -> None:
@@ -91,7 +107,7 @@ class Records:
         """
         self.bad: dict[int, str] = {}  # position -> file, record and reason
         self._files, self._max_bad, self._check = list(files), max_bad, check
-        self._store = _open_store(str(directory))
+        self._store = open_store(str(directory))
         self._shard = np.repeat(np.arange(len(files)), counts)
         self._lock = threading.Lock()
         self._first = np.cumsum([0, *counts])
@@ -176,9 +192,17 @@ def _unframe(future, length: int) -> bytes:
         if "range" in str(error).lower():
             raise ValueError("the file ends before it") from error
         raise ValueError(f"cannot be read ({str(error).splitlines()[0]})") from error
-    frame = result.value
     if result.state == "missing":
         raise ValueError("the file is missing")
+    return payload_of(result.value, length)
+
+
+def payload_of(frame: bytes, length: int) -> bytes:
+    """The payload of a record as it lies in a file.
+
+    Raises:
+        ValueError: it is not whole, or not of this length in bytes.
+    """
     if len(frame) != HEADER + length + FOOTER:
         raise ValueError("the file ends before it")
     size, crc = struct.unpack_from("<QI", frame)
@@ -192,7 +216,8 @@ def _unframe(future, length: int) -> bytes:
     return payload
 
 
-def _open_store(directory: str):
+def open_store(directory: str):
+    """Where files lie: `read(name, byte_range=..., batch=...)` asks at once, and `result()` of what it gives waits."""
     if "://" in directory:
         return ts.KvStore.open(directory.rstrip("/") + "/").result()
     return ts.KvStore.open({"driver": "file", "path": f"{Path(directory).resolve()}/"}).result()

@@ -289,12 +289,13 @@ def to_example(sample: Sample, metadata: Metadata) -> dict:
 
 
 def serialiser(metadata: Metadata):
-    """Returns a function from `Sample` to a serialised tf.train.Example."""
+    """Returns a function from what `to_example` gives to a serialised tf.train.Example, the same bytes every time."""
     from input_pipeline.cpu_tf import tfds
 
     encoder = features(metadata)
-    serialise = tfds.core.example_serializer.ExampleSerializer(encoder.get_serialized_info()).serialize_example
-    return lambda sample: serialise(encoder.encode_example(to_example(sample, metadata)))
+    fill = tfds.core.example_serializer.ExampleSerializer(encoder.get_serialized_info()).get_tf_example
+    # TFDS serialises the map of features in whatever order it lies in memory.
+    return lambda example: fill(encoder.encode_example(example)).SerializeToString(deterministic=True)
 
 
 def blank(metadata: Metadata) -> Sample:

@@ -20,6 +20,7 @@ place, 10 m and 20 m bands fit, Sentinel-1 fits Sentinel-2 to 2 px, and 60 m ban
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.builder import write_dataset
+from input_pipeline.parts import Workers
+from input_pipeline.places import Places
 from input_pipeline.schema import Image, Metadata, Sample, SensorInfo
 from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
@@ -48,6 +51,7 @@ def prepare(
     shards: int = 8,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> Metadata:
     """Cuts every place of a folder into tiles [T, tile, tile] and writes them as a data set.
 
@@ -64,6 +68,7 @@ def prepare(
         shards: files a split.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
+        workers: see `builder.write_dataset`.
 
     Returns:
         The metadata with statistics.
@@ -89,8 +94,10 @@ def prepare(
         citation="Wang et al. 2023, SSL4EO-S12: A Large-Scale Multimodal, Multitemporal Dataset for SSL in EO",
     )
     splits = geo.split_places(set().union(*found.values()))
-    samples = {split: _tiles(found, ids, tile, stride or tile) for split, ids in splits.items()}
-    return write_dataset(out, samples, metadata, shards=shards, overwrite=overwrite, progress=progress)
+    read = functools.partial(_tiles, found, tile, stride or tile)
+    samples = {split: Places(ids, read) for split, ids in splits.items()}
+    options = dict(shards=shards, overwrite=overwrite, progress=progress, workers=workers)
+    return write_dataset(out, samples, metadata, **options)
 
 
 def _products(source: Path, sensors: Sequence[str] | None, max_frames: int | None) -> dict[str, dict[str, list[Path]]]:
@@ -118,7 +125,7 @@ def _products(source: Path, sensors: Sequence[str] | None, max_frames: int | Non
     return found
 
 
-def _tiles(found: dict[str, dict[str, list[Path]]], ids: Sequence[str], tile: int, stride: int) -> Iterator[Sample]:
+def _tiles(found: dict[str, dict[str, list[Path]]], tile: int, stride: int, ids: Sequence[str]) -> Iterator[Sample]:
     """Tiles of some places, one place in memory at a time."""
     for place in ids:
         series = {name: read(places[place], name) for name, places in found.items() if place in places}

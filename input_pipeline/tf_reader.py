@@ -90,7 +90,7 @@ def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[di
     dataset, parse = shown.dataset, pipeline.parse(shown.dataset)
     box = None if shown.box is None else tf.constant(shown.box, tf.float32)
     view = View(box, shown.sizes, shown.image_size, shown.frames)
-    blank = schema.serialiser(dataset.metadata)(schema.blank(dataset.metadata))
+    blank = schema.serialiser(dataset.metadata)(schema.to_example(schema.blank(dataset.metadata), dataset.metadata))
 
     def sample(_, position, payload):
         parsed = parse(payload)

@@ -35,6 +35,8 @@ import h5py
 import numpy as np
 
 from input_pipeline.builder import write_dataset
+from input_pipeline.parts import Workers
+from input_pipeline.places import Places
 from input_pipeline.schema import CLASSES, MULTILABEL, VALUE, Image, LabelInfo, Metadata, Sample, SensorInfo
 from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
@@ -68,6 +70,7 @@ def prepare(
     shards: int = 8,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> Metadata:
     """Writes the places of a folder as a data set with `rgbn` [1, 300, 300], `s2_10` and `s1_grd` [T, 6, 6].
 
@@ -87,6 +90,7 @@ def prepare(
         shards: files a split.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
+        workers: see `builder.write_dataset`.
 
     Returns:
         The metadata with statistics.
@@ -102,8 +106,9 @@ def prepare(
     if max_frames is not None and max_frames < 1:
         raise DataError(f"max_frames = {max_frames}, wanted 1 or more")
     archive = _Archive(Path(source), tuple(sensors or SENSORS), orbit, max_frames, max_cloud)
-    samples = {split: archive.samples(ids) for split, ids in archive.splits.items()}
-    return write_dataset(out, samples, archive.metadata(), shards=shards, overwrite=overwrite, progress=progress)
+    samples = {split: Places(ids, archive.samples) for split, ids in archive.splits.items()}
+    options = dict(shards=shards, overwrite=overwrite, progress=progress, workers=workers)
+    return write_dataset(out, samples, archive.metadata(), **options)
 
 
 class _Archive:

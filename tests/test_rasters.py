@@ -12,7 +12,7 @@ from rasterio.enums import ColorInterp
 
 from input_pipeline import folder_images, folder_masks
 from input_pipeline.layouts import annotations
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from ringmoe_jax import geo, sensors
 from ringmoe_jax.errors import DataError
 from tests.helpers.rasters import tif

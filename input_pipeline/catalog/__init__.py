@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import tempfile
@@ -20,7 +21,8 @@ from input_pipeline.builder import write_dataset
 from input_pipeline.catalog import images, objects, pixels
 from input_pipeline.catalog.entry import CustomReader, Entry
 from input_pipeline.layouts import Opened, Request, tiles
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.parts import Workers
+from input_pipeline.places import Report
 from input_pipeline.schema import CLASSES, MAP, MULTILABEL, Metadata, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
@@ -64,6 +66,7 @@ def prepare(
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     report: Report | None = None,
+    workers: Workers | None = None,
 ) -> Metadata:
     """Cuts a published data set into tiles and writes it.
 
@@ -83,6 +86,7 @@ def prepare(
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
         report: counts what is left out, and classes without training samples.
+        workers: see `builder.write_dataset`.
 
     Returns:
         The metadata with statistics.
@@ -94,20 +98,19 @@ def prepare(
     entry, report = get(name), Report() if report is None else report
     if max_frames is not None and (not entry.series or max_frames < 1):
         raise DataError(f'max_frames = {max_frames}: wanted 1 or more, and "{name}" to hold series of dates')
-    if splits:
-        entry = _divided(entry, splits)
-    common = dict(shards=shards, overwrite=overwrite, progress=progress)
+    entry = _divided(entry, splits) if splits else entry
+    common = dict(shards=shards, overwrite=overwrite, progress=progress, workers=workers)
     options = dict(sensors=sensors, tile=tile, stride=stride, max_frames=max_frames)
     with _unpacked(Path(source), Path(out)) as folder:
         if isinstance(entry.layout, CustomReader):
             return _own(entry, folder, out, options, common)
-        request = _request(entry, folder, **options)
-        request = dataclasses.replace(request, report=report, lists=(Path(source).parent,) * (folder != Path(source)))
+        lists = (Path(source).parent,) * (folder != Path(source))
+        request = dataclasses.replace(_request(entry, folder, **options), report=report, lists=lists)
         opened = entry.layout.open(request)
         metadata = _metadata(entry, request, opened)
-        samples = {split: _samples(scenes(), metadata, request) for split, scenes in opened.scenes.items()}
-        if "train" in samples:
-            samples["train"] = report.watch(samples["train"], metadata.labels)
+        cut = functools.partial(_samples, metadata=metadata, request=request)
+        samples = {split: scenes.then(cut) for split, scenes in opened.scenes.items()}
+        samples |= {split: found.watched(metadata.labels) for split, found in samples.items() if split == "train"}
         return write_dataset(out, samples, metadata, **common)
 
 

@@ -11,11 +11,11 @@ Every layout is a frozen dataclass that follows `Layout`. `input_pipeline.catalo
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from input_pipeline.layouts.tiles import Report, Scene
+from input_pipeline.places import Places, Report
 from input_pipeline.schema import LabelInfo
 
 
@@ -49,14 +49,14 @@ class Opened:
     """A data set whose files are found and split, but not read.
 
     Attributes:
-        scenes: by split, a function that reads its scenes one by one.
+        scenes: places by split; each gives one `tiles.Scene`.
         labels: by label name; `count` of boxes and tracks is that of the fullest tile.
         frames: T of every sensor.
         gsd: metres a pixel of every sensor.
         rule: how the splits were made, a sentence without its full stop.
     """
 
-    scenes: Mapping[str, Callable[[], Iterator[Scene]]]
+    scenes: Mapping[str, Places]
     labels: Mapping[str, LabelInfo]
     frames: Mapping[str, int]
     gsd: Mapping[str, float]

@@ -25,7 +25,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from input_pipeline.schema import BOX, TRACK
 from ringmoe_jax.errors import DataError, nearest
 from ringmoe_jax.files import read_bytes, read_json, read_text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow.parquet
@@ -13,11 +14,13 @@ from input_pipeline.layouts import Opened, Request
 from input_pipeline.layouts.files import index
 from input_pipeline.layouts.rasters import Raster
 from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Places
 from input_pipeline.schema import MULTILABEL, LabelInfo
 from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
 LABEL = "labels"
+_name = operator.itemgetter("patch_id")
 _COLUMNS = ("patch_id", "labels", "split", "s1_name")
 _S2, _S1 = "BigEarthNet-S2/{s2_tile}/{s2}/{s2}_{band}.tif", "BigEarthNet-S1/{s1_product}/{s1}/{s1}_{band}.tif"
 
@@ -67,7 +70,10 @@ class BigEarthNet:
         places = {split: [row for row in rows if row["split"] == split] for split in self.splits}
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
         return Opened(
-            {split: functools.partial(_scenes, request, found, rasters) for split, found in places.items()},
+            {
+                split: Places(found, functools.partial(_scenes, request, rasters), request.report, _name)
+                for split, found in places.items()
+            },
             {LABEL: LabelInfo(MULTILABEL, request.classes, "CORINE Land Cover 2018 in 19 classes, present or not")},
             {raster.sensor: 1 for raster in rasters},
             {raster.sensor: raster.gsd for raster in rasters},
@@ -75,7 +81,7 @@ class BigEarthNet:
         )
 
 
-def _scenes(request: Request, rows: list[Mapping], rasters) -> Iterator[Scene]:
+def _scenes(request: Request, rasters, rows: Sequence[Mapping]) -> Iterator[Scene]:
     for row in rows:
         s2, s1 = row["patch_id"], row["s1_name"]
         # Patches lie in a folder of their Sentinel-2 tile, S2A_..._T33UUP, or of their Sentinel-1 product.

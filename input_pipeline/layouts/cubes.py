@@ -15,6 +15,7 @@ from input_pipeline.layouts import Opened, Request
 from input_pipeline.layouts.files import LABEL
 from input_pipeline.layouts.rasters import ordered
 from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Places
 from input_pipeline.schema import CLASSES, MAP, UNLABELLED, Image, LabelInfo
 from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
@@ -45,27 +46,36 @@ class So2Sat:
 
     def open(self, request: Request) -> Opened:
         """Finds the files, see `Opened`."""
-        for name in self.files.values():
-            if not (request.source / name).exists():
-                raise DataError(f"{request.source / name} does not exist: wanted the file as published")
         return Opened(
-            {split: functools.partial(self._scenes, request, split) for split in self.files},
+            {
+                split: Places(range(_length(request.source / name)), functools.partial(self._scenes, request, split))
+                for split, name in self.files.items()
+            },
             {LABEL: LabelInfo(CLASSES, request.classes, "local climate zone")},
             dict.fromkeys(request.sensors, 1),
             dict.fromkeys(request.sensors, 10.0),
             self.rule,
         )
 
-    def _scenes(self, request: Request, split: str) -> Iterator[Scene]:
+    def _scenes(self, request: Request, split: str, rows: Sequence[int]) -> Iterator[Scene]:
         path = request.source / self.files[split]
         with h5py.File(path) as file:
-            for i, label in enumerate(file["label"]):
-                images = {}
+            for i in rows:
+                label, images = file["label"][i], {}
                 if "s2_10" in request.sensors:
                     images["s2_10"] = so2sat_optical(file["sen2"][i], str(path))
                 if "s1_grd" in request.sensors:
                     images["s1_grd"] = so2sat_radar(file["sen1"][i])
                 yield Scene(f"{split}/{i}", images, {LABEL: int(np.argmax(label))})
+
+
+def _length(path: Path) -> int:
+    """Rows of a file of So2Sat."""
+    try:
+        with h5py.File(path) as file:
+            return len(file["label"])
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path} cannot be read ({error}): wanted the file as published") from error
 
 
 def so2sat_optical(values: np.ndarray, where: str) -> Image:
@@ -119,21 +129,28 @@ class Pastis:
             raise DataError(f"{path} has the folds {sorted(folds)}, wanted {self.folds[empty[0]]} for {empty[0]}")
         longest = {name: max(len(_dates(patch, name, path)) for patch in patches) for name in request.sensors}
         return Opened(
-            {split: functools.partial(self._scenes, request, found, crs) for split, found in splits.items()},
+            {
+                split: Places(found, functools.partial(self._scenes, request, crs), request.report, _name)
+                for split, found in splits.items()
+            },
             {"map": LabelInfo(MAP, request.classes, "crop of the parcel", request.sensors[0])},
             {name: min(count, request.max_frames or count) for name, count in longest.items()},
             dict.fromkeys(request.sensors, 10.0),
             self.rule,
         )
 
-    def _scenes(self, request: Request, patches: Sequence[Mapping], crs: str) -> Iterator[Scene]:
+    def _scenes(self, request: Request, crs: str, patches: Sequence[Mapping]) -> Iterator[Scene]:
         for patch in patches:
-            name = str(patch["ID_PATCH"])
+            name = _name(patch)
             images = {sensor: _series(request, patch, sensor) for sensor in request.sensors}
             target = _array(request.source / f"ANNOTATIONS/TARGET_{name}.npy", 3)[0].astype(np.int16)
             target[target == self.void] = UNLABELLED
             where = _centre(patch["outline"], crs)
             yield Scene(name, images, {"map": target}, lambda row, column, where=where: where)
+
+
+def _name(patch: Mapping) -> str:
+    return str(patch["ID_PATCH"])
 
 
 def _series(request: Request, patch: Mapping, name: str) -> Image:

@@ -11,6 +11,7 @@ from input_pipeline.layouts import Opened, Request, templates
 from input_pipeline.layouts.rasters import Mask, Raster
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named, mixing
 from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Places
 from input_pipeline.schema import CLASSES, MAP, UNLABELLED, LabelInfo
 from ringmoe_jax.errors import DataError, nearest
 
@@ -57,11 +58,12 @@ class Files:
             request = dataclasses.replace(request, source=root, lists=(request.source, *request.lists))
         places, rule = self.splits.divide(request, template)
         if "class" in templates.names(template):  # the first tiles of a split, and those of a batch, are of all classes
-            order = lambda fields: mixing("/".join(fields.values()))  # noqa: E731
+            order = lambda fields: mixing(templates.joined(fields))  # noqa: E731
             places = {split: sorted(found, key=order) for split, found in places.items()}
         rasters = [raster for raster in self.rasters if raster.sensor in request.sensors]
+        read = functools.partial(self._scenes, request, rasters)
         return Opened(
-            {split: functools.partial(self._scenes, request, found, rasters) for split, found in places.items()},
+            {split: Places(found, read, request.report, templates.joined) for split, found in places.items()},
             self._labels(request, template),
             {raster.sensor: len(raster.paths) for raster in rasters},
             {raster.sensor: raster.gsd for raster in rasters},
@@ -76,7 +78,7 @@ class Files:
             return {LABEL: LabelInfo(CLASSES, request.classes, "class in the file's path")}
         return {}
 
-    def _scenes(self, request: Request, places: Sequence[Mapping[str, str]], rasters) -> Iterator[Scene]:
+    def _scenes(self, request: Request, rasters, places: Sequence[Mapping[str, str]]) -> Iterator[Scene]:
         naming = templates.names(self.rasters[0].template)
         for fields in places:
             read = {raster.sensor: raster.read(request.source, fields, request.report) for raster in rasters}
@@ -89,7 +91,7 @@ class Files:
                         classes[~image.valid.all(axis=0)] = UNLABELLED
                 labels[self.mask.label] = classes
             elif "class" in fields:
-                labels[LABEL] = index(fields["class"], request.classes, "/".join(fields.values()))
+                labels[LABEL] = index(fields["class"], request.classes, templates.joined(fields))
             images = {name: image for name, (image, _) in read.items()}
             place = next(iter(read.values()))[1]
             yield Scene("/".join(fields[name] for name in naming), images, labels, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from input_pipeline.layouts.annotations import Annotations
 from input_pipeline.layouts.rasters import Raster
 from input_pipeline.layouts.splits import Folders, Fractions, Lists, Named
 from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Places
 from input_pipeline.schema import BOXES, TRACK, TRACKS, Image, LabelInfo
 from ringmoe_jax.errors import DataError
 
@@ -119,7 +121,10 @@ class Tracks(_OfOneSensor):
                 count = max(count, tiles.most(rows, size, (request.tile, request.tile), request.stride))
         info = LabelInfo(TRACKS, request.classes, "tracks of the data set", self.raster.sensor, max(count, 1))
         return Opened(
-            {split: functools.partial(self._scenes, request, found) for split, found in parts.items()},
+            {
+                split: Places(found, functools.partial(self._scenes, request), request.report, operator.itemgetter(2))
+                for split, found in parts.items()
+            },
             {"tracks": info},
             {self.raster.sensor: window},
             {self.raster.sensor: self.raster.gsd},
@@ -135,7 +140,7 @@ class Tracks(_OfOneSensor):
         if not frames or rows[:, _DATE].max(initial=0) >= len(frames):
             last = int(rows[:, _DATE].max(initial=0)) + 1
             raise DataError(f"{path} speaks of frame {last}, the video has {len(frames)} frames")
-        name = "/".join(fields.values())
+        name = templates.joined(fields)
         for start in range(0, len(frames), window):
             part = rows[(rows[:, _DATE] >= start) & (rows[:, _DATE] < start + window)].copy()
             part[:, _DATE] -= start
@@ -166,19 +171,26 @@ def _boxes(
             if len(objects) > count:
                 count = max(count, tiles.most(objects, raster.size(request.source, fields), tile, request.stride))
 
-    def scenes(split: str) -> Iterator[Scene]:
-        for fields, objects in zip(places[split], rows[split], strict=True):
+    def scenes(found) -> Iterator[Scene]:
+        for fields, objects in found:
             image, place = raster.read(request.source, fields, request.report)
-            yield Scene("/".join(fields.values()), {raster.sensor: image}, {"boxes": objects}, place)
+            yield Scene(templates.joined(fields), {raster.sensor: image}, {"boxes": objects}, place)
 
     info = LabelInfo(BOXES, request.classes, "objects of the data set", raster.sensor, max(count, 1))
     return Opened(
-        {split: functools.partial(scenes, split) for split in places},
+        {
+            split: Places(list(zip(found, rows[split], strict=True)), scenes, request.report, _name)
+            for split, found in places.items()
+        },
         {"boxes": info},
         {raster.sensor: 1},
         {raster.sensor: raster.gsd},
         rule,
     )
+
+
+def _name(place: tuple[Mapping[str, str], np.ndarray]) -> str:
+    return templates.joined(place[0])
 
 
 def _on_image(read: Annotations, name: str, raster: Raster, fields: Mapping[str, str], request: Request) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from input_pipeline.layouts import Opened, Request
 from input_pipeline.layouts.files import LABEL
 from input_pipeline.layouts.splits import mixing
 from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Places
 from input_pipeline.schema import CLASSES, MULTILABEL, Image, LabelInfo
 from ringmoe_jax.errors import DataError, nearest
 
@@ -74,7 +75,10 @@ class Tfds:
         kind = MULTILABEL if several else CLASSES
         info = LabelInfo(kind, request.classes, f'feature "{self.label}" of TFDS')
         return Opened(
-            {split: functools.partial(self._scenes, builder, request, split, order) for split in self._splits()},
+            {
+                split: Places([split], functools.partial(self._scenes, builder, request, order), request.report)
+                for split in self._splits()
+            },
             {"labels" if several else LABEL: info},
             dict.fromkeys(request.sensors, 1),
             dict.fromkeys(request.sensors, self.gsd),
@@ -84,9 +88,10 @@ class Tfds:
     def _splits(self) -> tuple[str, ...]:
         return tuple(self.parts or ("train", "validation", "test"))
 
-    def _scenes(self, builder, request: Request, split: str, order: np.ndarray) -> Iterator[Scene]:
+    def _scenes(self, builder, request: Request, order: np.ndarray, splits: Sequence[str]) -> Iterator[Scene]:
         from input_pipeline.cpu_tf import tfds
 
+        (split,) = splits  # a file of TFDS is read in one piece
         part = (self.parts or {}).get(split, "train")
         for example in tfds.as_numpy(builder.as_dataset(split=part, shuffle_files=False)):
             key = example[self.key]

@@ -12,7 +12,7 @@ import numpy as np
 from rasterio.enums import MaskFlags
 
 from input_pipeline.layouts import templates
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from input_pipeline.schema import UNLABELLED, Image
 from ringmoe_jax import geo, rasters
 from ringmoe_jax import sensors as sensor_table

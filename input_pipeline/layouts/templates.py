@@ -20,6 +20,11 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     return template.format_map(fields)
 
 
+def joined(fields: Mapping[str, str]) -> str:
+    """What a person calls a file with these fields."""
+    return "/".join(fields.values())
+
+
 def parse(template: str, text: str, wildcard: str = "[^/]+") -> dict[str, str] | None:
     """Fields of a text that was made from a template; None if it was not. The first fields take what they can.
 

@@ -7,22 +7,20 @@ share is then in both. An image that is smaller than a tile is padded at right a
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from input_pipeline.places import Report
 from input_pipeline.schema import (
     BOX,
     BOXES,
     MAP,
-    MULTILABEL,
     TRACK,
     TRACKS,
     UNLABELLED,
-    VALUE,
     Image,
     LabelInfo,
     Sample,
@@ -31,7 +29,6 @@ from input_pipeline.schema import (
 from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
 
-GSD_SPREAD = 1.05  # of metres a pixel, from which on it is noted (our choice)
 _COLUMNS = {BOXES: len(BOX), TRACKS: len(TRACK)}
 _X, _Y, _WIDTH, _HEIGHT, _ANGLE = range(1, 6)  # columns of BOX and TRACK after the class
 
@@ -57,78 +54,6 @@ class Scene:
     images: Mapping[str, Image]
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     place: Callable[[float, float], tuple[float, float]] = nowhere
-
-
-class Report:
-    """What was left out of a data set or understood in one of several ways, and how often each class occurs in its
-    training split.
-
-    Attributes:
-        left_out: rows by reason and image.
-        seen: samples of the training split that hold a class, by label.
-        notes: further lines for a person to read.
-    """
-
-    def __init__(self):
-        self.left_out: dict[str, collections.Counter] = {}
-        self.seen: dict[str, np.ndarray] = {}
-        self.notes: list[str] = []
-        self._said: dict[str, dict[str, None]] = {}
-        self._gsd: dict[str, list[float]] = {}
-
-    def note(self, sentences: Iterable[str], where: str) -> None:
-        """Counts the files that something is true of.
-
-        Args:
-            sentences: each completes "3 files, a.tif among them, ...".
-            where: the file; naming it again changes nothing.
-        """
-        for sentence in sentences:
-            self._said.setdefault(sentence, {})[where] = None
-
-    def measure(self, sensor: str, stored: float, found: float | None) -> None:
-        """Compares metres a pixel of a file with those that the metadata says; None of a file without place."""
-        if found is not None:
-            known = self._gsd.setdefault(sensor, [stored, found, found])
-            known[1:] = min(known[1], found), max(known[2], found)
-
-    def leave_out(self, why: str, where: str, count: int = 1) -> None:
-        """Counts rows that were left out.
-
-        Args:
-            why: completes "12 boxes of 3 images ...", for example "had no area".
-            where: id of the image.
-            count: number of rows; nothing is noted for 0.
-        """
-        if count:
-            self.left_out.setdefault(why, collections.Counter())[where] += int(count)
-
-    def watch(self, samples: Iterable[Sample], labels: Mapping[str, LabelInfo]) -> Iterator[Sample]:
-        """Hands samples of the training split on and counts, label by label, how many of them hold each class."""
-        for name, info in labels.items():
-            if info.kind != VALUE:
-                self.seen.setdefault(name, np.zeros(len(info.names), np.int64))
-        for sample in samples:
-            for name, counts in self.seen.items():
-                counts[_present(np.asarray(sample.labels[name]), labels[name].kind)] += 1
-            yield sample
-
-    def lines(self, labels: Mapping[str, LabelInfo]) -> list[str]:
-        """What a person should know, a line each; empty where all is well."""
-        lines = list(self.notes)
-        for sentence, said in self._said.items():
-            lines.append(f"{len(said)} files, {next(iter(said))} among them, {sentence}")
-        for name, (stored, low, high) in self._gsd.items():
-            if high > GSD_SPREAD * min(low, stored) or stored > GSD_SPREAD * low:
-                lines.append(f"{name}: files have {low:.3g} to {high:.3g} m a pixel, the metadata says {stored:.3g} m")
-        lines += [
-            f"{sum(images.values())} boxes of {len(images)} images {why}: left out"
-            for why, images in sorted(self.left_out.items())
-        ]
-        for name, counts in self.seen.items():
-            if absent := [labels[name].names[i] for i in np.flatnonzero(counts == 0)]:
-                lines.append(f"{name}: no sample of the training split holds {', '.join(absent)}")
-        return lines
 
 
 def cut(
@@ -338,11 +263,3 @@ def _check_classes(values: np.ndarray, info: LabelInfo, where: str) -> None:
             f"{where} holds the class {bad.flat[0]:g}, wanted {UNLABELLED} (unknown) to {len(info.names) - 1} "
             f"({info.names[-1]})"
         )
-
-
-def _present(value: np.ndarray, kind: str) -> np.ndarray:
-    """Classes that a label of one sample holds."""
-    if kind == MULTILABEL:
-        return np.flatnonzero(value > 0)
-    classes = np.unique(value[:, 0] if kind in _COLUMNS else value).astype(int)
-    return classes[classes != UNLABELLED]

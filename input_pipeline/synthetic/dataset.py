@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.parts import Workers
+from input_pipeline.places import Places
 from input_pipeline.schema import (
     BOXES,
     CLASSES,
@@ -85,6 +88,7 @@ def prepare(
     shards: int = 8,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> Path:
     """Writes `scenes` scenes for training and a fifth as many, at least one, for validation.
 
@@ -99,6 +103,7 @@ def prepare(
         shards: files a split.
         overwrite: replace a data set that is there.
         progress: called with the split and the number of samples written so far.
+        workers: see `builder.write_dataset`.
 
     Raises:
         ConfigError: a number is out of its range, or no or an unknown sensor is named.
@@ -112,10 +117,10 @@ def prepare(
     info = metadata(sensors, size, gsd, dates)
     counts = {"train": scenes, "validation": max(1, scenes // 5)}
     splits = {
-        split: _samples(info, split, [seed, number], count, options)
+        split: Places(range(count), functools.partial(_samples, info, split, [seed, number], options))
         for number, (split, count) in enumerate(counts.items())
     }
-    write_dataset(out, splits, info, shards=shards, overwrite=overwrite, progress=progress)
+    write_dataset(out, splits, info, shards=shards, overwrite=overwrite, progress=progress, workers=workers)
     return Path(out)
 
 
@@ -190,8 +195,10 @@ def _rows(boxes: np.ndarray, k: int, info: LabelInfo) -> np.ndarray:
     return filled
 
 
-def _samples(info: Metadata, split: str, seed: Sequence[int], count: int, options: dict) -> Iterator[Sample]:
-    for i in range(count):
+def _samples(
+    info: Metadata, split: str, seed: Sequence[int], options: dict, numbers: Sequence[int]
+) -> Iterator[Sample]:
+    for i in numbers:
         scene = draw([*seed, i], **options)
         images = simulate(scene, tuple(info.sensors), zlib.crc32(f"{seed}/{i}".encode()))
         yield Sample(f"{split}/{i}", images, scene.latitude, scene.longitude, labels_of(scene, info))

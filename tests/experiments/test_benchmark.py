@@ -10,11 +10,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import experts, gpu, moe, train
+from experiments.benchmarks import experts, gpu, moe, reading, train
 from experiments.run import cli
+from input_pipeline.dataset import open_dataset
 from ringmoe_jax import clock
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
+from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 from tests.helpers import tiny_data
@@ -219,6 +221,45 @@ def test_command_prints_ratios_and_json(capsys):
     assert found["suite"] == "moe"
     assert found["points"][0]["ratio"]["dropless"] > 0
     assert any(line.startswith("geometric mean, float32 even") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """The configuration of 12 tiles of rgb, 8 px, read 4 at a time."""
+    folder = tiny_data.write(tmp_path_factory.mktemp("tiles") / "tiny", "rgb")
+    stream = StreamConfig(directory=str(folder), sensors=("rgb",), split="train")
+    return DataConfig(streams={"rgb": stream}, image_size=8, batch_size=4, mask_unit=2)
+
+
+def test_both_readers_are_measured_in_the_same_units(tiles):
+    found = reading.measure(tiles, batches=3)
+    assert list(found) == ["records alone", "tf", "device"]
+    size = open_dataset(tiles.streams["rgb"].directory, ("rgb",)).nbytes("train") / 12 / 1e6
+    for rate in found.values():
+        assert rate.megabytes / rate.records == pytest.approx(size)
+        assert rate.megabytes_a_core / rate.records_a_core == pytest.approx(size)
+        assert rate.images == pytest.approx(rate.records)  # one sensor
+        assert rate.records_a_core > 0
+
+
+def test_what_a_host_needs_by_hand(tiles):
+    """A record of 8 x 8 pixels of three bytes and one for what was observed: 256 bytes, where there is no data yet."""
+    absent = dataclasses.replace(tiles.streams["rgb"], directory="no/such/folder")
+    data = dataclasses.replace(tiles, streams={"rgb": absent}, batch_size=8)
+    assert reading.needs(data, hosts=2, seconds=0.5) == pytest.approx((8, 8 * 256 / 1e6))
+
+
+def test_a_slow_store_gives_the_same_later_and_reading_ahead_hides_it(tiles):
+    usual = open_dataset(tiles.streams["rgb"].directory, ("rgb",))
+    with reading.slow(0.2):
+        late = open_dataset(tiles.streams["rgb"].directory, ("rgb",)).records("train", 0)
+        started = time.perf_counter()
+        payloads = late.read(range(12))
+        assert 0.2 < time.perf_counter() - started < 12 * 0.2  # all are asked for at once
+    assert payloads == usual.records("train", 0).read(range(12))
+    waits = reading.stalls(tiles, seconds=1.0, delay=0.2, steps=2)
+    assert waits["when asked for"] > 0.2
+    assert waits["read ahead"] < waits["when asked for"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from input_pipeline.layouts.files import Files
 from input_pipeline.layouts.objects import Boxes
 from input_pipeline.layouts.rasters import Raster
 from input_pipeline.layouts.splits import Folders, Fractions
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from input_pipeline.schema import UNLABELLED
 from ringmoe_jax import sensors
 from ringmoe_jax.contracts import NO_TIME

@@ -10,7 +10,7 @@ import rasterio
 
 from input_pipeline import folder
 from input_pipeline.evaluation import EvalBatches
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from ringmoe_jax import geo
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError

@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from input_pipeline import folder
 from input_pipeline.evaluation import EvalBatches
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from ringmoe_jax.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # pictures have no place

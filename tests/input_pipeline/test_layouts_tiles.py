@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from input_pipeline.layouts import tiles
-from input_pipeline.layouts.tiles import Report, Scene
+from input_pipeline.layouts.tiles import Scene
+from input_pipeline.places import Report
 from input_pipeline.schema import (
     BOXES,
     CLASSES,

@@ -12,7 +12,7 @@ import pytest
 
 from input_pipeline import example, folder
 from input_pipeline.dataset import open_dataset
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from ringmoe_jax import sensors
 from ringmoe_jax.deploy.scenes import Scene, Stack
 from ringmoe_jax.errors import DataError

@@ -27,7 +27,7 @@ from experiments.run.cli import read_config
 from input_pipeline import folder_images, folder_labels, folder_masks
 from input_pipeline.dataset import open_dataset
 from input_pipeline.layouts import annotations
-from input_pipeline.layouts.tiles import Report
+from input_pipeline.places import Report
 from ringmoe_jax import deploy, files, geo, interop, sensors
 from ringmoe_jax.deploy import directory
 from ringmoe_jax.errors import UserError
