@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import records, schema
+from input_pipeline import records, scenes, schema
 from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Sample, SensorInfo
 from ringmoe_jax import files
 from ringmoe_jax import sensors as sensor_table
@@ -61,7 +61,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
     statistics = {name: BandStatistics(len(info.bands)) for name, info in metadata.sensors.items()}
     seen: set[str] = set()
     oriented: set[str] = set()
-    splits, index = [], {}
+    splits, index, cut = [], {}, scenes.Writer()
 
     for split, stream in samples.items():
         with contextlib.ExitStack() as stack:
@@ -75,6 +75,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
                     path = draft / f"{split}-{len(writers):05d}"
                     writers.append(stack.enter_context(records.ShardWriter(path)))
                 writers[count % shards].write(serialise(features.encode_example(example)))
+                cut.add(split, count % shards, sample)
                 if split == "train":
                     _count(statistics, example, metadata)
                 oriented |= _oriented(example, metadata)
@@ -91,6 +92,7 @@ def _write(draft: Path, samples, metadata: Metadata, shards: int, progress) -> M
         labels={n: dataclasses.replace(info, oriented=n in oriented) for n, info in metadata.labels.items()},
     )
     records.save_index(draft, index)
+    cut.save(draft)
     _write_info(draft, metadata, features, splits)
     return metadata
 

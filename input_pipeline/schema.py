@@ -11,7 +11,8 @@ A data set is a TFDS directory: `tfds.builder_from_directory(directory)` opens i
 
 Dates of a series ascend (two may be equal), and those of unknown time come last. T, H, W and C are the same in every
 sample of a data set; a shorter time series and an absent sensor
-are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`.
+are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`, and where samples
+were cut from as `scenes.npz`, see `input_pipeline.scenes`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,26 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Where a sample was cut from.
+
+    Attributes:
+        scene: text, unique in the data set: the whole image, or the series of them.
+        date: the scene's date that is the sample's first one.
+        row: of its upper left pixel in the scene, in pixels of the data set's first sensor.
+        column: likewise.
+        objects: by label of `BOXES` or `TRACKS` all rows of the scene from `date` on, as many dates as the sample has,
+            in pixels of the whole scene and dates of the sample, and not clipped to it.
+    """
+
+    scene: str
+    date: int
+    row: int
+    column: int
+    objects: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """One place, as handed to `input_pipeline.builder.write_dataset`.
 
@@ -69,6 +90,7 @@ class Sample:
         latitude: degrees (WGS 84), NaN where unknown.
         longitude: degrees (WGS 84), NaN where unknown.
         labels: by label name; shapes as `LabelInfo` says. Every label of the data set must be there.
+        part: where it was cut from, None where it is all that there is.
     """
 
     id: str
@@ -76,6 +98,7 @@ class Sample:
     latitude: float = float("nan")
     longitude: float = float("nan")
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: Part | None = None
 
 
 @dataclasses.dataclass(frozen=True)
