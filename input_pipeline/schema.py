@@ -170,6 +170,7 @@ class LabelInfo:
         change: for `MAP`: it says what differs between the first and the last date of its sensor.
         oriented: for `BOXES` and `TRACKS`: some are turned. Whoever writes the data set sees that and sets it.
         unscored: for `MAP`: classes that the data set's own scores leave out of their means.
+        scoring: how published scores differ from those made here, for notes beside them.
     """
 
     kind: str
@@ -181,6 +182,7 @@ class LabelInfo:
     change: bool = False
     oriented: bool = False
     unscored: tuple[str, ...] = ()
+    scoring: str = ""
 
     def shape(self, sensors: Mapping[str, SensorInfo]) -> tuple[int, ...]:
         """Shape of one sample's label, as it is stored.

@@ -112,6 +112,18 @@ def _check_classes(run: Run, dataset: Dataset) -> None:
         )
 
 
+def _differences(run: Run, dataset: Dataset) -> Iterator[str]:
+    """What published scores of the target count otherwise."""
+    label = dataset.labels.get(run.parts.target.name)
+    ignored = getattr(run.parts.task, "ignore", ())
+    if ignored:
+        yield f"the means leave out {', '.join(ignored)} (task.ignore)"
+    if label and set(label.unscored) - set(ignored):
+        yield f"the data set's own scores leave {', '.join(label.unscored)} out of their means: set task.ignore to it"
+    if label and label.scoring:
+        yield label.scoring
+
+
 def _encoder(run: Run) -> EncoderSummary:
     config, encoder = run.config, run.encoder
     weights = config.weights if config.init_from else RANDOM
@@ -140,7 +152,7 @@ class _Answers:
 
     def __init__(self, run: Run, dataset: Dataset, without: tuple[str, ...]):
         self.run, self.dataset, self.without = run, dataset, without
-        self.notes: list[str] = []
+        self.notes = list(_differences(run, dataset))
         self.samples = self.scenes = 0
         task, target, model = run.parts.task, run.parts.target, run.parts.model
         self.params = jax.device_put(run.params)

@@ -78,7 +78,7 @@ def test_pixels_of_overlapping_tiles_count_once(cut):
     assert confusion.sum() - confusion.trace() == 2
     assert (scorer.samples, scorer.scenes, len(metrics[score.MODEL]), len(set(groups))) == (6, 2, 2, 2)
     assert [example.index for example in examples] == sorted(example.index for example in examples)
-    assert "6 tiles are joined to 2 scenes: a pixel counts once" in scorer.notes[0]
+    assert scorer.notes[-1].startswith("6 tiles are joined to 2 scenes: a pixel counts once")
 
 
 def test_boxes_of_overlapping_tiles_count_once(cut, monkeypatch):
@@ -104,3 +104,17 @@ def test_a_data_set_that_does_not_say_is_scored_tile_by_tile_with_a_note(cut, mo
     metrics, *_ = scorer("validation")
     assert (scorer.scenes, metrics[score.MODEL].confusion().sum()) == (0, 96)
     assert "what two of them show counts twice" in scorer.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("ignore", "notes"),
+    [
+        ((), ["the data set's own scores leave clutter out of their means: set task.ignore to it", "others erode"]),
+        (("clutter",), ["the means leave out clutter (task.ignore)", "others erode"]),
+    ],
+)
+def test_what_the_literature_counts_otherwise_is_said_beside_the_number(ignore, notes):
+    label = LabelInfo(MAP, ("a", "b", "clutter"), "", "rgb", unscored=("clutter",), scoring="others erode")
+    parts = types.SimpleNamespace(task=tasks.Segmentation(target="map", ignore=ignore), target=Target("map", MAP, ()))
+    run, dataset = types.SimpleNamespace(parts=parts), types.SimpleNamespace(labels={"map": label})
+    assert list(score._differences(run, dataset)) == notes
