@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ TEXT_BYTES = 2**30  # of a text file that is read whole
 
 
 # ---- Reading ------------------------------------------------------------------------------------------
+
+
+def stem(name: str | Path) -> str:
+    """The name of a file without folders, of Windows too, and ending; accents as NFC, in which systems differ."""
+    return unicodedata.normalize("NFC", Path(str(name).replace("\\", "/")).stem)
 
 
 def check_local(path: str | Path) -> Path:

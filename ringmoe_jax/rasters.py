@@ -150,7 +150,9 @@ def load_array(path: Path, wanted: str) -> np.ndarray:
 
 
 def grid(file) -> geo.Grid:
-    """Where the pixels of an open file lie; without CRS where a file only has ground control points."""
+    """Where the pixels of an open file lie; nowhere where a file has a CRS alone, or ground control points."""
+    if file.transform.is_identity:  # as rasterio has it where there is none
+        return geo.Grid.nowhere(file.height, file.width)
     return geo.Grid(file.crs, file.transform, file.height, file.width)
 
 
@@ -398,6 +400,8 @@ def _other_notes(file, sensor: Sensor, indexes: Sequence[int]) -> list[str]:
             )
     if not file.crs and (file.gcps[0] or file.rpcs):
         notes.append("are placed by control points or RPCs alone, so they have no place here: warp them (gdalwarp)")
+    elif file.crs and file.transform.is_identity:
+        notes.append("name a CRS, but not where their pixels lie in it: they have no place")
     return notes
 
 

@@ -25,7 +25,7 @@ from tests.helpers import quick, tiny_data
 
 ROOT = Path(__file__).parents[2]
 MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_size=8, patch=2, window=2, head_width=4)
-LIMIT = 300  # seconds of one command
+LIMIT = 900  # seconds of one command, on a busy machine
 
 
 def configuration(folder: Path, **values) -> Path:
@@ -153,7 +153,9 @@ def inputs(base: Path) -> None:
     tiny_data.write(base / "data", "s1_grd", train=16, validation=6)
     terms = dict(s1=dict(name="masked_l1", sensor="s1_grd"), balance=dict(name="balance"))
     configuration(base, model=MODEL, objectives=terms)
-    configuration(base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"))
+    configuration(
+        base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"), head=dict(name="fcn")
+    )
     finish("pretrain", base, base / "pretrain")
     finish("finetune", base, base / "finetune")
     shutil.copytree(base / "pretrain", base / "evaluated")
