@@ -8,8 +8,8 @@ the table of docs/reliability.md.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
+import importlib
+import io
 import resource
 import subprocess
 import sys
@@ -20,35 +20,47 @@ from pathlib import Path
 import pytest
 
 from ringmoe_jax.run import Run
-from tests.helpers.every_verb import LIMIT, VERBS, finish, folder_for, inputs, is_whole, start
+from tests.helpers.every_verb import VERBS, folder_for, inputs, is_whole
 
 SHARES = (0.0, 0.5, 0.95)  # of the room that a verb needs
 PAGE = 4096  # bytes: of a file system in memory
 REASONS = ("No space left on device", "File too large")
 
 
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """A folder that can hold so much, and how a program is kept to it, and freed."""
-
-    folder: Path
-    limited: Callable[[], None] | None
-    enlarge: Callable[[], None]
-
-
 @contextlib.contextmanager
-def room(folder: Path, size: int, largest: int) -> Iterator[Room]:
-    """A folder for `size` bytes or, where nothing can be mounted, for files of at most `largest`."""
+def room(folder: Path, size: int, largest: int) -> Iterator[Callable[[], None]]:
+    """Makes a folder for `size` bytes or, where nothing can be mounted, for files of at most `largest`.
+
+    Yields:
+        What makes it large enough.
+    """
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={max(PAGE, size // PAGE * PAGE)}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        yield Room(folder, functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest,) * 2), lambda: None)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+        try:
+            yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         return
     try:
-        more = ["mount", "-o", "remount,size=256m", str(folder)]
-        yield Room(folder, None, functools.partial(subprocess.run, more, check=True))
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def call(verb: str, base: Path, out: Path) -> tuple[int, list[str]]:
+    """Calls a verb in this process: its exit status, and the lines that it wrote as errors."""
+    said = io.StringIO()
+    main = importlib.import_module(f"experiments.{verb}").main
+    with (
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(io.StringIO()),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(list(map(str, VERBS[verb].arguments(base, out))))
+    return ended.value.code or 0, said.getvalue().splitlines()
 
 
 def inside(folder: Path) -> dict[str, bytes]:
@@ -62,7 +74,8 @@ def needs(verb: str, base: Path) -> tuple[object, int, int, int]:
     parent.mkdir()
     out = folder_for(verb, base, parent / "out")
     before = sum(map(len, inside(parent).values()))
-    finish(verb, base, out)
+    status, said = call(verb, base, out)
+    assert status == 0, said
     sizes = [len(content) for content in inside(parent).values()]
     return VERBS[verb].gives(out), before, sum(sizes) - before, max(sizes)
 
@@ -77,32 +90,29 @@ def filled(verb: str, base: Path, needed: tuple[object, int, int, int], share: f
         AssertionError: it ended otherwise, or something was lost.
     """
     wanted, before, adds, largest = needed
-    with room(base / f"{verb}-{share}", int(1.05 * before + share * adds), int(share * largest)) as small:
-        out = folder_for(verb, base, small.folder / "out")
-        had, output = inside(small.folder), base / "full.txt"
-        status = start(verb, base, out, output, small.limited).wait(LIMIT)
-        said = output.read_text().splitlines()
+    folder = base / f"{verb}-{share}"
+    with room(folder, int(1.2 * before + share * adds), int(share * largest)) as enlarge:
+        out = folder_for(verb, base, folder / "out")
+        had = inside(folder)
+        status, said = call(verb, base, out)
         if status == 0:
             assert is_whole(verb, out, wanted), f"{verb} says that it ended well, and did not"
             return ""
         errors = [line for line in said if line.startswith("error: ")]
-        assert status == 1, (verb, share, status, said[-5:])
-        assert errors == said[-1:], (verb, share, said[-20:])
-        assert any(reason in said[-1] for reason in REASONS), (verb, share, said[-1])
-        assert not any("Traceback" in line or "details in" in line for line in said), (verb, share, said[-20:])
-        kept = inside(small.folder)
+        assert status == 1, said[-5:]
+        assert errors == said[-1:], said[-20:]
+        assert any(reason in said[-1] for reason in REASONS), said[-1]
+        assert not any("Traceback" in line or "details in" in line for line in said), said[-20:]
+        kept = inside(folder)
         assert {name: kept.get(name) for name in had} == had, f"{verb}: what was there is not there as it was"
-        if (out / "checkpoints").is_dir() and any(name.isdigit() for name in names(out / "checkpoints")):
+        if any(path.name.isdigit() for path in out.glob("checkpoints/*")):
             Run.open(out)
-        small.enlarge()
+        enlarge()
         if not is_whole(verb, out, wanted):
-            finish(verb, base, out)
+            again, why = call(verb, base, out)
+            assert again == 0, f"{verb} does not go on: {why[-1:]}"
         assert is_whole(verb, out, wanted), f"{verb} does not go on as if nothing had been"
         return said[-1]
-
-
-def names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +128,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing(base, verb):
     assert filled(verb, base, needs(verb, base), 0.5)
 
 
+def report(base: Path, verbs: list[str]) -> None:
+    """Prints a row for every verb, and the lines that it ended with."""
+    print("| verb | bytes | file systems | too small | one line, nothing lost, the same in the end |")
+    print("|---|---|---|---|---|", flush=True)
+    for verb in verbs:
+        needed, lines, bad = needs(verb, base), [], []
+        for share in SHARES:
+            try:
+                lines.append(filled(verb, base, needed, share))
+            except AssertionError as error:
+                bad.append(f"{verb}, {share:.0%}: {error}")
+        small = [line for line in lines if line]
+        print(f"| {verb} | {needed[2]:,} | {len(SHARES)} | {len(small) + len(bad)} | {len(small)} |")
+        print(*sorted(set(small)), *bad, sep="\n", flush=True)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         inputs(Path(folder))
-        print("| verb | bytes | file systems | of them too small | one line, nothing lost, the same in the end |")
-        print("|---|---|---|---|---|", flush=True)
-        for name in sys.argv[1:] or VERBS:
-            needed = needs(name, Path(folder))
-            lines, bad = [], []
-            for share in SHARES:
-                try:
-                    lines.append(filled(name, Path(folder), needed, share))
-                except AssertionError as error:
-                    bad.append(f"{name}, {share:.0%}: {error}")
-            small = [line for line in lines if line]
-            counted = f"{needed[2]:,} | {len(SHARES)} | {len(small) + len(bad)} | {len(small)}"
-            print(f"| {name} | {counted} |", *sorted(set(small)), *bad, sep="\n", flush=True)
+        report(Path(folder), sys.argv[1:] or list(VERBS))
