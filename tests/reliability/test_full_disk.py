@@ -47,7 +47,7 @@ def room(folder: Path, size: int, largest: int) -> Iterator[Callable[[], None]]:
     try:
         yield lambda: subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def call(verb: str, base: Path, out: Path) -> tuple[int, list[str]]:
