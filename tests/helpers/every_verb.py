@@ -74,8 +74,9 @@ def export(out: Path) -> tuple:
 
 
 def page(out: Path) -> str:
-    """Without its date, and its folder's name."""
-    return re.sub(r"Written [^.]* UTC", "", (out / "report.html").read_text()).replace(out.name, "")
+    """Without its date, and its folder's path and name."""
+    text = re.sub(r"Written [^.]* UTC", "", (out / "report.html").read_text())
+    return text.replace(str(out), "").replace(out.name, "")
 
 
 @dataclasses.dataclass(frozen=True)
