@@ -150,7 +150,7 @@ def load_array(path: Path, wanted: str) -> np.ndarray:
 
 
 def grid(file) -> geo.Grid:
-    """Where the pixels of an open file lie; nowhere where it has no transform, for which rasterio gives the identity."""
+    """Where the pixels of an open file lie; nowhere without a transform, for which rasterio gives the identity."""
     return geo.Grid(None if file.transform.is_identity else file.crs, file.transform, file.height, file.width)
 
 
