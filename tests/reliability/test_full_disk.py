@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -54,12 +56,14 @@ def call(verb: str, base: Path, out: Path) -> tuple[int, list[str]]:
     """Calls a verb in this process: its exit status, and the lines that it wrote as errors."""
     said = io.StringIO()
     main = importlib.import_module(f"experiments.{verb}").main
+    arguments = list(map(str, VERBS[verb].arguments(base, out)))
     with (
+        mock.patch.object(sys, "argv", [verb, *arguments]),  # what verbs that train read
         contextlib.redirect_stderr(said),
         contextlib.redirect_stdout(io.StringIO()),
         pytest.raises(SystemExit) as ended,
     ):
-        main(list(map(str, VERBS[verb].arguments(base, out))))
+        main(*[arguments] * len(inspect.signature(main).parameters))
     return ended.value.code or 0, said.getvalue().splitlines()
 
 
@@ -68,16 +72,21 @@ def inside(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def pages(contents: Iterable[bytes]) -> int:
+    """Bytes that files take in whole pages."""
+    return sum(-(-len(content) // PAGE) * PAGE for content in contents)
+
+
 def needs(verb: str, base: Path) -> tuple[object, int, int, int]:
     """What a verb gives; the bytes that lie there before, those that it adds, and those of its largest file."""
     parent = base / f"{verb}-whole"
     parent.mkdir()
     out = folder_for(verb, base, parent / "out")
-    before = sum(map(len, inside(parent).values()))
+    before = pages(inside(parent).values())
     status, said = call(verb, base, out)
     assert status == 0, said
-    sizes = [len(content) for content in inside(parent).values()]
-    return VERBS[verb].gives(out), before, sum(sizes) - before, max(sizes)
+    written = inside(parent).values()
+    return VERBS[verb].gives(out), before, pages(written) - before, max(map(len, written))
 
 
 def filled(verb: str, base: Path, needed: tuple[object, int, int, int], share: float) -> str:
@@ -91,7 +100,7 @@ def filled(verb: str, base: Path, needed: tuple[object, int, int, int], share: f
     """
     wanted, before, adds, largest = needed
     folder = base / f"{verb}-{share}"
-    with room(folder, int(1.2 * before + share * adds), int(share * largest)) as enlarge:
+    with room(folder, int(before + share * adds), int(share * largest)) as enlarge:
         out = folder_for(verb, base, folder / "out")
         had = inside(folder)
         status, said = call(verb, base, out)
