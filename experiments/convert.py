@@ -60,7 +60,7 @@ def bring_in(options: argparse.Namespace) -> None:
     from ringmoe_jax.run import IMPORTED
 
     out = Path(options.out)
-    if (out / "checkpoints").exists():
+    if any(path.name.isdigit() for path in out.glob("checkpoints/*")):  # what is unfinished is begun anew
         raise ConfigError(f"{out} holds a run: choose another folder, or delete it")
     chosen = {"sensors": tuple(options.sensors)} if options.sensors else {}
     file = weights.path(options.file) if options.file in weights.names() else Path(options.file)

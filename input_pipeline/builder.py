@@ -61,6 +61,7 @@ def write_dataset(
         metadata = totals.metadata()
         splits = [_name_shards(draft, split, metadata, found) for split, found in written.items()]
         records.save_index(draft, {split: [shard.lengths for shard in found] for split, found in written.items()})
+        totals.scenes.save(draft, shards)
         _write_info(draft, metadata, splits)
     if workers:
         parts.clear(directory)
@@ -75,7 +76,7 @@ def _stream(draft: Path, samples, metadata: Metadata, totals: Totals, shards: in
             writers: list[records.ShardWriter] = []
             for count, sample in enumerate(stream):
                 record, facts = encode(sample, split)
-                totals.add(facts)
+                totals.add(split, facts)
                 if len(writers) < shards:
                     path = draft / f"{split}-{len(writers):05d}"
                     writers.append(stack.enter_context(records.ShardWriter(path)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from input_pipeline import example, schema
+from input_pipeline import example, scenes, schema
 from input_pipeline.records import Records
 from input_pipeline.schema import LabelInfo, Metadata, SensorInfo
 from ringmoe_jax import files as stored_files
@@ -108,6 +108,14 @@ class Dataset:
             "simulated": any(metadata.sensors[name].simulated for name in self.sensors),
             "samples": {split: self.size(split) for split in self.counts},
         }
+
+    def scenes(self, split: str) -> scenes.Scenes | None:
+        """What the samples of a split were cut from; None where an older version wrote the data set.
+
+        Raises:
+            DataError: the file that says it is damaged.
+        """
+        return scenes.read(epath.Path(self.directory), split)
 
     def features(self):
         """TFDS features of the sensors that are read; the others are not parsed."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from input_pipeline import schema
-from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Sample, SensorInfo
+from input_pipeline import scenes, schema
+from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Part, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 
@@ -62,11 +62,13 @@ class Facts:
         id: of the sample.
         statistics: by sensor; of training samples only.
         oriented: labels that hold a turned box.
+        part: where the sample was cut from.
     """
 
     id: str
     statistics: Mapping[str, BandStatistics]
     oriented: frozenset[str]
+    part: Part | None = None
 
 
 class Encoder:
@@ -83,20 +85,25 @@ class Encoder:
         """
         example = schema.to_example(sample, self._metadata)
         statistics = _statistics(example, self._metadata) if split == "train" else {}
-        return self._serialise(example), Facts(sample.id, statistics, _oriented(example, self._metadata))
+        return self._serialise(example), Facts(sample.id, statistics, _oriented(example, self._metadata), sample.part)
 
 
 class Totals:
-    """What is known of all records so far; they are added in the order in which they are stored."""
+    """What is known of all records so far; those of a split are added in the order in which they are read.
+
+    Attributes:
+        scenes: where samples were cut from.
+    """
 
     def __init__(self, metadata: Metadata):
         self._metadata = metadata
         self._statistics = {name: BandStatistics(len(info.bands)) for name, info in metadata.sensors.items()}
         self._ids: set[str] = set()
         self._oriented: set[str] = set()
+        self.scenes = scenes.Writer()
 
-    def add(self, facts: Facts) -> None:
-        """Adds a record.
+    def add(self, split: str, facts: Facts) -> None:
+        """Adds a record of a split.
 
         Raises:
             DataError: there is another one of its id.
@@ -105,6 +112,7 @@ class Totals:
             raise DataError(f'"{self._metadata.name}": the id "{facts.id}" appears twice, ids must be unique')
         self._ids.add(facts.id)
         self._oriented |= facts.oriented
+        self.scenes.add(split, facts.part)
         for name, statistics in facts.statistics.items():
             self._statistics[name].merge(statistics)
 

@@ -158,6 +158,29 @@ class EvalBatches:
         share = 1.0 if self._shown.box is None else self._shown.box[3]
         return share * self.dataset.shape(name)[2] * self.dataset.metadata.sensors[name].gsd
 
+    def corners(self, origins: np.ndarray, sensor: str) -> np.ndarray:
+        """Where samples lie in what they were cut from, in pixels as a sensor is shown.
+
+        Args:
+            origins: [N, 4] of `input_pipeline.scenes`.
+            sensor: that is read.
+
+        Returns:
+            [N, 2] float64, row and column of the upper left corner of what is shown.
+        """
+        tile = self.dataset.metadata.sensors[next(iter(self.dataset.metadata.sensors))].shape[1:]
+        box = np.array(self._shown.box or (0, 0, 1, 1))
+        return (origins[:, 2:] / tile + box[:2]) * self._shown.sizes[sensor] / box[2:]
+
+    def size(self, sensor: str) -> int:
+        """Rows and columns that a sensor is shown in, in pixels."""
+        return self._shown.sizes[sensor]
+
+    def zoom(self, sensor: str) -> np.ndarray:
+        """[2] float64, pixels that a sensor is shown in for every one that is stored, along rows and columns."""
+        box = np.array(self._shown.box or (0, 0, 1, 1))
+        return self._shown.sizes[sensor] / (box[2:] * self.dataset.shape(sensor)[1:])
+
     def __len__(self) -> int:
         """Number of batches."""
         return self._length

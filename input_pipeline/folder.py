@@ -29,6 +29,7 @@ fewer than five, the right quarter of every image is kept for validation, one ti
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -397,6 +398,8 @@ def _splits(source: Path, ids: Sequence[str], fits: bool) -> tuple[dict[str, lis
         stems = [stem for line in lines for stem in ([line] if line in ids else line.split())]
         if unknown := sorted(set(stems) - set(ids)):
             raise DataError(f'{path}: "{unknown[0]}" has no file: {nearest(unknown[0], ids)}')
+        if twice := [stem for stem, count in collections.Counter(stems).items() if count > 1]:
+            raise DataError(f'{path}: "{twice[0]}" is listed more than once: a sample is in a split once')
         for earlier, others in chosen.items():
             if both := set(others) & set(stems):
                 raise DataError(

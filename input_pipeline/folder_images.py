@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ringmoe_jax import files as stored_files
 from ringmoe_jax import geo, rasters
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
@@ -130,8 +132,9 @@ def files(folder: Path, sensor: Sensor) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     polarisations = [name.removesuffix("_re") for name in sensor.band_names[::2]]
     for path in paths:
-        stem, _, end = path.stem.rpartition("_")
-        found.setdefault(stem if stem and end.upper() in polarisations else path.stem, []).append(path)
+        whole = stored_files.stem(path)
+        stem, _, end = whole.rpartition("_")
+        found.setdefault(stem if stem and end.upper() in polarisations else whole, []).append(path)
     for stem, several in found.items():
         if len(several) > 1:
             by_name = {path.stem.rpartition("_")[2].upper(): path for path in several}
@@ -149,15 +152,17 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in sorted(paths):
-        if path.stem in found:
-            raise DataError(f"{path} and {found[path.stem]} have the same ID: rename or remove one")
-        found[path.stem] = path
+        stem = stored_files.stem(path)
+        if stem in found:
+            raise DataError(f"{path} and {found[stem]} have the same ID: rename or remove one")
+        found[stem] = path
     return found
 
 
 def listed(name: str, ids: Collection[str]) -> str:
     """The ID that a list or table means: the name, or the name without the ending of a file."""
-    return name if name in ids or Path(name).stem not in ids else Path(name).stem
+    whole, stem = unicodedata.normalize("NFC", name), stored_files.stem(name)
+    return whole if whole in ids or stem not in ids else stem
 
 
 def _images(paths: Iterable[Path]) -> list[Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from ringmoe_jax import files, geo
 from ringmoe_jax.errors import DataError
 
 CHANGE = ("unchanged", "changed")
+NOTHING = ("nan", "n/a", "<na>", "null")  # what tables of pandas and databases hold where nothing is known
 _PARSERS = {".xml": annotations.voc, ".txt": annotations.dota}
 FOLDERS = {
     "mask": folder_masks.ENDINGS,
@@ -141,7 +142,7 @@ def _table(source: Path, ids: Collection[str], classes: Mapping[str, str], repor
             raise DataError(f"{path}, line {number}: row {','.join(row)!r}: wanted {hint}")
         given[listed(row[0], ids)] = [name.strip() for name in row[1].split("|") if name.strip()]
     if any("|" in row[1] for _, row in lines):
-        names = tuple(sorted({name for several in given.values() for name in several}))
+        names = _names((name for several in given.values() for name in several), str(path))
         known = {stem: np.isin(names, several).astype(np.float32) for stem, several in given.items()}
         info = LabelInfo(MULTILABEL, names, "labels.csv of the folder")
         return Table("labels", info, path.name, known, np.full(len(names), UNLABELLED, np.float32))
@@ -152,9 +153,29 @@ def _table(source: Path, ids: Collection[str], classes: Mapping[str, str], repor
 
 
 def _classes(given: Mapping[str, str], what: str, where: str) -> Table:
-    names = tuple(sorted(set(given.values())))
+    names = _names(given.values(), where)
     rows = {stem: names.index(name) for stem, name in given.items()}
     return Table("label", LabelInfo(CLASSES, names, what), where, rows, UNLABELLED)
+
+
+def _names(given: Iterable[str], where: str) -> tuple[str, ...]:
+    """The classes that are named, sorted.
+
+    Raises:
+        DataError: one says that there is no class, or two are one that is spelt in two ways.
+    """
+    names, known = tuple(sorted(set(given))), {}
+    for name in names:
+        if name.lower() in NOTHING:
+            raise DataError(f'{where} has the class "{name}", as programs write what is missing: leave those rows out')
+        try:
+            key = float(name)
+        except ValueError:
+            key = name.casefold()
+        if other := known.get(key):
+            raise DataError(f'{where} has the classes "{other}" and "{name}": wanted one spelling of a class')
+        known[key] = name
+    return names
 
 
 def _is_header(first: str, second: str, others: Sequence[Sequence[str]], ids: Collection[str]) -> bool:

@@ -34,6 +34,7 @@ VOID = (255, UNLABELLED)
 BINARY = (0, 255)  # as most programs save masks of one thing
 ENDINGS = (".png", ".tif", ".tiff")
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
+_NUMBERED = re.compile(r"-?\d+\s*[\s:;=]\s*\S")  # a value, something that is no comma, and a name
 _LISTED = 8  # values in a message
 
 
@@ -210,7 +211,7 @@ def _parsed(path: Path) -> Legend:
         value = int(cells.pop(0)) if len(cells) > 1 and re.fullmatch(r"-?\d+", cells[0]) else None
         if len(cells) in (4, 5) and all(cell.isdecimal() and int(cell) < 256 for cell in cells[:3]):
             colour, cells = "#{:02x}{:02x}{:02x}".format(*map(int, cells[:3])), cells[-1:]
-        if len(cells) != 1 or not cells[0]:
+        if len(cells) != 1 or not cells[0] or (";" in cells[0] and not _NUMBERED.match(cells[0])):
             raise DataError(
                 f"{path}, line {number}: wanted NAME, NAME,#rrggbb, VALUE,NAME, VALUE,NAME,#rrggbb, or "
                 "VALUE,RED,GREEN,BLUE,ALPHA,NAME"
@@ -224,6 +225,8 @@ def _parsed(path: Path) -> Legend:
                 f"{path}: {names[given.index(False)]} has no {kind[2:]}: give {kind} to all classes or none"
             )
     stated = any(value is not None for value in values)
+    if names and not stated and all(_NUMBERED.match(name) for name in names):
+        raise DataError(f"{path}, line 1: {names[0]!r} begins with a number: wanted VALUE,NAME with a comma between")
     numbers = tuple(values) if stated else tuple(range(len(names)))
     for kind, of in (("name", names), ("value", numbers)):
         if len(set(of)) < len(of):

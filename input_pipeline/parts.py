@@ -311,7 +311,7 @@ def _merge(
         samples[split].report.merge(part.report)
         lengths[split].append((number, part.lengths))
         for facts in part.facts:
-            totals.add(facts)
+            totals.add(split, facts)
     listing = directory.with_name(f"{directory.name}.left_out.csv")
     if not bad:
         listing.unlink(missing_ok=True)

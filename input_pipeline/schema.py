@@ -11,7 +11,8 @@ A data set is a TFDS directory: `tfds.builder_from_directory(directory)` opens i
 
 Dates of a series ascend (two may be equal), and those of unknown time come last. T, H, W and C are the same in every
 sample of a data set; a shorter time series and an absent sensor
-are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`.
+are filled up with zeros whose `valid` is False. `Metadata` is stored beside it as `metadata.json`, and where samples
+were cut from as `scenes.npz`, see `input_pipeline.scenes`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,26 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Where a sample was cut from.
+
+    Attributes:
+        scene: text, unique in the data set: the whole image, or the series of them.
+        date: the scene's date that is the sample's first one.
+        row: of its upper left pixel in the scene, in pixels of the data set's first sensor.
+        column: likewise.
+        objects: by label of `BOXES` or `TRACKS` all rows of the scene from `date` on, as many dates as the sample has,
+            in pixels of the whole scene and dates of the sample, and not clipped to it.
+    """
+
+    scene: str
+    date: int
+    row: int
+    column: int
+    objects: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """One place, as handed to `input_pipeline.builder.write_dataset`.
 
@@ -69,6 +90,7 @@ class Sample:
         latitude: degrees (WGS 84), NaN where unknown.
         longitude: degrees (WGS 84), NaN where unknown.
         labels: by label name; shapes as `LabelInfo` says. Every label of the data set must be there.
+        part: where it was cut from, None where it is all that there is.
     """
 
     id: str
@@ -76,6 +98,7 @@ class Sample:
     latitude: float = float("nan")
     longitude: float = float("nan")
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: Part | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +170,7 @@ class LabelInfo:
         change: for `MAP`: it says what differs between the first and the last date of its sensor.
         oriented: for `BOXES` and `TRACKS`: some are turned. Whoever writes the data set sees that and sets it.
         unscored: for `MAP`: classes that the data set's own scores leave out of their means.
+        scoring: how published scores differ from those made here, for notes beside them.
     """
 
     kind: str
@@ -158,6 +182,7 @@ class LabelInfo:
     change: bool = False
     oriented: bool = False
     unscored: tuple[str, ...] = ()
+    scoring: str = ""
 
     def shape(self, sensors: Mapping[str, SensorInfo]) -> tuple[int, ...]:
         """Shape of one sample's label, as it is stored.

@@ -7,17 +7,20 @@ replaced, and only while nothing else lies in it. What is read back is compared 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ringmoe_jax.errors import ConfigError, DataError
@@ -27,6 +30,11 @@ TEXT_BYTES = 2**30  # of a text file that is read whole
 
 
 # ---- Reading ------------------------------------------------------------------------------------------
+
+
+def stem(name: str | Path) -> str:
+    """The name of a file without folders, of Windows too, and ending; accents as NFC, in which systems differ."""
+    return unicodedata.normalize("NFC", Path(str(name).replace("\\", "/")).stem)
 
 
 def check_local(path: str | Path) -> Path:
@@ -110,6 +118,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raises where a file system has no room for so many bytes, for writers that say so in a hundred lines.
+
+    Raises:
+        OSError: its `strerror` says how much is missing.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes are needed, {free:,} are free")
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A draft of a file, which gets the file's name once it is whole and on the disk; its folder is made.
@@ -142,7 +161,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
         draft.touch()
         mode = draft.stat().st_mode  # safetensors writes for its owner alone
         # It writes memory as it lies, and arrays of a checkpoint may lie transposed.
-        save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, draft, dict(metadata or {}))
+        try:
+            save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, draft, dict(metadata or {}))
+        except SafetensorError as error:  # of a full disk too, which is no OSError there
+            raise OSError(str(error)) from error
         draft.chmod(mode)
 
 

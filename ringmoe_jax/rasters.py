@@ -150,8 +150,8 @@ def load_array(path: Path, wanted: str) -> np.ndarray:
 
 
 def grid(file) -> geo.Grid:
-    """Where the pixels of an open file lie; without CRS where a file only has ground control points."""
-    return geo.Grid(file.crs, file.transform, file.height, file.width)
+    """Where the pixels of an open file lie; nowhere without a transform, for which rasterio gives the identity."""
+    return geo.Grid(None if file.transform.is_identity else file.crs, file.transform, file.height, file.width)
 
 
 def day(file) -> tuple[int, tuple[str, ...]]:
@@ -398,6 +398,8 @@ def _other_notes(file, sensor: Sensor, indexes: Sequence[int]) -> list[str]:
             )
     if not file.crs and (file.gcps[0] or file.rpcs):
         notes.append("are placed by control points or RPCs alone, so they have no place here: warp them (gdalwarp)")
+    elif file.crs and file.transform.is_identity:
+        notes.append("name a CRS, but not where their pixels lie in it: they have no place")
     return notes
 
 
@@ -421,9 +423,9 @@ def read(path: Path, file, how: Plan, window=None) -> tuple[np.ndarray, np.ndarr
     """
     with reading(path, f"the file is damaged at row {window.row_off if window else 0} or below"):
         values = np.moveaxis(file.read(list(how.indexes), window=window), 0, -1)
-        seen = file.read_masks(how.indexes[0], window=window) > 0 if how.masked else None
-    valid = np.ones(values.shape[:2], np.bool_) if seen is None else seen
-    valid &= observed(values, how)
+        valid = observed(values, how)
+        if how.masked:
+            valid &= file.read_masks(how.indexes[0], window=window) > 0
     if how.channels:
         values, gains = geo.pairs(values), np.repeat(how.gains, 2)
         stored = values[..., list(how.channels)] * np.asarray(gains, np.float32)[list(how.channels)]
@@ -441,8 +443,7 @@ def observed(values: np.ndarray, how: Plan) -> np.ndarray:
             empty[..., band] = values[..., band] == np.asarray(no_data).astype(values.dtype, casting="unsafe")
     if how.limits and values.dtype.kind != "c":
         good &= (values >= how.limits[0]) & (values <= how.limits[1])
-    picture = values.dtype == np.uint8
-    return good.all(-1) & ~(empty.all(-1) if picture else empty.any(-1))
+    return good.all(-1) & ~(empty.all(-1) if values.dtype == np.uint8 else empty.any(-1))
 
 
 def convert(

@@ -4,6 +4,7 @@ import copy
 import importlib
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import common
@@ -14,9 +15,14 @@ from experiments.run.encoder import encoder_of
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, run, tasks
 from ringmoe_jax.compress import Network, submodel_config
+from ringmoe_jax.deploy import windows
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.ringmoe import RingMoEConfig
+from ringmoe_jax.planning import ahead, plan
 from ringmoe_jax.run import FinetuneConfig, PretrainConfig, Run, TaskSpec
+from ringmoe_jax.training import optimizer
+from ringmoe_jax.training import state as states
+from ringmoe_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +45,7 @@ QUICK = (  # one of each kind
     "configs/skysense.py:huge",
     "configs/finetune/height.py",
 )
+QUICKEST = "configs/ringmoe_contrastive.py"
 
 
 def test_all_are_there():
@@ -87,6 +94,62 @@ def test_every_sensor_can_be_kept_alone(path):
         assert set(alone.sensors) == {sensor}
         assert alone.parts.objectives
         assert set(alone.parts.model.streams) == {sensor}
+
+
+def pretrained(path):
+    """Configurations of pre-training that a file trains."""
+    values = read_config(path)
+    return [] if "task" in values else [PretrainConfig.of(one) for one in runs(values)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED)
+def test_a_step_of_it_has_the_shapes_of_its_state(path):
+    """As `pretrain` takes it: all streams in one batch, every objective has what it looks at."""
+    for config in pretrained(path):
+        parts = run.pretraining(config, {})
+        rule = optimizer.build(config.optimizer, config.train.steps)
+        rate = optimizer.schedule(config.optimizer, config.train.steps)
+        step = make_train_step(parts.pretext, parts.objectives, rule, rate, seed=0)
+        before = states.shapes(parts.model, parts.pretext, rule)
+        after, logged = jax.eval_shape(step, before, plan.batch_shapes(config, plan.rows_of(config, 1)))
+        assert jax.tree.map(described, after) == jax.tree.map(described, before)
+        assert {f"loss/{label}" for label in parts.objectives} <= set(logged)
+
+
+@pytest.mark.parametrize("path", [p if p == QUICKEST else pytest.param(p, marks=pytest.mark.slow) for p in SHIPPED])
+def test_every_sensor_is_seen_alone_by_every_verb(path):
+    """As `evaluate`, `encode`, `export` and `predict` show it: features of one sensor; as `finetune`: a head."""
+    for config in pretrained(path):
+        parts = run.pretraining(config, {})
+        weights = parts.model.shapes()
+        for name, sensor in parts.sensors.items():
+            size, dates = config.data.view_size(name), config.data.frames.get(name, 1)
+            batch = ahead.batch_shapes({name: sensor}, {name: ahead.Images(2, dates, size)})
+            outputs = jax.eval_shape(parts.model.apply, weights, batch)
+            assert outputs["pooled"][name].shape[0] == 2
+            assert {level.shape[:2] for level in outputs["stages"][name]} == {(2, dates)}
+            said = jax.eval_shape(windows._embeddings, outputs, batch)
+            assert said.shape[0] == 2
+            assert said.shape[1] == said.shape[2]
+            assert size % said.shape[1] == 0
+            head_on(config, name, dates)
+
+
+def described(leaf):
+    return leaf.shape, leaf.dtype
+
+
+def head_on(config, sensor, dates):
+    """A map and a class from one sensor of a pre-trained encoder."""
+    stream = dict(directory="nowhere", sensors=(sensor,))
+    data = dict(streams=dict(data=stream), image_size=config.data.view_size(sensor), batch_size=2, mask_unit=0)
+    encoder = run.Encoder(config.model, config.data.bands, {})
+    for name, kind in (("segmentation", "map"), ("classification", "classes")):
+        values = dict(task=dict(name=name, target="truth"), model=config.model, data=data)
+        spec = TaskSpec(tasks.Target("truth", kind, ("a", "b"), sensor, dates), {sensor: dates})
+        parts = run.finetuning(FinetuneConfig.of(values), encoder, spec, {})
+        assert parts.objectives
 
 
 def runs(values):

@@ -310,9 +310,10 @@ def _setup(run: TaskRun) -> Iterator[tuple[str, str]]:
     steps = f"{result.step:,} steps of {config.data.batch_size} samples"
     yield "training", f"{steps} from {part}the split {stream.split}"
     hidden = f", without {page.listed(result.without)}" if result.without else ""
-    apart = result.blocks == result.samples
+    apart = result.blocks == (result.scenes or result.samples)
     drawn = "each drawn by itself" if apart else f"drawn in {result.blocks:,} blocks of neighbours"
-    yield "scored on", f"{result.samples:,} samples of the split {result.split}{hidden}; for intervals, {drawn}"
+    whole = f", tiles of {result.scenes:,} scenes" if result.scenes else ""
+    yield "scored on", f"{result.samples:,} samples of the split {result.split}{hidden}{whole}; for intervals, {drawn}"
 
 
 def _adaptation(config: AdaptationConfig) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from experiments.run import data as run_data
 from experiments.run.tables import table, with_interval
 from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
+from input_pipeline.scenes import Scenes
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, quicklook, style
 from ringmoe_jax.evaluate.metrics.base import Metric
@@ -21,6 +24,7 @@ from ringmoe_jax.evaluate.metrics.base import score as scored
 from ringmoe_jax.run import RANDOM, TASK, Parts, Run, read_record, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, DataSummary, EncoderSummary, SeedScores, TaskScore
 from ringmoe_jax.tasks import SENSOR, Example
+from ringmoe_jax.tasks.joining import Place, Scene, Tile
 
 BATCH = 16
 SHOWN = 4  # samples in a picture
@@ -72,7 +76,8 @@ def score(
         parameters=run.parameters,
         dataset=DataSummary(**dataset.about()),
         split=split,
-        samples=len(metric),
+        samples=answers.samples,
+        scenes=answers.scenes,
         blocks=len(np.unique(groups)),
         scores=scores[MODEL],
         constant=scores[CONSTANT],
@@ -107,46 +112,120 @@ def _check_classes(run: Run, dataset: Dataset) -> None:
         )
 
 
+def _differences(run: Run, dataset: Dataset) -> Iterator[str]:
+    """What published scores of the target count otherwise."""
+    label = dataset.labels.get(run.parts.target.name)
+    ignored = getattr(run.parts.task, "ignore", ())
+    if ignored:
+        yield f"the means leave out {', '.join(ignored)} (task.ignore)"
+    if label and set(label.unscored) - set(ignored):
+        yield f"the data set's own scores leave {', '.join(label.unscored)} out of their means: set task.ignore to it"
+    if label and label.scoring:
+        yield label.scoring
+
+
 def _encoder(run: Run) -> EncoderSummary:
     config, encoder = run.config, run.encoder
     weights = config.weights if config.init_from else RANDOM
     return EncoderSummary(model=encoder.model["name"], init_from=config.init_from, step=encoder.step, weights=weights)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """One sample, its answers by whoever gave them, and its truth; `observed` [T] says on which dates anything was."""
+
+    index: int
+    location: np.ndarray
+    observed: np.ndarray
+    answers: Mapping[str, Mapping[str, np.ndarray]]
+    truth: Any
+
+
 class _Answers:
-    """Predictions for all samples of a split."""
+    """Predictions for all samples of a split, joined to scenes where the data set says what they were cut from.
+
+    Attributes:
+        notes: what a reader has to know.
+        samples: that were scored.
+        scenes: that they were joined to; 0 where every one was scored by itself.
+    """
 
     def __init__(self, run: Run, dataset: Dataset, without: tuple[str, ...]):
         self.run, self.dataset, self.without = run, dataset, without
-        self.notes: list[str] = []
+        self.notes = list(_differences(run, dataset))
+        self.samples = self.scenes = 0
         task, target, model = run.parts.task, run.parts.target, run.parts.model
         self.params = jax.device_put(run.params)
         self.answer = jax.jit(lambda params, batch: task.answer(model.apply(params, batch)["predictions"], target))
 
     def __call__(self, split: str) -> tuple[dict[str, Metric], np.ndarray, list[Example]]:
-        parts, task = self.run.parts, self.run.parts.task
-        constant = task.constant(self._training_truths(), parts.target)
-        metrics = {name: task.metric(parts.target) for name in (MODEL, CONSTANT)}
-        locations, examples = [], []
-        shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
-        batches = self._batches(split)
+        task, target = self.run.parts.task, self.run.parts.target
+        constant, cut = task.constant(self._training_truths(), target), self.dataset.scenes(split)
+        joined = self._joins(cut)
+        order = np.lexsort(cut.origins.T[::-1]) if joined else None
+        batches, examples = self._batches(split, order), []
+        samples = self._samples(batches, constant, examples, self.dataset.size(split))
+        metrics = {n: task.scene_metric(target) if joined else task.metric(target) for n in (MODEL, CONSTANT)}
+        locations, scenes = [], []
+        for sample in self._scenes(samples, cut, batches) if joined else samples:
+            for name, metric in metrics.items():
+                task.add(metric, sample.answers[name], sample.truth)
+            locations.append(sample.location)
+            scenes.append(-1 if cut is None else cut.origins[sample.index, 0])
+        if joined:
+            self.scenes = len(scenes)
+            self.notes.append(f"{self.samples} tiles are joined to {self.scenes} scenes: {task.joined}")
+        groups, scenes = bootstrap.blocks(np.array(locations)), np.array(scenes)
+        if (groups < 0).all() and (scenes < 0).any():
+            self.notes.append("samples have no coordinates: overlapping ones count as independent")
+        groups = np.where((groups < 0) & (scenes >= 0), -1 - len(groups) - scenes, groups)
+        return metrics, groups, sorted(examples, key=lambda example: example.index)
+
+    def _joins(self, cut: Scenes | None) -> bool:
+        """Whether samples are tiles, which this task joins."""
+        if cut is None and self.run.parts.task.joined:
+            self.notes.append(
+                "an older version wrote the data set, which does not say what its samples were cut from: if they are "
+                "tiles that overlap, what two of them show counts twice (prepare it again)"
+            )
+        return bool(cut and self.run.parts.task.joined and cut.joinable)
+
+    def _samples(self, batches: EvalBatches, constant, examples: list[Example], size: int) -> Iterator[_Sample]:
+        """All samples in the order of the batches; some of them become examples."""
+        task, parts = self.run.parts.task, self.run.parts
+        shown = set(np.linspace(0, size - 1, SHOWN).astype(int).tolist())
         for batch in batches:
             check_truth(batch, parts)
             truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
             answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
+            entry = batch["sensors"].get(parts.target.sensor) or next(iter(batch["sensors"].values()))
             for row in np.flatnonzero(batch["real"]):
-                own = {name: x[row] for name, x in answers.items()}
+                index, own = int(batch["index"][row]), {name: x[row] for name, x in answers.items()}
                 true = jax.tree.map(lambda x, row=row: x[row], truth)
-                task.add(metrics[MODEL], own, true)
-                task.add(metrics[CONSTANT], constant, true)
-                locations.append(next(iter(batch["sensors"].values()))["location"][row])
-                if int(batch["index"][row]) in shown:
-                    images = self._images(batch, row)
-                    examples.append(Example(int(batch["index"][row]), images, own, true, batches.ground))
-        groups = bootstrap.blocks(np.array(locations))
-        if (groups < 0).all():
-            self.notes.append("samples have no coordinates: overlapping ones count as independent")
-        return metrics, groups, examples
+                self.samples += 1
+                if index in shown:
+                    examples.append(Example(index, self._images(batch, row), own, true, batches.ground))
+                observed = entry["valid"][row].any((1, 2))
+                yield _Sample(index, entry["location"][row], observed, {MODEL: own, CONSTANT: constant}, true)
+
+    def _scenes(self, tiles: Iterable[_Sample], cut: Scenes, batches: EvalBatches) -> Iterator[_Sample]:
+        """Scene after scene, each with the index and location of its first tile."""
+        task, target = self.run.parts.task, self.run.parts.target
+        corners, zoom = batches.corners(cut.origins, target.sensor), batches.zoom(target.sensor)
+        side, firsts = batches.size(target.sensor), {}
+
+        def placed(tile: _Sample) -> Tile:
+            firsts.setdefault(cut.origins[tile.index, 0], tile)
+            place = Place(*corners[tile.index], side, side, int(cut.origins[tile.index, 1]), tile.observed)
+            return Tile(place, tile.answers, tile.truth)
+
+        for number, several in itertools.groupby(tiles, lambda tile: cut.origins[tile.index, 0]):
+            rows, columns = np.floor(corners[cut.origins[:, 0] == number].max(0) + 0.5).astype(int) + side
+            if (objects := cut.rows(target.name, number)) is not None:
+                objects = objects * np.array([1, *zoom[::-1], *zoom[::-1], *[1] * (objects.shape[1] - 5)])
+            scene = Scene(int(rows), int(columns), objects)
+            answers, truth = task.join(scene, map(placed, several))
+            yield dataclasses.replace(firsts.pop(number), answers=answers, truth=truth)
 
     def _training_truths(self) -> list[Any]:
         task, truths = self.run.parts.task, []
@@ -159,10 +238,10 @@ class _Answers:
                 break
         return truths
 
-    def _batches(self, split: str) -> EvalBatches:
+    def _batches(self, split: str, positions: np.ndarray | None = None) -> EvalBatches:
         rows = min(BATCH, self.dataset.size(split))
         directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
-        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=rows)
+        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=rows, positions=positions)
 
     def _images(self, batch: Mapping, row: int) -> list[np.ndarray]:
         """What to look at: the dates of the sensor that predictions lie on, or of the first one."""
@@ -188,7 +267,8 @@ def check_truth(batch: Mapping, parts: Parts) -> None:
 def show(result: TaskScore) -> None:
     """Prints the table of a run."""
     print(f"\n{result.task} of {result.target.name}, {result.dataset.name}/{result.split}, ", end="")
-    print(f"{result.samples} samples in {result.blocks} blocks; 95 % bootstrap intervals")
+    joined = f" of {result.scenes} scenes" if result.scenes else ""
+    print(f"{result.samples} samples{joined} in {result.blocks} blocks; 95 % bootstrap intervals")
     if result.without:
         print(f"without {', '.join(result.without)}")
     rows = [(name, with_interval(s), with_interval(result.constant[name])) for name, s in result.scores.items()]

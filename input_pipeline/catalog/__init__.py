@@ -171,7 +171,7 @@ def _metadata(entry: Entry, request: Request, opened: Opened) -> Metadata:
         source=entry.source,
         citation=entry.citation,
         labels={
-            label: dataclasses.replace(info, unscored=entry.unscored) if info.kind == MAP else info
+            label: dataclasses.replace(info, scoring=entry.scoring, unscored=entry.unscored if info.kind == MAP else ())
             for label, info in opened.labels.items()
         },
     )

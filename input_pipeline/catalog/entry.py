@@ -44,6 +44,7 @@ class Entry:
         citation: how to cite it.
         note: traps.
         unscored: classes that the data set's own scores leave out of their means.
+        scoring: how published scores differ from those made here.
         divisions: other published splits that `--splits` names, in place of the layout's own.
         evidence: where names of files, bands, classes and splits are known from. Nothing here was tried on a whole
             data set unless it says so.
@@ -63,4 +64,5 @@ class Entry:
     stride: int | None = None
     series: bool = False
     unscored: tuple[str, ...] = ()
+    scoring: str = ""
     divisions: Mapping[str, Lists] = dataclasses.field(default_factory=dict)

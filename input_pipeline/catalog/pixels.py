@@ -47,6 +47,7 @@ PASTIS = (
 _SHORT = dict(train="train", validation="val", test="test")  # what most files call the splits
 CHANGE = ("unchanged", "changed")
 
+_ISPRS_SCORING = "the contest's scores, and many published ones, leave out 3 pixels beside borders between classes"
 _ISPRS_LICENCE = "for research; ISPRS and the data's owners are to be named"
 _TORCHGEO = "file names, bands, classes and splits as torchgeo reads them"
 
@@ -105,6 +106,7 @@ _SEGMENTATION = (
         ),
         classes=tuple(ISPRS),
         unscored=("clutter",),
+        scoring=_ISPRS_SCORING,
         tile=512,
         licence=_ISPRS_LICENCE,
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-potsdam.aspx",
@@ -130,6 +132,7 @@ _SEGMENTATION = (
         ),
         classes=tuple(ISPRS),
         unscored=("clutter",),
+        scoring=_ISPRS_SCORING,
         tile=512,
         licence=_ISPRS_LICENCE,
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-vaihingen.aspx",

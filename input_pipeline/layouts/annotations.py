@@ -28,7 +28,7 @@ import numpy as np
 from input_pipeline.places import Report
 from input_pipeline.schema import BOX, TRACK
 from ringmoe_jax.errors import DataError, nearest
-from ringmoe_jax.files import read_bytes, read_json, read_text
+from ringmoe_jax.files import read_bytes, read_json, read_text, stem
 
 _CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # of DIOR-R
 XML_BYTES, XML_DEPTH = 2**26, 64  # of a file of one image (our choice)
@@ -100,15 +100,18 @@ def coco(path: Path, names: Sequence[str] | None = None) -> Annotations:
     """
     content = read_json(path, "a COCO file")
     try:
-        files = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        files = {image["id"]: stem(str(image["file_name"])) for image in content["images"]}
         sizes = {files[i["id"]]: (float(i["height"]), float(i["width"])) for i in content["images"] if _sized(i)}
         classes = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         entries = [(a["image_id"], a["category_id"], a["bbox"], a.get("iscrowd", 0)) for a in content["annotations"]]
         for image, kind, *_ in entries:
             hash(image), hash(kind)
+        for key, known in (("images", files), ("categories", classes)):
+            if len(known) < len(content[key]):
+                raise DataError(f"{path} lists {len(content[key])} {key} with {len(known)} ids: wanted each id once")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} lacks {error}: wanted images, categories and annotations as COCO has them") from None
-    objects: dict[str, list[_Object]] = {stem: [] for stem in files.values()}
+    objects: dict[str, list[_Object]] = {image: [] for image in files.values()}
     if len(objects) < len(files):
         raise DataError(f"{path} names {len(files)} images, {len(objects)} without folder and ending: rename them")
     crowds: dict[str, int] = {}
@@ -124,8 +127,25 @@ def coco(path: Path, names: Sequence[str] | None = None) -> Annotations:
         objects[files[image]].append(
             _Object(where, classes[kind], (left + width / 2, top + height / 2, width, height, 0))
         )
+    _check_extents(path, objects, sizes)
     names = classes.values() if names is None else names
     return _indexed(objects, names, {"were crowds": crowds} if crowds else {}, sizes)
+
+
+def _check_extents(path: Path, objects: Mapping[str, Sequence[_Object]], sizes: Mapping[str, tuple]) -> None:
+    """Raises where width and height are the right and lower edge: boxes leave their images, as corners none does."""
+    boxes = [(*entry.box[:4], *sizes[image]) for image, found in objects.items() if image in sizes for entry in found]
+    if not boxes:
+        return
+    x, y, width, height, rows, columns = np.array(boxes).T
+    left, top = x - width / 2, y - height / 2
+    leaves = (left + width > columns + 1) | (top + height > rows + 1)
+    fits = (width > left) & (height > top) & (width <= columns) & (height <= rows)
+    if leaves.any() and fits.all():
+        raise DataError(
+            f"{path}: {leaves.sum()} of {len(boxes)} boxes leave their images, and none does as [left, top, right, "
+            "bottom]: wanted [left, top, width, height]"
+        )
 
 
 def _sized(image: Mapping) -> bool:
@@ -187,7 +207,7 @@ def dota(paths: Iterable[Path], names: Sequence[str] | None = None) -> Annotatio
     """Oriented boxes of DOTA (Xia et al. 2018) text files, named as their images. Arguments and errors as `voc`."""
     objects = {}
     for path in _distinct(paths):
-        found = objects[path.stem] = []
+        found = objects[stem(path)] = []
         for i, line in enumerate(read_text(path, "annotations").splitlines()):
             words, where = line.split(), f"{path}, line {i + 1}"
             if not words or line.partition(":")[0] in _HEADER:
@@ -286,11 +306,11 @@ def _xml(
     objects, sizes = {}, {}
     for path in _distinct(paths):
         read = _Entries(path, root, tag)
-        objects[path.stem] = [
+        objects[stem(path)] = [
             _Object(entry.where, entry.text(name) if name else names[0], box(entry)) for entry in read.found
         ]
         if read.size:
-            sizes[path.stem] = read.size
+            sizes[stem(path)] = read.size
     return _indexed(objects, names, sizes=sizes)
 
 
@@ -308,14 +328,25 @@ def _indexed(
     if len(index) < len(names):
         raise DataError(f"classes {', '.join(names)}: wanted names that differ in more than case")
     images = {}
-    for stem, found in objects.items():
+    _check_pixels([entry for found in objects.values() for entry in found])
+    for image, found in objects.items():
         rows = np.zeros((len(found), len(BOX)))
         for row, entry in zip(rows, found, strict=True):
             if entry.name.lower() not in index:
                 raise DataError(f'{entry.where}: unknown class "{entry.name}": {nearest(entry.name, names)}')
             row[:] = index[entry.name.lower()], *entry.box
-        images[stem] = rows
+        images[image] = rows
     return Annotations(names, images, left_out or {}, sizes or {})
+
+
+def _check_pixels(objects: Sequence[_Object]) -> None:
+    """Raises where no object leaves the first pixel of its image."""
+    ends = [(x + width / 2, y + height / 2) for x, y, width, height, _ in (entry.box for entry in objects)]
+    if ends and np.max(ends) <= 1:
+        raise DataError(
+            f"{objects[0].where}: all boxes lie within the first pixel, so they are shares of the image: multiply them "
+            "by its width and height in pixels"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +441,7 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
     """The paths, if no two have the same name without folders and ending."""
     found: dict[str, Path] = {}
     for path in paths:
-        if other := found.get(path.stem):
+        if other := found.get(stem(path)):
             raise DataError(f"{path} and {other} name the same image: remove one")
-        found[path.stem] = path
+        found[stem(path)] = path
     return list(found.values())

@@ -116,7 +116,7 @@ class Tracks(_OfOneSensor):
         parts = {split: [part for video in found for part in video] for split, found in videos.items()}
         count = 0
         for found in parts.values():
-            for frames, rows, _ in found:
+            for frames, rows, *_ in found:
                 size = self.raster.size(request.source, frames[0])
                 count = max(count, tiles.most(rows, size, (request.tile, request.tile), request.stride))
         info = LabelInfo(TRACKS, request.classes, "tracks of the data set", self.raster.sensor, max(count, 1))
@@ -132,7 +132,8 @@ class Tracks(_OfOneSensor):
         )
 
     def _video(self, request: Request, fields: Mapping[str, str], window: int):
-        """Windows of one video: fields of the frames, rows of `TRACK` that count dates from the first one, name."""
+        """Windows of one video: fields of the frames, rows of `TRACK` that count dates from the first one, the
+        video's name, and its frame that is the first one."""
         path = request.source / templates.fill(self.annotations, fields)
         read = _noted(annotations.motchallenge([path], request.classes), request)
         rows = next(iter(read.images.values()))
@@ -144,17 +145,17 @@ class Tracks(_OfOneSensor):
         for start in range(0, len(frames), window):
             part = rows[(rows[:, _DATE] >= start) & (rows[:, _DATE] < start + window)].copy()
             part[:, _DATE] -= start
-            yield frames[start : start + window], part, f"{name}/{start}"
+            yield frames[start : start + window], part, name, start
 
     def _scenes(self, request: Request, parts) -> Iterator[Scene]:
-        for frames, rows, name in parts:
+        for frames, rows, name, start in parts:
             images = [self.raster.read(request.source, fields, request.report)[0] for fields in frames]
             if len({image.pixels.shape for image in images}) > 1:
-                raise DataError(f'"{name}": frames differ in size: wanted one')
+                raise DataError(f'"{name}/{start}": frames differ in size: wanted one')
             image = Image(
                 np.concatenate([image.pixels for image in images]), np.concatenate([image.valid for image in images])
             )
-            yield Scene(name, {self.raster.sensor: image}, {"tracks": rows})
+            yield Scene(f"{name}/{start}", {self.raster.sensor: image}, {"tracks": rows}, series=name, date=start)
 
 
 def _boxes(

@@ -23,6 +23,7 @@ from input_pipeline.schema import (
     UNLABELLED,
     Image,
     LabelInfo,
+    Part,
     Sample,
     SensorInfo,
 )
@@ -48,12 +49,16 @@ class Scene:
         labels: by label name, as `LabelInfo` says of one sample, but of the whole image: `MAP` [H, W], and any number
             of rows of `BOXES` [n, 6] and `TRACKS` [n, 8], in pixels of the whole image.
         place: (row, column) in pixels of the first sensor to (latitude, longitude) in degrees (WGS 84).
+        series: id of the longer series whose dates from `date` on these are; "" where these are all.
+        date: see `series`.
     """
 
     id: str
     images: Mapping[str, Image]
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     place: Callable[[float, float], tuple[float, float]] = nowhere
+    series: str = ""
+    date: int = 0
 
 
 def cut(
@@ -103,7 +108,8 @@ def cut(
             where = f'"{scene.id}", tile at row {top}, column {left}'
             values[name] = _filled(_moved(objects[inside], corner, side), labels[name], where)
         place = scene.place(top + tile[0] / 2, left + tile[1] / 2)
-        yield Sample(f"{scene.id}/{left}/{top}", images, *place, values)
+        part = Part(scene.series or scene.id, scene.date, top, left, rows)
+        yield Sample(f"{scene.id}/{left}/{top}", images, *place, values, part)
     for found in taken.values():
         report.leave_out("lay between tiles", scene.id, np.sum(~found))
 

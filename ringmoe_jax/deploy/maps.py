@@ -62,7 +62,7 @@ class Draft:
 
     A strip of rows is on disk before the journal counts it, so a program that is killed at any time loses the strip
     it was at, and nothing else. Rows that are not what the journal says, by length or checksum, are computed again. One
-    process writes a draft.
+    process writes a draft, until it leaves its `with`.
 
     Attributes:
         folder: `<out>.draft`.
@@ -87,10 +87,9 @@ class Draft:
         self._journal, self._pixels = self.folder / "journal.json", self.folder / "pixels"
         self.settings, self._shape, self._dtype = dict(settings), (width, channels), np.dtype(dtype)
         self.strips = self._rows = self._checksum = 0
-        self._held = contextlib.ExitStack()
-        with files.writing(self.folder):
+        with contextlib.ExitStack() as held, files.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            self._held.enter_context(files.locked(self.folder, out))
+            held.enter_context(files.locked(self.folder, out))
             if self._journal.exists():
                 self._resume()
             elif any(self.folder.iterdir()):
@@ -98,6 +97,13 @@ class Draft:
             self._write_journal()
             self._pixels.touch()
             os.truncate(self._pixels, self._rows * self._row_bytes)  # what the journal does not count
+            self._held = held.pop_all()
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._held.close()
 
     def _resume(self) -> None:
         """Takes over the strips that the journal counts, if they are on the disk as they were written."""
@@ -143,7 +149,6 @@ class Draft:
     def remove(self) -> None:
         """Deletes the folder."""
         shutil.rmtree(self.folder)
-        self._held.close()
 
     def _write_journal(self) -> None:
         counted = {"strips": self.strips, "rows": self._rows, "crc32": self._checksum}

@@ -82,16 +82,16 @@ def predict(
         if maps.is_finished(out, settings):
             return None
         job = _Job(model, stack, overlap, batch, form)
-        draft = Draft(out, settings, job.columns.size, job.stored, job.layers.dtype)
-        resumed = draft.strips
-        job.run(draft, progress)
-        grid = stack.grid.coarser(job.rows.cell)
-        left_out = 0
-        if form == PARQUET:
-            left_out = maps.write_geoparquet(draft, out, grid, job.layers.tags)
-        else:
-            maps.write_cog(draft, out, grid, job.layers)
-        draft.remove()
+        with Draft(out, settings, job.columns.size, job.stored, job.layers.dtype) as draft:
+            resumed = draft.strips
+            job.run(draft, progress)
+            grid = stack.grid.coarser(job.rows.cell)
+            left_out = 0
+            if form == PARQUET:
+                left_out = maps.write_geoparquet(draft, out, grid, job.layers.tags)
+            else:
+                maps.write_cog(draft, out, grid, job.layers)
+            draft.remove()
         notes = tuple(note for scenes in stack.scenes.values() for scene in scenes for note in scene.notes)
         if not resumed and not job.mapped:
             notes += (f"the map holds nothing but no data: no pixel was observed by every one of {', '.join(files)}",)

@@ -360,7 +360,8 @@ class TaskScore(Provenance):
         split: that was scored.
         without: sensors that were hidden.
         samples: how many were scored.
-        blocks: of neighbouring samples, what intervals rest on.
+        scenes: that they are tiles of and were joined to, see `Task.join`; 0 where each was scored by itself.
+        blocks: of neighbouring samples or scenes, what intervals rest on.
         scores: by metric, the main one first.
         constant: the same of the best answer that looks at no image.
         classes: a table by column, where the metric has one; "class" is the first column.
@@ -382,6 +383,7 @@ class TaskScore(Provenance):
     scores: dict[str, Score]
     constant: dict[str, Score]
     seconds: float
+    scenes: int = 0
     without: tuple[str, ...] = ()
     classes: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()

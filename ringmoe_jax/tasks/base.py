@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,6 +17,7 @@ from ringmoe_jax.evaluate.metrics.base import METRICS, Metric
 from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.objectives.supervised import check_labels
 from ringmoe_jax.registry import Registry
+from ringmoe_jax.tasks.joining import Scene, Tile
 
 CLASSES, PROBABILITIES, HEIGHTS = "classes", "probabilities", "heights"  # what maps of whole scenes hold
 
@@ -80,6 +81,7 @@ class Task(abc.ABC):
         answers: what `answer` gives, for exports.
         stac_task: name in the enumeration of STAC's extension for models; "" where none fits.
         maps: what the task can say of whole scenes, the default first; () where it is not offered for them.
+        joined: in words, how `join` makes answers to tiles one to their scene; "" where every tile is scored by itself.
     """
 
     target: str
@@ -88,6 +90,7 @@ class Task(abc.ABC):
     answers: ClassVar[Mapping[str, Meaning]] = {}
     stac_task: ClassVar[str] = ""
     maps: ClassVar[tuple[str, ...]] = ()
+    joined: ClassVar[str] = ""
 
     def check(self, target: Target) -> None:
         """Raises a `ConfigError` unless the task can learn the target."""
@@ -132,6 +135,22 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def metric(self, target: Target) -> Metric:
         """An empty metric."""
+
+    def scene_metric(self, target: Target) -> Metric:
+        """An empty metric that takes what `join` gives."""
+        return self.metric(target)
+
+    def join(self, scene: Scene, tiles: Iterable[Tile]) -> tuple[dict[str, Any], Any]:
+        """Answers to tiles as one to their scene, where everything counts once.
+
+        Args:
+            scene: whose tiles they are.
+            tiles: one after the other; none is kept.
+
+        Returns:
+            By whoever answers, and the truth: each as `add` takes them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define join(scene, tiles), or leave joined empty")
 
     def metric_class(self, own: str) -> type[Metric]:
         """The class of the metric that `scoring` names, or the task's own.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -20,9 +21,12 @@ from ringmoe_jax.models.downstream import HeadSpec
 from ringmoe_jax.models.heads.detection import DetectionConfig, decode
 from ringmoe_jax.models.heads.neck import EACH, MEAN
 from ringmoe_jax.tasks.base import Example, Target, Task, register
+from ringmoe_jax.tasks.joining import Place, Scene, Tile, moved
 from ringmoe_jax.tasks.tracker import TrackerConfig, track
 
 SURE = 0.3  # least score of a box in a picture
+PARTS = ("boxes", "scores", "classes")
+NOTHING = (np.zeros((0, 5)), np.zeros(0), np.zeros(0, np.int64))  # of these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class _Objects(Task):
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """Nothing."""
-        return {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "classes": np.zeros(0, int)}
+        return dict(zip(PARTS, NOTHING, strict=True))
 
     def kept(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Boxes [n, 5], scores and classes of one image that are left by non-maximum suppression, the best first."""
@@ -77,6 +81,37 @@ class _Objects(Task):
         boxes, scores, classes = boxes[used], scores[used], classes[used]
         chosen = nms(boxes, scores, classes, self.overlap, self.rotated)
         return boxes[chosen], scores[chosen], classes[chosen]
+
+    def gathered(self, scene: Scene, tiles: Iterable[Tile], most: int = sys.maxsize):
+        """Boxes of tiles where they lie in their scene, and its objects that some tile shows, each once.
+
+        Args:
+            scene: with its objects.
+            tiles: one after the other.
+            most: boxes of one class and date that a tile keeps, the best.
+
+        Returns:
+            By whoever answers boxes, scores and classes of every date, a list: all that tiles keep, so `kept` has yet
+            to choose among those of different tiles; and rows of objects.
+        """
+        found: dict[str, list[list[tuple]]] = {}
+        shown = np.zeros(len(scene.objects), np.bool_)
+        for tile in tiles:
+            shown |= tile.place.holds(scene.objects)
+            for name, answer in tile.answers.items():
+                dates = found.setdefault(name, [])
+                for date, frame in self.frames(answer, tile.place):
+                    dates += [[NOTHING] for _ in range(date + 1 - len(dates))]
+                    boxes, scores, classes = self.kept(*frame)
+                    best = np.sort([i for c in np.unique(classes) for i in np.flatnonzero(classes == c)[:most]])
+                    best = best.astype(np.int64)
+                    dates[date].append((moved(boxes[best], tile.place), scores[best], classes[best]))
+        joined = {n: [tuple(map(np.concatenate, zip(*f, strict=True))) for f in dates] for n, dates in found.items()}
+        return joined, scene.objects[shown]
+
+    def frames(self, answer: Mapping[str, np.ndarray], place: Place) -> Iterable[tuple[int, tuple]]:
+        """Dates of the scene, and a tile's boxes, scores and classes on them."""
+        yield 0, tuple(answer[name] for name in PARTS)
 
 
 @register("detection")
@@ -91,19 +126,32 @@ class Detection(_Objects):
     scored: int = MOST
     kinds: ClassVar = (BOXES,)
     dates: ClassVar = MEAN
+    joined: ClassVar = (
+        "an object counts once, whole, and boxes of all tiles suppress each other (task.overlap); task.scored bounds "
+        "them in every tile, not in a scene"
+    )
 
     def metric(self, target: Target) -> DetectionMetric:
         return self.metric_class("detection")(target.names, self.rotated, self.scored)
 
+    def scene_metric(self, target: Target) -> DetectionMetric:
+        """Without a limit: `join` applies it tile by tile."""
+        return dataclasses.replace(self, scored=sys.maxsize).metric(target)
+
+    def join(self, scene: Scene, tiles: Iterable[Tile]) -> tuple[dict[str, Any], Any]:
+        """Boxes of all tiles; `add` suppresses those that another tile found better."""
+        found, objects = self.gathered(scene, tiles, self.scored)
+        return {name: dict(zip(PARTS, dates[0], strict=True)) for name, dates in found.items()}, objects
+
     def add(self, metric: DetectionMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
-        metric.add(*self.kept(answer["boxes"], answer["scores"], answer["classes"]), truth)
+        metric.add(*self.kept(*(answer[name] for name in PARTS)), truth)
 
     def figures(
         self, title: str, metric: DetectionMetric, examples: Sequence[Example], target: Target
     ) -> dict[str, Figure]:
         rows = []
         for e in examples:
-            found, scores, classes = self.kept(e.answer["boxes"], e.answer["scores"], e.answer["classes"])
+            found, scores, classes = self.kept(*(e.answer[name] for name in PARTS))
             sure = scores >= SURE
             rows.append((e.images[0], e.truth, found[sure], scores[sure], classes[sure]))
         title = f"{title}, scores of {SURE} and more"
@@ -125,6 +173,10 @@ class Tracking(_Objects):
     distance: float = 0.0
     kinds: ClassVar = (TRACKS,)
     dates: ClassVar = EACH
+    joined: ClassVar = (
+        "boxes of all tiles suppress each other (task.overlap), and tracks run through the whole series, whose objects "
+        "count once"
+    )
 
     def answer(self, predictions: Mapping[str, jax.Array], target: Target) -> dict[str, jax.Array]:
         found = super().answer(predictions, target)
@@ -136,6 +188,16 @@ class Tracking(_Objects):
     def add(self, metric: TrackingMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(truth, self.tracks(answer))
 
+    def join(self, scene: Scene, tiles: Iterable[Tile]) -> tuple[dict[str, Any], Any]:
+        """Boxes of all tiles on all dates of the series; `add` suppresses and follows them."""
+        found, objects = self.gathered(scene, tiles)
+        return {n: dict(zip(PARTS, zip(*dates, strict=True), strict=True)) for n, dates in found.items()}, objects
+
+    def frames(self, answer: Mapping[str, np.ndarray], place: Place) -> Iterable[tuple[int, tuple]]:
+        """See `_Objects.frames`; dates on which nothing was observed, behind the end of a series, are left out."""
+        for date in np.flatnonzero(place.observed):
+            yield place.date + int(date), tuple(answer[name][date] for name in PARTS)
+
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """Nothing on any date."""
         nothing = super().constant(truths, target)
@@ -143,7 +205,7 @@ class Tracking(_Objects):
 
     def tracks(self, answer: Mapping[str, np.ndarray]) -> np.ndarray:
         """[m, 8] rows of tracks in one sample's detections."""
-        frames = zip(answer["boxes"], answer["scores"], answer["classes"], strict=True)
+        frames = zip(*(answer[name] for name in PARTS), strict=True)
         return track([self.kept(*frame) for frame in frames], self.tracker)
 
     def figures(

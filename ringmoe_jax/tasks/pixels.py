@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.contracts import MAP, Meaning
+from ringmoe_jax.contracts import MAP, UNLABELLED, Meaning
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.base import Metric
@@ -23,8 +23,10 @@ from ringmoe_jax.models.heads.height import HeightConfig
 from ringmoe_jax.models.heads.neck import MEAN, PAIR
 from ringmoe_jax.tasks import base
 from ringmoe_jax.tasks.base import SENSOR, Example, Target, Task, register
+from ringmoe_jax.tasks.joining import Scene, Tile, mosaic
 
 AUXILIARY = 0.4  # weight of the auxiliary head's loss (released SkySense; common practice)
+DEEPEST = "a pixel counts once, with the answer of the tile in whose inside it lies deepest"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class _Map(Task):
     }
     stac_task: ClassVar = "semantic-segmentation"
     maps: ClassVar = (base.CLASSES, base.PROBABILITIES)
+    joined: ClassVar = DEEPEST
     head: ClassVar[str]
     dates: ClassVar[str]
 
@@ -55,6 +58,10 @@ class _Map(Task):
 
     def add(self, metric: Metric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(truth, answer["classes"])
+
+    def join(self, scene: Scene, tiles: Iterable[Tile]) -> tuple[dict[str, Any], Any]:
+        """What no tile shows is void."""
+        return mosaic(scene, tiles, UNLABELLED)
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """The most frequent class everywhere."""
@@ -171,6 +178,7 @@ class Height(Task):
     answers: ClassVar = HeightConfig.gives
     stac_task: ClassVar = "regression"
     maps: ClassVar = (base.HEIGHTS,)
+    joined: ClassVar = DEEPEST
 
     def head_spec(self, target: Target) -> HeadSpec:
         return HeadSpec("height", {"height": ROWS_COLUMNS}, 1, MEAN, target.sensor)
@@ -206,6 +214,10 @@ class Height(Task):
     def add(self, metric: HeightMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         height, valid = truth
         metric.add(height, answer["height"], valid)
+
+    def join(self, scene: Scene, tiles: Iterable[Tile]) -> tuple[dict[str, Any], Any]:
+        """What no tile shows is unknown."""
+        return mosaic(scene, tiles, (0, False))
 
     def constant(self, truths: Sequence[Any], target: Target) -> dict[str, np.ndarray]:
         """The mean height."""

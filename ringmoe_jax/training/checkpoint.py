@@ -13,6 +13,8 @@ import contextlib
 import importlib.metadata
 import logging
 import math
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +33,20 @@ from ringmoe_jax.training.state import TrainState
 
 SCHEMA = 1
 SHARE = 0.5  # of a device's memory that a model may take to lie on one: the rest is its activations' (our choice)
+BESIDE = 2**20  # bytes of a checkpoint that are no arrays, at most
 UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax calls a checkpoint that is being written
 TIMES = "_CHECKPOINT_METADATA"  # when it was written, which Orbax says last
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class _Repeated(logging.Filter):
+    """Drops what Orbax logs of failures, with tracebacks: they are raised again where one waits for a checkpoint."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_Repeated())
 
 
 class Checkpointer:
@@ -165,6 +178,8 @@ class Checkpointer:
         record = {"schema": SCHEMA, "step": step, "versions": versions()} | dict(record)
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with _explained(self):
+            self._manager.wait_until_finished()
+            files.check_room(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + BESIDE)
             self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **items))
 
     def wait(self) -> None:
@@ -258,7 +273,9 @@ class _explained:
             return
         step = self.checkpointer.latest
         safe = f"the checkpoint of step {step} is whole" if step is not None else "there is no earlier checkpoint"
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+        if code := re.search(r"os_error_code='(\d+)'", reason):  # in a page of what TensorStore knows beside it
+            reason = os.strerror(int(code[1]))
         raise TrainingError(
             f"could not write a checkpoint to {self.checkpointer.directory}: {reason}; {safe}; "
             f"free space or fix the folder, then run the same command again"

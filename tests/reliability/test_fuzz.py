@@ -94,7 +94,8 @@ def data_set(name: str) -> Callable[[Path], Path]:
 def read_data_set(path: Path):
     dataset = open_dataset(str(path.parent), ["rgb"])
     statistics = dataset.statistics("rgb")
-    return statistics, dataset.labels, [dataset.records(split, 0).read([0, 1]) for split in ("train", "validation")]
+    splits = ("train", "validation")
+    return statistics, dataset.labels, [(dataset.records(s, 0).read([0, 1]), dataset.scenes(s)) for s in splits]
 
 
 def picture(folder: Path, ending: str, mode: str) -> Path:
@@ -231,6 +232,7 @@ KINDS = {
     "metadata": Kind(data_set("metadata.json"), read_data_set, True),
     "checksums": Kind(data_set("checksums.json"), read_data_set, True),
     "index": Kind(data_set("index.npz"), read_data_set, True),
+    "scenes": Kind(data_set("scenes.npz"), read_data_set, True),
     "arrays of a checkpoint": Kind(checkpoint("params"), restored, True),
     "record of a checkpoint": Kind(checkpoint("record"), restored, True),
     "an encoder's file": Kind(encoder, weights, True),

@@ -6,172 +6,16 @@ others 5 times, and prints the table of docs/reliability.md.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import random
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-import rasterio
-from rasterio.transform import from_origin
 
-from input_pipeline.dataset import open_dataset
-from ringmoe_jax import files, sensors
-from ringmoe_jax.errors import UserError
-from ringmoe_jax.run import Run
-from tests.helpers import quick, tiny_data
-
-ROOT = Path(__file__).parent.parent.parent
-MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_size=8, patch=2, window=2, head_width=4)
-LIMIT = 300  # seconds of one command
-
-
-def configuration(folder: Path, **values) -> Path:
-    """A file of a configuration of the folder's data set."""
-    stream = dict(directory=str(folder / "data"), sensors=("s1_grd",), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    values |= dict(
-        data=dict(streams=dict(all=stream), image_size=8, batch_size=4, mask_unit=2 if "model" in values else 0),
-        optimizer=dict(learning_rate=1e-2, warmup_steps=0),
-        train=dict(steps=30, log_every=1, checkpoint_every=5, evaluate_every=15),
-    )
-    path = folder / f"{'pretrain' if 'model' in values else 'finetune'}.py"
-    path.write_text(
-        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
-    )
-    return path
-
-
-# ---- What a verb gives --------------------------------------------------------------------------------
-
-
-def logged(out: Path) -> list[dict]:
-    """Metrics without times."""
-    lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
-
-
-def parameters(out: Path) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(Run.open(out).params)]
-
-
-def scores(out: Path) -> dict:
-    result = json.loads((out / "report" / "evaluation.json").read_text())
-    return {name: result[name] for name in ("step", "probes", "ranks", "reconstruction", "routing", "specialisation")}
-
-
-def dataset(out: Path) -> tuple:
-    """Sizes and statistics of all pixels; the order of fields in a record differs between processes."""
-    opened = open_dataset(str(out), ["s1_grd"])  # compares checksums
-    return (*(opened.size(split) for split in ("train", "validation")), opened.statistics("s1_grd"))
-
-
-def export(out: Path) -> list[bytes]:
-    files.read_manifest(out)
-    return [(out / name).read_bytes() for name in ("model.safetensors", "model.stablehlo")]
-
-
-def page(out: Path) -> str:
-    """Without its date, and its folder's name."""
-    return re.sub(r"Written [^.]* UTC", "", (out / "report.html").read_text()).replace(out.name, "")
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """A verb as it is killed.
-
-    Attributes:
-        arguments: of the folder of inputs, and of what it writes.
-        gives: what can be compared of what it wrote.
-        copies: the folder of inputs that it writes into, of which every attempt gets a copy.
-    """
-
-    arguments: Callable[[Path, Path], list]
-    gives: Callable[[Path], object]
-    copies: str = ""
-
-
-VERBS = {
-    "prepare": Verb(
-        lambda base, out: ["--simulate", 12, "--sensors", "s1_grd", "--size", 64, "--overwrite", "--out", out], dataset
-    ),
-    "pretrain": Verb(lambda base, out: ["--config", base / "pretrain.py", "--workdir", out], logged),
-    "finetune": Verb(lambda base, out: ["--config", base / "finetune.py", "--workdir", out], logged),
-    "evaluate": Verb(lambda base, out: ["--checkpoint", out], scores, copies="pretrain"),
-    "compress": Verb(
-        lambda base, out: [
-            *["--checkpoint", base / "pretrain", "--modality", "s1_grd", "--method", "mean", "--distil", 6],
-            *["--out", out],
-        ],
-        parameters,
-    ),
-    "export": Verb(lambda base, out: ["--checkpoint", base / "pretrain", "--out", out], export),
-    "convert": Verb(lambda base, out: [base / "pretrain.safetensors", "--out", out], parameters),
-    "predict": Verb(
-        lambda base, out: [base / "scene.tif", "--checkpoint", base / "finetune", "--out", f"{out}.tif"],
-        lambda out: out.with_name(f"{out.name}.tif").read_bytes(),
-    ),
-    "report": Verb(lambda base, out: ["--workdir", out], page, copies="evaluated"),
-}
-
-
-# ---- Killing ------------------------------------------------------------------------------------------
-
-
-def start(verb: str, base: Path, out: Path, output: Path) -> subprocess.Popen:
-    arguments = map(str, VERBS[verb].arguments(base, out))
-    environment = os.environ | {"XLA_FLAGS": quick.FLAGS, "JAX_COMPILATION_CACHE_DIR": str(quick.CACHE)}
-    with output.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{verb}", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-
-
-def finish(verb: str, base: Path, out: Path) -> None:
-    """Runs a verb to its end."""
-    output = base / f"{verb}.txt"
-    status = start(verb, base, out, output).wait(LIMIT)
-    assert status == 0, f"{verb}: {output.read_text()[-2000:]}"
-
-
-def folder_for(verb: str, base: Path, number: int) -> Path:
-    """What an attempt writes to."""
-    out = base / f"{verb}-{number}"
-    if VERBS[verb].copies:
-        shutil.copytree(base / VERBS[verb].copies, out)
-    return out
-
-
-def inputs(base: Path) -> None:
-    """Everything that some verb reads."""
-    tiny_data.write(base / "data", "s1_grd", train=16, validation=6)
-    terms = dict(s1=dict(name="masked_l1", sensor="s1_grd"), balance=dict(name="balance"))
-    configuration(base, model=MODEL, objectives=terms)
-    configuration(base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"))
-    finish("pretrain", base, base / "pretrain")
-    finish("finetune", base, base / "finetune")
-    shutil.copytree(base / "pretrain", base / "evaluated")
-    finish("evaluate", base, base / "evaluated")
-    command = ["experiments.convert", base / "pretrain", "--out", base / "pretrain.safetensors"]
-    subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True, capture_output=True)
-    place = dict(crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10))
-    size = dict(width=200, height=160, count=2, dtype="float32")
-    with rasterio.open(base / "scene.tif", "w", driver="GTiff", **size, **place) as file:
-        file.write(np.random.default_rng(0).normal(-12, 3, (2, 160, 200)).astype(np.float32))
-        file.descriptions = sensors.get("s1_grd").band_names
+from tests.helpers.every_verb import VERBS, finish, folder_for, inputs, is_whole, start
 
 
 def killed(verb: str, base: Path, count: int) -> Iterator[tuple[float, bool, bool]]:
@@ -180,13 +24,13 @@ def killed(verb: str, base: Path, count: int) -> Iterator[tuple[float, bool, boo
     Yields:
         After which share of its time it was killed, whether it had ended before, and whether it gave the same at last.
     """
-    out = folder_for(verb, base, 0)
+    out = folder_for(verb, base, base / f"{verb}-0")
     started = time.monotonic()
     finish(verb, base, out)
     seconds, wanted = time.monotonic() - started, VERBS[verb].gives(out)
     for number in range(1, count + 1):
         share = random.Random(f"{verb} {number}").uniform(0.3, 1.0)  # before that it imports
-        out = folder_for(verb, base, number)
+        out = folder_for(verb, base, base / f"{verb}-{number}")
         process = start(verb, base, out, base / "killed.txt")
         time.sleep(share * seconds)
         ended = process.poll() is not None
@@ -195,14 +39,6 @@ def killed(verb: str, base: Path, count: int) -> Iterator[tuple[float, bool, boo
         if not is_whole(verb, out, wanted):  # else it may refuse to write there again
             finish(verb, base, out)
         yield share, ended, is_whole(verb, out, wanted)
-
-
-def is_whole(verb: str, out: Path, wanted: object) -> bool:
-    """Whether what a verb left is what it gives when nobody kills it; what is missing or refused is not."""
-    try:
-        return VERBS[verb].gives(out) == wanted
-    except (OSError, UserError):
-        return False
 
 
 @pytest.fixture(scope="module")
