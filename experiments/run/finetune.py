@@ -21,7 +21,6 @@ from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate import seeds
 from ringmoe_jax.models import Params, count, resampling
 from ringmoe_jax.models.downstream import DECODER, ENCODER
-from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import (
     CHECKPOINT,
     FEATURES,
@@ -74,8 +73,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     }
     state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS)
     require_done(state, config.train.steps, workdir)
-    scored = processes.from_first(lambda: results.plain(score.score(Run.open(workdir, kinds=(TASK,)))))
-    return results.parse(TaskScore, scored)
+    return score.score(Run.open(workdir, kinds=(TASK,)))
 
 
 def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> SeedScores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, quicklook, style
-from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.base import score as scored
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import RANDOM, TASK, Parts, Run, read_record, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, DataSummary, EncoderSummary, SeedScores, TaskScore
 from ringmoe_jax.tasks import SENSOR, Example
@@ -60,10 +60,18 @@ def score(
     folder = Path(out) if out else results.folder_of(run.folder / "report", datasets, split, without)
     split = run_data.scored_split(dataset, split)
     answers = _Answers(run, dataset, tuple(without))
-    metrics, groups, examples = answers(split)
-    metric = metrics[MODEL]
+    answers(split)
+    return results.from_first(TaskScore, lambda: _concluded(answers, split, folder, seed, started))
+
+
+def _concluded(answers: _Answers, split: str, folder: Path, seed: int, started: float) -> TaskScore:
+    """Numbers and pictures of what was answered, written to `folder`; `started` is of `time.perf_counter`."""
+    run, dataset, parts, metrics = answers.run, answers.dataset, answers.run.parts, answers.metrics
+    metric, groups = metrics[MODEL], bootstrap.blocks(np.array(answers.locations))
+    if (groups < 0).all():
+        answers.notes.append("samples have no coordinates: overlapping ones count as independent")
     scores = {name: scored(each, groups, seed) for name, each in metrics.items()}
-    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metric, examples, parts.target)
+    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metric, answers.examples, parts.target)
     result = TaskScore(
         task=run.config.task["name"],
         target=run.spec.target,
@@ -76,7 +84,7 @@ def score(
         blocks=len(np.unique(groups)),
         scores=scores[MODEL],
         constant=scores[CONSTANT],
-        without=tuple(without),
+        without=answers.without,
         classes=results.plain(metric.table()) if hasattr(metric, "table") else {},
         left_out=metric.left_out() if hasattr(metric, "left_out") else (),
         notes=tuple(answers.notes),
@@ -91,7 +99,8 @@ def score(
 def current(folder: Path) -> TaskScore:
     """The score of a run's newest checkpoint on its own data; scores it where that was not done yet."""
     step = read_record(folder, (TASK,))["step"]
-    result = results.load(TaskScore, folder / "report" / TASK_SCORE, step)
+    path = folder / "report" / TASK_SCORE
+    result = results.from_first(TaskScore | None, lambda: results.load(TaskScore, path, step))
     if result is None:
         print(f"step {step} of {folder} was not scored yet: that comes first")
     return result or score(Run.open(folder))
@@ -113,40 +122,60 @@ def _encoder(run: Run) -> EncoderSummary:
     return EncoderSummary(model=encoder.model["name"], init_from=config.init_from, step=encoder.step, weights=weights)
 
 
+class _Seen(NamedTuple):
+    """What the model said of a sample, and what is true."""
+
+    answer: dict[str, np.ndarray]
+    truth: Any
+    location: np.ndarray
+    example: Example | None = None
+
+
 class _Answers:
-    """Predictions for all samples of a split."""
+    """Predictions for all samples of a split, of which every process makes its share; the first one keeps them.
+
+    Attributes:
+        metrics: of the model and of the constant answer.
+        locations: of the samples, [2] each.
+        examples: samples to show.
+        notes: what a reader should know.
+    """
 
     def __init__(self, run: Run, dataset: Dataset, without: tuple[str, ...]):
         self.run, self.dataset, self.without = run, dataset, without
+        self.metrics = {name: run.parts.task.metric(run.parts.target) for name in (MODEL, CONSTANT)}
+        self.locations: list[np.ndarray] = []
+        self.examples: list[Example] = []
         self.notes: list[str] = []
         task, target, model = run.parts.task, run.parts.target, run.parts.model
         self.params = jax.device_put(run.params)
         self.answer = jax.jit(lambda params, batch: task.answer(model.apply(params, batch)["predictions"], target))
 
-    def __call__(self, split: str) -> tuple[dict[str, Metric], np.ndarray, list[Example]]:
-        parts, task = self.run.parts, self.run.parts.task
-        constant = task.constant(self._training_truths(), parts.target)
-        metrics = {name: task.metric(parts.target) for name in (MODEL, CONSTANT)}
-        locations, examples = [], []
+    def __call__(self, split: str) -> None:
+        task, first = self.run.parts.task, processes.number() == 0
+        constant = task.constant(self._training_truths(), self.run.parts.target) if first else None
+        batches = self._batches(split, host=processes.number(), hosts=processes.count())
+        own = zip(processes.turns(-(-self.dataset.size(split) // self._rows(split))), batches, strict=False)
+        for samples in processes.in_turn(self._look(batch, batches.ground, split) for _, batch in own):
+            for seen in samples if first else ():
+                task.add(self.metrics[MODEL], seen.answer, seen.truth)
+                task.add(self.metrics[CONSTANT], constant, seen.truth)
+                self.locations.append(seen.location)
+                self.examples += [seen.example] if seen.example else []
+
+    def _look(self, batch: Mapping, ground: float, split: str) -> list[_Seen]:
+        check_truth(batch, self.run.parts)
+        truth, hidden = self.run.parts.task.truth(batch), run_data.hide(batch, self.without)
+        answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
         shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
-        batches = self._batches(split)
-        for batch in batches:
-            check_truth(batch, parts)
-            truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
-            answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
-            for row in np.flatnonzero(batch["real"]):
-                own = {name: x[row] for name, x in answers.items()}
-                true = jax.tree.map(lambda x, row=row: x[row], truth)
-                task.add(metrics[MODEL], own, true)
-                task.add(metrics[CONSTANT], constant, true)
-                locations.append(next(iter(batch["sensors"].values()))["location"][row])
-                if int(batch["index"][row]) in shown:
-                    images = self._images(batch, row)
-                    examples.append(Example(int(batch["index"][row]), images, own, true, batches.ground))
-        groups = bootstrap.blocks(np.array(locations))
-        if (groups < 0).all():
-            self.notes.append("samples have no coordinates: overlapping ones count as independent")
-        return metrics, groups, examples
+        samples = []
+        for row in np.flatnonzero(batch["real"]):
+            own, true = jax.tree.map(lambda x, row=row: x[row], (answers, truth))
+            seen = _Seen(own, true, next(iter(batch["sensors"].values()))["location"][row])
+            if (index := int(batch["index"][row])) in shown:
+                seen = seen._replace(example=Example(index, self._images(batch, row), own, true, ground))
+            samples.append(seen)
+        return samples
 
     def _training_truths(self) -> list[Any]:
         task, truths = self.run.parts.task, []
@@ -159,10 +188,12 @@ class _Answers:
                 break
         return truths
 
-    def _batches(self, split: str) -> EvalBatches:
-        rows = min(BATCH, self.dataset.size(split))
+    def _rows(self, split: str) -> int:
+        return min(BATCH, self.dataset.size(split))
+
+    def _batches(self, split: str, **share: int) -> EvalBatches:
         directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
-        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=rows)
+        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=self._rows(split), **share)
 
     def _images(self, batch: Mapping, row: int) -> list[np.ndarray]:
         """What to look at: the dates of the sensor that predictions lie on, or of the first one."""

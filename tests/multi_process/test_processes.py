@@ -151,9 +151,9 @@ def test_what_launchers_say(monkeypatch, environment, wanted):
 
 
 def test_the_first_does_what_one_can_do_and_the_others_wait(tmp_path):
-    """As in `evaluate` and `predict`: it may ask nobody, and a folder is its own."""
-    text = program(tmp_path / "run", "time.sleep(2); print('done', file=sys.stderr)").replace(", trains=True", "")
-    job = jobs.start(tmp_path, ["-c", text], count=2)
+    """As in `benchmark`: it may ask nobody, and a folder is its own."""
+    text = program(tmp_path / "run", "time.sleep(2); print('done', file=sys.stderr)")
+    job = jobs.start(tmp_path, ["-c", text.replace("trains=True", "alone=True")], count=2)
     assert job.finish() == [0, 0]
     assert job.said(0) == "0 [[0, '']] 0\ndone\n"
     assert job.said(1) == ""

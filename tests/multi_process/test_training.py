@@ -1,5 +1,6 @@
 """Training by several processes: the losses of one, one stop for all, and any other number of processes after it."""
 
+import json
 import shutil
 import signal
 
@@ -101,6 +102,23 @@ def test_what_two_processes_saved_one_loads(two):
     run = Run.open(workdir)
     assert run.step == step
     assert run.record["data"]["batches"] == step
+
+
+def test_two_processes_evaluate_as_one(two, tmp_path):
+    """Three batches of training tiles, of which the second process has one, and one of validation tiles."""
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        job = jobs.start(
+            tmp_path, ["-m", "experiments.evaluate", "--checkpoint", str(two[0]), "--out", str(out)], count
+        )
+        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
+        values = json.loads((out / "evaluation.json").read_text())
+        found.append({name: value for name, value in values.items() if name not in ("seconds", "date", "devices")})
+        found[-1]["pictures"] = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert found[0] == found[1]
+    assert len(found[0]["probes"]) == 12
+    assert len(found[0]["pictures"]) > 3
 
 
 @pytest.mark.slow
