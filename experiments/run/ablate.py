@@ -20,6 +20,7 @@ from ringmoe_jax.evaluate import seeds as over_seeds
 from ringmoe_jax.evaluate import style
 from ringmoe_jax.evaluate.reconstruction import MODEL
 from ringmoe_jax.evaluate.seeds import Ablation, Summary
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import PretrainConfig, build_objectives, results
 from ringmoe_jax.run.evaluation import TRAINED, Evaluation
 
@@ -111,7 +112,7 @@ def ablate(
             for arm in study.arms:
                 scores[arm, seed] = _run(study.values(arm, seed), Path(out) / name / arm / f"seed{seed}")
         studied[name] = summarise(scores, study, runs)
-        _write(Path(out), studied)
+        processes.from_first(lambda: _write(Path(out), studied))
     return studied
 
 
@@ -130,7 +131,7 @@ def _run(values: dict[str, Any], workdir: Path) -> dict[str, float]:
         results.write(workdir / RESULT, scores_of(evaluate(str(workdir), brief=True), values["objectives"]))
 
     once(values, workdir, RESULT, run)
-    return results.read(workdir / RESULT)
+    return processes.from_first(lambda: results.read(workdir / RESULT))
 
 
 def scores_of(evaluation: Evaluation, objectives: Mapping[str, Mapping]) -> dict[str, float]:

@@ -96,8 +96,7 @@ def evaluate(
     run = Run.open(checkpoint, kinds=FEATURES)
     run_data.check_hidden(without, run.sensors)
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
-    devices = f"{processes.count()} x {jax.devices()[0].device_kind}"
-    print(f"checkpoint  {checkpoint} at step {run.step}, on {devices}")
+    print(f"checkpoint  {checkpoint} at step {run.step}, on {processes.count()} x {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
     others = {name: Run.open(other, kinds=FEATURES) for name, other in run_data.by_name(beside).items()}

@@ -36,6 +36,7 @@ from ringmoe_jax.run import (
 )
 from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores, TaskScore
 from ringmoe_jax.sensors import Statistics
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.state import TrainState
 
 SECTIONS = ("task", "head", "neck", "adaptation", "objectives", "model", "override", "data", "optimizer")
@@ -51,7 +52,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
-    config = FinetuneConfig.of(values)
+    goodput, config = Goodput(), FinetuneConfig.of(values)
     mesh = runs.make_mesh(config.mesh)
     encoder = encoder_of(config)
     dataset = run_data.open_labelled(config, encoder)
@@ -71,7 +72,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
         "encoder": dataclasses.asdict(encoder),
         "subject": dataclasses.asdict(spec),
     }
-    state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS)
+    state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS, goodput=goodput)
     require_done(state, config.train.steps, workdir)
     return score.score(Run.open(workdir, kinds=(TASK,)))
 

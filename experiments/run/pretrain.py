@@ -19,6 +19,7 @@ from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
 from ringmoe_jax.run import Parts, PretrainConfig
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.state import TrainState
 
 SECTIONS = ("model", "pretext", "objectives", "data", "optimizer", "pruning")  # that a resumed run must share
@@ -35,6 +36,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
+    goodput = Goodput()
     config, data, parts = open_parts(values, workdir)
     state = new_state(parts, config)
     describe(parts, state, data)
@@ -46,6 +48,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         config,
         {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}},
         SECTIONS,
+        goodput=goodput,
         held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
         rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
     )

@@ -135,6 +135,7 @@ class OnlinePruning:
     build: Callable[[dict[str, Any]], tuple[Step, Evaluate | None]]
     mesh: jax.sharding.Mesh | None = None
     report: Callable[[Training, Dropped], None] | None = None
+    name = "pruning"
     watches = False
 
     def __post_init__(self):

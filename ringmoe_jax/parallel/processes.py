@@ -80,12 +80,6 @@ def connect(*, stops: bool = False) -> None:
     _job = _Job(distributed.global_state.client, which, count, board)
 
 
-def alone(what: str) -> None:
-    """Raises a `ConfigError` where this process is one of several."""
-    if _job:
-        raise ConfigError(f"{what} runs in one process, not in {_job.count}: start it on one host by itself")
-
-
 def number() -> int:
     """Of this process, from 0: the process that writes files and prints."""
     return _job.number if _job else 0
