@@ -166,12 +166,16 @@ def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, A
         values: nested dict of a configuration with online pruning.
         workdir: folder of the run.
     """
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return values
-    checkpointer = Checkpointer.open(workdir)
-    saved = checkpointer.record()["config"] if checkpointer.latest is not None else {}
-    checkpointer.close()
-    return {**values, "model": online.taken_over(values["model"], saved.get("model", {}))}
+
+    def saved() -> dict[str, Any]:
+        if not (Path(workdir) / "checkpoints").is_dir():
+            return {}
+        checkpointer = Checkpointer.open(workdir)
+        model = checkpointer.record()["config"].get("model", {}) if checkpointer.latest is not None else {}
+        checkpointer.close()
+        return model
+
+    return {**values, "model": online.taken_over(values["model"], processes.from_first(saved))}
 
 
 def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[], Any]) -> None:

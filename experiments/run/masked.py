@@ -104,7 +104,7 @@ class Masked:
         location = next(iter(batch["sensors"].values()))["location"][real]
         if split == TRAIN:
             return _Seen(sums, location, {}, real.all())
-        shown = [row for row, index in enumerate(batch["index"]) if int(index) in self.tiles.spread(SHOWN)]
+        shown = np.flatnonzero(np.isin(batch["index"], [*self.tiles.spread(SHOWN)])).tolist()
         strips = [[self._painted(strips, batch, seen, row) for row in shown] for strips in self.strips]
         return _Seen(sums, location, jax.device_get(seen["routing"]), real.all(), strips)
 

@@ -45,6 +45,16 @@ def test_they_hear_each_other_and_end_together(tmp_path):
     assert not (tmp_path / "run" / ".lock").read_text()
 
 
+def test_items_are_dealt_out_in_turn_and_come_back_in_order(tmp_path):
+    """None, fewer than processes, as many, and one more than an even share."""
+    own = "f'{i} by {number}' for i in processes.turns(total)"
+    job = start(tmp_path, f"print([list(processes.in_turn({own})) for total in (0, 1, 2, 5)], file=sys.stderr)")
+    assert job.finish() == [0, 0]
+    five = [f"{i} by {i % 2}" for i in range(5)]
+    for number in (0, 1):
+        assert f"{[[], five[:1], five[:2], five]}\n" in job.said(number)
+
+
 def test_what_goes_wrong_in_one_ends_all_with_its_line(tmp_path):
     job = start(tmp_path, "exec('if number: raise DataError(\"no such tile\")'); time.sleep(100)")
     assert job.finish() == [1, 1]

@@ -194,6 +194,24 @@ def test_two_processes_compress(two, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_prune_a_state_that_they_share(config, tmp_path):
+    """After every second step experts that were used less than evenly go; arrays are split over the processes."""
+    asked = {"mesh.expert": 1, "mesh.fsdp": 2, "model.width": 48, "pruning.every": 2, "pruning.least": 1.0}
+    asked |= {"train.steps": 5, "train.evaluate_every": 0, "train.checkpoint_every": 3}
+    more = [f"--config.{name}={value}" for name, value in asked.items()]
+    found = []
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        job = start(config, workdir, count, devices=2 // count, more=more)
+        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
+        found.append((records(workdir), Run.open(workdir).config.model))
+    (one, left), (two, same) = found
+    assert left == same
+    assert two[2]["pruning/experts"] > 0
+    assert_same(two, one, range(1, 6))
+
+
+@pytest.mark.slow
 def test_four_processes_go_on_and_one_after_them(config, two, one, tmp_path):
     """The same batches in the same order: the losses are those of a run that nobody stopped."""
     workdir = tmp_path / "run"
