@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run import cli
-from ringmoe_jax.parallel import processes
 
 
 @cli.entry_point
@@ -35,7 +34,6 @@ def main(arguments: Sequence[str]) -> int:
     from experiments.run.ablate import ablate, markdown
 
     cli.start(trains=True)
-    processes.alone("experiments.ablate")
     for name, study in ablate(values, given.out, studies=given.studies, seeds=given.seeds).items():
         print("\n" + markdown(name, study))
     print(f"tables and figures are in {given.out}")

@@ -120,7 +120,7 @@ def suite_reference(arguments: argparse.Namespace) -> dict:
     """What the reference recipe, or another one, is worth after some minutes of training on this machine."""
     from experiments.benchmarks import gpu, reference
 
-    cli.start()
+    cli.start(alone=True)
     values = cli.read_config(arguments.config, arguments.overrides)
     setting = gpu.TINY if arguments.tiny else gpu.Setting(side=2048 if jax.default_backend() == "cpu" else 8192)
     with tempfile.TemporaryDirectory() as folder:

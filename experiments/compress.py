@@ -64,7 +64,6 @@ def main(arguments: Sequence[str]) -> int:
     from ringmoe_jax.errors import ConfigError
 
     cli.start(trains=True)
-    processes.alone("experiments.compress")
     checkpoint, out, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
     common = {name: options.pop(name) for name in ("modality", "dataset", "statistics") if name in options}
     if every:
@@ -74,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"--curve tries every method by itself: leave out --{next(iter(options)).replace('_', '-')}"
             )
         front = compress.curve(checkpoint, out, steps=steps, **common)
+        processes.leave_to_first()
         report.show_front(front)
         page = report.write_front(Path(out), front)
     elif "method" not in options:
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         common["int8"] = options.pop("int8", False)
         result = compress.compress(checkpoint, out, Recipe(**options), **common)
+        processes.leave_to_first()
         report.show(result)
         page = report.write(Path(out), result)
     print(f"\nreport      {page}  (open it in a browser)\nnumbers     {out}/report/*.json")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 
 from experiments.run import cli
-from ringmoe_jax.parallel import processes
 
 
 @cli.entry_point
@@ -28,7 +27,6 @@ def main() -> int:
     arguments, values = cli.read_run(parser)
     from experiments.run import few_labels
 
-    processes.alone("experiments.few_labels")
     asked = (arguments.out, arguments.fractions, arguments.seeds, arguments.beside, arguments.of)
     print(few_labels.markdown(few_labels.study(values, *asked)))
     print(f"runs, table and figure are in {arguments.out}")

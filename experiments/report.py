@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments.run import cli
 from ringmoe_jax import files
+from ringmoe_jax.parallel import processes
 
 
 def report(workdir: str) -> Path:
@@ -50,7 +51,9 @@ def _pretraining(folder: Path) -> str:
     from experiments.reports import pretraining
     from experiments.run import evaluate
 
-    return pretraining.page_of(folder, evaluate.current(str(folder)))
+    evaluation = evaluate.current(str(folder))
+    processes.leave_to_first()
+    return pretraining.page_of(folder, evaluation)
 
 
 def _task(folder: Path) -> str:
@@ -58,6 +61,7 @@ def _task(folder: Path) -> str:
     from experiments.run import score
 
     score.current(folder)
+    processes.leave_to_first()
     return task.of_run(folder)
 
 
@@ -67,6 +71,7 @@ def _seeds(folder: Path, joined) -> str:
 
     for seed in joined.seeds:
         score.current(task.seed_folder(folder, seed))
+    processes.leave_to_first()
     return task.of_seeds(folder, joined)
 
 
@@ -74,8 +79,11 @@ def _compressed(folder: Path) -> str:
     """The page that `experiments.compress` wrote; that of a pre-training where it was not measured."""
     from experiments.reports import compression
 
-    measured = (folder / "report" / compression.RESULT).exists()
-    return compression.of_run(folder) if measured else _pretraining(folder)
+    measured = processes.from_first(lambda: (folder / "report" / compression.RESULT).exists())
+    if not measured:
+        return _pretraining(folder)
+    processes.leave_to_first()
+    return compression.of_run(folder)
 
 
 @cli.entry_point

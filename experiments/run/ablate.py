@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate import style
 from ringmoe_jax.evaluate.features import POOLED
 from ringmoe_jax.evaluate.reconstruction import MODEL
 from ringmoe_jax.evaluate.seeds import Ablation, Summary
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import PretrainConfig, build_objectives, results
 from ringmoe_jax.run.evaluation import TRAINED, Evaluation, chosen
 
@@ -119,7 +120,7 @@ def ablate(
             for arm in study.arms:
                 scores[arm, seed] = _run(study, arm, seed, Path(out) / name / arm / f"seed{seed}")
         studied[name] = summarise(scores, study, runs)
-        _write(Path(out), studied)
+        processes.from_first(lambda: _write(Path(out), studied))
     return studied
 
 
@@ -140,7 +141,7 @@ def _run(study: Study, arm: str, seed: int, workdir: Path) -> dict[str, float]:
         results.write(workdir / RESULT, scores_of(evaluation, values["objectives"]))
 
     once(values, workdir, RESULT, run)
-    return results.read(workdir / RESULT)
+    return processes.from_first(lambda: results.read(workdir / RESULT))
 
 
 def scores_of(evaluation: Evaluation, objectives: Mapping[str, Mapping]) -> dict[str, float]:

@@ -140,13 +140,13 @@ def folder(text: str) -> str:
     return text
 
 
-def start(cache: str = CACHE, *, trains: bool = False) -> None:
+def start(cache: str = CACHE, *, trains: bool = False, alone: bool = False) -> None:
     """Gets JAX ready: connects the processes of one job, of which only the first prints, and keeps compiled programs.
 
     Args:
         cache: folder of compiled programs, for runs to come; "" for none.
-        trains: whether all processes have work to do, and the verb has a training loop; else the first one does it all,
-            and the others wait here for its end.
+        trains: whether the verb has a training loop, which asks for all processes to stop after the same step.
+        alone: whether the first process does it all, and the others wait here for its end.
 
     Raises:
         ConfigError: see `processes.connect`.
@@ -154,7 +154,7 @@ def start(cache: str = CACHE, *, trains: bool = False) -> None:
     processes.connect(stops=trains)
     if processes.number():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if not trains:
+    if alone:
         processes.leave_to_first()
     import jax
 

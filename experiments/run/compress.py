@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ import jax
 from experiments.run.data import TRAIN
 from experiments.run.distil import distil
 from experiments.run.evaluate import evaluate
-from experiments.run.fit import once
+from experiments.run.fit import logged, once
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import sensors as sensor_table
@@ -36,6 +36,7 @@ from ringmoe_jax.compress.results import (
 )
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models import count
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.run import FEATURES, Run, claim, make_mesh, read_record, results
 from ringmoe_jax.run.evaluation import EVALUATION, Evaluation
@@ -47,6 +48,7 @@ USAGE = "usage"  # folder of a pass over the training images
 BATCH = 32  # images of all hosts, but at least one a device
 ROWS = 4  # images of every sensor that costs are measured on
 STEPS = 200  # of every distillation of a front
+COMPARED = tuple[dict[str, costs.Costs], costs.Gap]  # what `costs.compare` gives
 GRID = (Recipe(PRUNE, keep=0.5), Recipe(PRUNE, keep=0.25), *map(Recipe, MERGES))
 
 
@@ -87,11 +89,11 @@ def compress(
     usage = usage_of(part, folder, dataset, statistics) if recipe.needs_usage else None
     result = part if recipe.method == SUBMODEL else reduce(part, recipe, usage, folder, source.folder)
     runs = {FULL: source, PART: part} | ({} if result is part else {recipe.method: result})
-    compared, gap = costs.compare(runs, _noise(part))
+    compared, gap = results.from_first(COMPARED, lambda: costs.compare(runs, _noise(part)))
     scored = {name: quality(run.folder, dataset) for name, run in runs.items() if run is not source}
     small = quantise(result.params) if int8 else {}
     if int8:
-        scored[INT8] = _quality_in_memory(result, dequantise(small), dataset)
+        scored[INT8] = _quality_in_memory(result, dequantise(small), dataset, folder)
     compression = Compression(
         checkpoint=str(source.folder),
         step=source.step,
@@ -157,7 +159,7 @@ def curve(
         where = folder / name_of(recipe)
         request = {"recipe": recipe, "step": source.step, "sensors": sensors}
         once(results.plain(request), where, SIZE, lambda recipe=recipe, where=where: make(recipe, where))
-        size = results.load(costs.Size, where / SIZE)
+        size = results.from_first(costs.Size, lambda where=where: results.load(costs.Size, where / SIZE))
         points.append(FrontPoint(name_of(recipe), str(where), recipe, size, quality(where, dataset)))
     front = Front(
         checkpoint=str(source.folder),
@@ -337,17 +339,18 @@ def quality(folder: Path, dataset: str = "") -> Quality:
     """
     where = folder / "report" / "brief"
     step = read_record(folder)["step"]
-    evaluation = results.load(Evaluation, where / EVALUATION, step)
+    evaluation = results.from_first(Evaluation | None, lambda: results.load(Evaluation, where / EVALUATION, step))
     if evaluation is None:
         print(f"scoring     {folder}", flush=True)
-        where.mkdir(parents=True, exist_ok=True)
-        with (where / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
+        with logged(where, "w"):
             evaluation = evaluate(str(folder), [dataset] if dataset else (), brief=True, out=str(where))
     return Quality.from_evaluation(evaluation)
 
 
-def _quality_in_memory(run: Run, params, dataset: str) -> Quality:
-    """Of a run with other parameters."""
-    with tempfile.TemporaryDirectory() as folder:
-        run.with_network(Network(run.network.model, params)).save(Path(folder), {"method": INT8})
-        return quality(Path(folder), dataset)
+def _quality_in_memory(run: Run, params, dataset: str, folder: Path) -> Quality:
+    """Of a run with other parameters, which lie in a folder that all hosts share meanwhile."""
+    where = processes.from_first(lambda: tempfile.mkdtemp(dir=folder))
+    run.with_network(Network(run.network.model, params)).save(Path(where), {"method": INT8})
+    found = quality(Path(where), dataset)
+    processes.from_first(lambda: shutil.rmtree(where))
+    return found

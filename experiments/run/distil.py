@@ -19,6 +19,7 @@ from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.pretext.distilled import distilled
 from ringmoe_jax.run import Parts, PretrainConfig, Run, make_mesh
 from ringmoe_jax.training import optimizer
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.loop import TrainConfig
 from ringmoe_jax.training.state import TrainState, state_shardings
 
@@ -45,7 +46,7 @@ def distil(student: Run, teacher: Run, steps: int, workdir: Path) -> Run:
     Raises:
         TrainingError: the distillation was stopped; the same command goes on.
     """
-    values = distillation_config(student, steps)
+    goodput, values = Goodput(), distillation_config(student, steps)
     lesson = dataclasses.replace(student, record={**student.record, "config": values})
     config = lesson.config
     mesh = make_mesh(config.mesh)
@@ -53,7 +54,8 @@ def distil(student: Run, teacher: Run, steps: int, workdir: Path) -> Run:
     parts = lesson.build(mesh)
     parts = dataclasses.replace(parts, pretext=distilled(parts.pretext, teacher.build(mesh).model, teacher.params))
     record = {name: lesson.record[name] for name in ("config", "statistics")}
-    state = fit(workdir, _state(student.params, parts, config), data, parts, config, record, SECTIONS)
+    state = _state(student.params, parts, config)
+    state = fit(workdir, state, data, parts, config, record, SECTIONS, goodput=goodput)
     require_done(state, steps, workdir)
     trained = jax.device_get(parts.pretext.export(state.params, state.pretext))
     return student.with_network(Network(student.network.model, trained), steps)

@@ -8,6 +8,7 @@ penalty is chosen on a part of "train". Nothing is fitted on the split that is s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,8 +32,19 @@ from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.evaluate import baselines, locations, quicklook, reconstruction, routing
 from ringmoe_jax.evaluate.features import POOLED, Features, collect
 from ringmoe_jax.models import Params
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import FEATURES, Run, read_record, results
-from ringmoe_jax.run.evaluation import EVALUATION, TRAINED, Evaluation, Lattice, LocationRow, PlaceSummary
+from ringmoe_jax.run.evaluation import (
+    EVALUATION,
+    TRAINED,
+    EvaluatedData,
+    Evaluation,
+    Lattice,
+    LocationRow,
+    PlaceSummary,
+    ProbeRow,
+    RankRow,
+)
 
 PLACES = 6  # tiles whose locations and frames are looked at
 FRAMES = 24  # in a matrix of similarities, but at least those of one tile
@@ -84,28 +96,36 @@ def evaluate(
     run = Run.open(checkpoint, kinds=FEATURES)
     run_data.check_hidden(without, run.sensors)
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
-    print(f"checkpoint  {checkpoint} at step {run.step}, on {jax.devices()[0].device_kind}")
+    print(f"checkpoint  {checkpoint} at step {run.step}, on {processes.count()} x {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
     others = {name: Run.open(other, kinds=FEATURES) for name, other in run_data.by_name(beside).items()}
     opened = run_data.open_for(run, datasets)
     parts = [_Part(run, dataset, rules, max_tiles, inspect, random, others) for dataset in opened]
-    evaluation = _joined(run, others, rules, parts, time.perf_counter() - started)
-    if not brief:
-        pictures = Pictures(
-            [strips for part in parts for strips in part.masked.strips],
-            {part.data.name: part.places for part in parts if part.places},
-            {(part.data.name, group): liked for part in parts for group, liked in part.experts.atlas.items()},
-            {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
-        )
-        evaluation = report.draw(folder, evaluation, pictures)
-    results.write(folder / EVALUATION, evaluation)
-    report.show(evaluation)
-    return evaluation
+
+    def conclude() -> Evaluation:
+        evaluation = _joined(run, others, rules, parts, started)
+        if not brief:
+            evaluation = report.draw(folder, evaluation, _pictures(run, parts))
+        results.write(folder / EVALUATION, evaluation)
+        report.show(evaluation)
+        return evaluation
+
+    return results.from_first(Evaluation, conclude)
 
 
-def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequence[_Part], seconds: float) -> Evaluation:
-    """The numbers of all data sets."""
+def _pictures(run: Run, parts: Sequence[_Part]) -> Pictures:
+    """What there is to draw."""
+    return Pictures(
+        [strips for part in parts for strips in part.masked.strips],
+        {part.data.name: part.places[0] for part in parts if part.places},
+        {(part.data.name, group): liked for part in parts for group, liked in part.experts.atlas.items()},
+        {name: quicklook.caption(sensor) for name, sensor in run.parts.sensors.items()},
+    )
+
+
+def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequence[_Part], started: float) -> Evaluation:
+    """The numbers of all data sets; `started` is of `time.perf_counter`."""
     probes = [row for part in parts for row in part.probes]
     tokens = [statistics for part in parts for statistics in part.masked.routing]
     return Evaluation(
@@ -123,10 +143,10 @@ def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequenc
         ranks=tuple(row for part in parts for row in part.ranks),
         reconstruction=tuple(row for part in parts for row in part.masked.comparisons),
         likelihood=tuple(row for part in parts for row in part.masked.likelihoods),
-        locations=tuple(part.locations for part in parts if part.locations),
+        locations=tuple(part.places[1] for part in parts if part.places),
         routing=routing.summarise(routing.add(tokens)) if tokens else {},
         specialisation=tuple(row for part in parts for row in part.experts.rows),
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         **results.provenance(),
     )
 
@@ -134,7 +154,8 @@ def _joined(run: Run, others: Mapping[str, Run], rules: Protocol, parts: Sequenc
 def current(checkpoint: str) -> Evaluation:
     """The evaluation of a run's newest checkpoint on its own data; evaluates where that was not done yet."""
     step = read_record(checkpoint, FEATURES)["step"]
-    evaluation = results.load(Evaluation, Path(checkpoint) / "report" / EVALUATION, step)
+    path = Path(checkpoint) / "report" / EVALUATION
+    evaluation = results.from_first(Evaluation | None, lambda: results.load(Evaluation, path, step))
     if evaluation is None:
         print(f"step {step} of {checkpoint} was not evaluated yet: that comes first")
     return evaluation or evaluate(checkpoint)
@@ -144,7 +165,7 @@ def current(checkpoint: str) -> Evaluation:
 
 
 class _Part:
-    """What one data set says of a run.
+    """What one data set says of a run: passes over its tiles, which all processes share, then numbers of the first one.
 
     Args:
         run: of features.
@@ -157,16 +178,9 @@ class _Part:
 
     Attributes:
         data: the data set in words.
-        probes: of every share of the labels.
-        ranks: of features.
         masked: masked losses, likelihoods, routing and tiles to show.
         experts: what they tell apart.
-        places: locations to show; None without any.
-        locations: numbers of these; None for a model without a fusion.
     """
-
-    places: Places | None = None
-    locations: LocationRow | None = None
 
     def __init__(
         self,
@@ -178,20 +192,33 @@ class _Part:
         random: Params | None,
         others: Mapping[str, Run],
     ):
-        tiles = Tiles(run, dataset, rules, max_tiles)
-        self.data = tiles.describe()
+        self.run, self.rules, self.brief = run, rules, random is None
+        self.tiles = tiles = Tiles(run, dataset, rules, max_tiles)
+        self.data = results.from_first(EvaluatedData, tiles.describe)
         means = reconstruction.training_means(run.model, tiles.objectives, run.params, tiles(TRAIN))
         encoders = probe.encoders(run, random, partial(inspect, means=means), rules)
-        collected = {name: collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
+        self._features = {name: collect(tiles(name), encoders, max_tiles) for name in tiles.splits}
         for name, other in others.items():
-            _add(collected, name, other, dataset, rules, max_tiles)
-        self.probes = probe.probe(dataset, collected, rules)
-        self.ranks = probe.ranks(dataset, collected[tiles.scored], rules)
+            _add(self._features, name, other, dataset, rules, max_tiles)
         self.masked = Masked(run, tiles, partial(inspect, run.params, means=means), rules.seed)
         self.experts = Experts(run, tiles, rules.seed)
-        if random is not None:
-            shown = locations.collect(run.model, run.params, tiles(tiles.scored), tiles.spread(PLACES))
-            self.places, self.locations = _locations(tiles, shown) if shown else (None, None)
+
+    @property
+    def probes(self) -> list[ProbeRow]:
+        """Of every share of the labels."""
+        return probe.probe(self.tiles.dataset, self._features, self.rules)
+
+    @property
+    def ranks(self) -> list[RankRow]:
+        """Of features."""
+        return probe.ranks(self.tiles.dataset, self._features[self.tiles.scored], self.rules)
+
+    @functools.cached_property
+    def places(self) -> tuple[Places, LocationRow] | None:
+        """Locations to show, and their numbers; None for a model without a fusion."""
+        chosen = () if self.brief else self.tiles.spread(PLACES)
+        shown = locations.collect(self.run.model, self.run.params, self.tiles.some(chosen), chosen) if chosen else []
+        return _locations(self.tiles, shown) if shown else None
 
 
 def _add(

@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate import seeds as over_seeds
 from ringmoe_jax.evaluate import style
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.evaluate.seeds import ArmScores, FewLabels
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import CHECKPOINT, RANDOM, FinetuneConfig, results
 from ringmoe_jax.run.evaluation import TaskScore
 
@@ -80,7 +81,7 @@ def study(
         rows.append(_mean(CONSTANT, fraction, [run.constant for run in scored[next(iter(ARMS))]]))
     title = f"{config.task['name']} of {config.task['target']}, {len(seeds)} seeds"
     summary = FewLabels(title=title, seeds=tuple(seeds), config=dict(values), results=tuple(rows))
-    _write(Path(out), summary)
+    processes.from_first(lambda: _write(Path(out), summary))
     return summary
 
 
@@ -107,7 +108,7 @@ def _stratified(config: FinetuneConfig) -> str:
 def _run(values: dict[str, Any], workdir: Path) -> TaskScore:
     """Trains and scores one run, unless that was done."""
     once(values, workdir, RESULT, lambda: results.write(workdir / RESULT, finetune(values, str(workdir))))
-    return results.load(TaskScore, workdir / RESULT)
+    return results.from_first(TaskScore, lambda: results.load(TaskScore, workdir / RESULT))
 
 
 def _values(values: Mapping, changes: Mapping, seed: int, subset: Mapping[str, Any]) -> dict[str, Any]:

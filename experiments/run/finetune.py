@@ -18,9 +18,9 @@ from ringmoe_jax import run as runs
 from ringmoe_jax.evaluate import seeds
 from ringmoe_jax.models import count
 from ringmoe_jax.models.downstream import DECODER, ENCODER
-from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import CHECKPOINT, TASK, Encoder, FinetuneConfig, Parts, Run, results
 from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores, TaskScore
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.state import TrainState
 
 SECTIONS = ("task", "head", "neck", "adaptation", "objectives", "model", "override", "data", "optimizer")
@@ -36,7 +36,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
-    config = FinetuneConfig.of(values)
+    goodput, config = Goodput(), FinetuneConfig.of(values)
     mesh = runs.make_mesh(config.mesh)
     encoder = encoder_of(config)
     dataset = run_data.open_labelled(config, encoder)
@@ -55,10 +55,9 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
         "encoder": dataclasses.asdict(encoder),
         "subject": dataclasses.asdict(spec),
     }
-    state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS)
+    state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS, goodput=goodput)
     require_done(state, config.train.steps, workdir)
-    scored = processes.from_first(lambda: results.plain(score.score(Run.open(workdir, kinds=(TASK,)))))
-    return results.parse(TaskScore, scored)
+    return score.score(Run.open(workdir, kinds=(TASK,)))
 
 
 def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> SeedScores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ringmoe_jax.parallel.lock import lock
 from ringmoe_jax.run import COMPRESSED, IMPORTED, FinetuneConfig, Parts, PretrainConfig, claim, kind_of
 from ringmoe_jax.training import loop, metrics, optimizer, step
 from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
 from ringmoe_jax.training.metrics import MetricsWriter
 from ringmoe_jax.training.state import TrainState, create, known_of, shapes
@@ -55,6 +56,7 @@ def fit(
     record: Mapping[str, Any],
     sections: Sequence[str],
     *,
+    goodput: Goodput,
     held_out: Sequence[Mapping] = (),
     rebuild: Callable[[dict[str, Any]], Parts] | None = None,
 ) -> TrainState:
@@ -68,6 +70,7 @@ def fit(
         config: optimiser, length and, with `rebuild`, which experts go.
         record: JSON types that are saved with every checkpoint; holds "config", complete, and "statistics".
         sections: of the config that must be those of the checkpoint.
+        goodput: made when the run was begun.
         held_out: validation batches, passed over every `train.evaluate_every` steps.
         rebuild: `rebuild(model) -> parts` of a `config.model` with fewer experts; None where none go.
 
@@ -89,14 +92,14 @@ def fit(
     with lock(workdir):
         checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
         if checkpointer.latest is not None:
-            state = _resume(checkpointer, state, data, config, record, sections)
+            state = _resume(checkpointer, state, data, config, record, sections, goodput)
             print(f"resuming {workdir} at step {int(state.step)}")
         writer = MetricsWriter(workdir, resume_step=int(state.step))
         callbacks: list[loop.Callback] = [Validation(processes.from_first(lambda: _validated(workdir)))]
         if rebuild:
             callbacks.append(OnlinePruning(config.pruning, lambda model: passes(rebuild(model)), parts.mesh))
         train_step, evaluate = passes(parts)
-        training = Training(state, train_step, dict(record), writer, config.train, evaluate)
+        training = Training(state, train_step, dict(record), writer, config.train, evaluate, goodput=goodput)
         try:
             state = loop.train(training, data, checkpointer, callbacks, mesh=parts.mesh)
         finally:
@@ -111,6 +114,11 @@ def fit(
 def _validated(workdir: str | Path) -> int:
     """The newest step whose validation metrics are written; -1 without any."""
     return max((record["step"] for record in metrics.read(workdir) if "validation/loss" in record), default=-1)
+
+
+def _seconds(workdir: Path) -> float:
+    """Of the run so far, by its newest metrics; 0 without any."""
+    return max((record.get("perf/seconds", 0.0) for record in metrics.read(workdir)), default=0.0)
 
 
 def validation(parts: Parts, batches: Sequence[Mapping]) -> Evaluate:
@@ -137,6 +145,7 @@ def _resume(
     config: PretrainConfig | FinetuneConfig,
     record: Mapping[str, Any],
     sections: Sequence[str],
+    goodput: Goodput,
 ) -> TrainState:
     """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
     step = processes.from_first(checkpointer.newest_whole)
@@ -153,6 +162,7 @@ def _resume(
     state = checkpointer.restore(state, step)
     checkpointer.set_aside_after(step)
     data.set_state(saved["data"])
+    goodput.resume(saved.get("seconds", {}), processes.from_first(lambda: _seconds(checkpointer.directory.parent)))
     return state
 
 
@@ -163,12 +173,16 @@ def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, A
         values: nested dict of a configuration with online pruning.
         workdir: folder of the run.
     """
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return values
-    checkpointer = Checkpointer.open(workdir)
-    saved = checkpointer.record()["config"] if checkpointer.latest is not None else {}
-    checkpointer.close()
-    return {**values, "model": online.taken_over(values["model"], saved.get("model", {}))}
+
+    def saved() -> dict[str, Any]:
+        if not (Path(workdir) / "checkpoints").is_dir():
+            return {}
+        checkpointer = Checkpointer.open(workdir)
+        model = checkpointer.record()["config"].get("model", {}) if checkpointer.latest is not None else {}
+        checkpointer.close()
+        return model
+
+    return {**values, "model": online.taken_over(values["model"], processes.from_first(saved))}
 
 
 def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[], Any]) -> None:
@@ -184,10 +198,21 @@ def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[]
         ConfigError: the folder holds a run of another configuration.
     """
     claim(workdir, REQUEST, {"config": json.loads(json.dumps(values))})
-    if (workdir / result).exists():
+    if processes.from_first((workdir / result).exists):
         return
     started = time.perf_counter()
     print(f"{workdir}  ...", end="", flush=True)
-    with (workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+    with logged(workdir, "a"):
         run()
     print(f" {time.perf_counter() - started:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def logged(folder: Path, mode: str) -> Iterator[None]:
+    """What is printed goes to `log.txt`; of several processes the first one prints."""
+    if processes.number():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open(mode) as log, contextlib.redirect_stdout(log):
+        yield

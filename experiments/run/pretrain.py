@@ -20,6 +20,7 @@ from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
 from ringmoe_jax.run import CHECKPOINT, FEATURES, ORIGIN, Parts, PretrainConfig, Run
+from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.state import TrainState, known_of
 
 SECTIONS = ("model", "pretext", "objectives", "data", "optimizer", "pruning")  # that a resumed run must share
@@ -36,6 +37,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     Raises:
         UserError: bad configuration, data or checkpoint; nothing that was saved is lost.
     """
+    goodput = Goodput()
     config, data, parts = open_parts(values, workdir)
     begins = Run.open(config.init_from, kinds=FEATURES) if config.init_from else None
     state = new_state(parts, config, begins.params if begins else {})
@@ -49,6 +51,7 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
         config,
         record | ({ORIGIN: begins.origin} if begins else {}),
         SECTIONS,
+        goodput=goodput,
         held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
         rebuild=_rebuilder(config, data, parts.mesh) if config.pruning.every else None,
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import bootstrap, quicklook, style
 from ringmoe_jax.evaluate.metrics.base import Metric
 from ringmoe_jax.evaluate.metrics.base import score as scored
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import RANDOM, TASK, Parts, Run, read_record, results
 from ringmoe_jax.run.evaluation import TASK_SCORE, DataSummary, EncoderSummary, SeedScores, TaskScore
 from ringmoe_jax.tasks import SENSOR, Example
@@ -64,10 +64,15 @@ def score(
     folder = Path(out) if out else results.folder_of(run.folder / "report", datasets, split, without)
     split = run_data.scored_split(dataset, split)
     answers = _Answers(run, dataset, tuple(without))
-    metrics, groups, examples = answers(split)
-    metric = metrics[MODEL]
-    scores = {name: scored(each, groups, seed) for name, each in metrics.items()}
-    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metric, examples, parts.target)
+    answers(split)
+    return results.from_first(TaskScore, lambda: _concluded(answers, split, folder, seed, started))
+
+
+def _concluded(answers: _Answers, split: str, folder: Path, seed: int, started: float) -> TaskScore:
+    """Numbers and pictures of what was answered, written to `folder`; `started` is of `time.perf_counter`."""
+    run, dataset, parts, metric = answers.run, answers.dataset, answers.run.parts, answers.metrics[MODEL]
+    scores = {name: scored(each, answers.groups, seed) for name, each in answers.metrics.items()}
+    drawn = parts.task.figures(f"{dataset.metadata.name}: {parts.target.name}", metric, answers.examples, parts.target)
     result = TaskScore(
         task=run.config.task["name"],
         target=run.spec.target,
@@ -78,10 +83,10 @@ def score(
         split=split,
         samples=answers.samples,
         scenes=answers.scenes,
-        blocks=len(np.unique(groups)),
+        blocks=len(np.unique(answers.groups)),
         scores=scores[MODEL],
         constant=scores[CONSTANT],
-        without=tuple(without),
+        without=answers.without,
         classes=results.plain(metric.table()) if hasattr(metric, "table") else {},
         left_out=metric.left_out() if hasattr(metric, "left_out") else (),
         notes=tuple(answers.notes),
@@ -96,7 +101,8 @@ def score(
 def current(folder: Path) -> TaskScore:
     """The score of a run's newest checkpoint on its own data; scores it where that was not done yet."""
     step = read_record(folder, (TASK,))["step"]
-    result = results.load(TaskScore, folder / "report" / TASK_SCORE, step)
+    path = folder / "report" / TASK_SCORE
+    result = results.from_first(TaskScore | None, lambda: results.load(TaskScore, path, step))
     if result is None:
         print(f"step {step} of {folder} was not scored yet: that comes first")
     return result or score(Run.open(folder))
@@ -130,56 +136,84 @@ def _encoder(run: Run) -> EncoderSummary:
     return EncoderSummary(model=encoder.model["name"], init_from=config.init_from, step=encoder.step, weights=weights)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sample:
-    """One sample, its answers by whoever gave them, and its truth; `observed` [T] says on which dates anything was."""
+class _Seen(NamedTuple):
+    """What the model said of a sample, and what is true; `observed` [T] says on which dates anything was."""
 
     index: int
+    answer: dict[str, np.ndarray]
+    truth: Any
     location: np.ndarray
     observed: np.ndarray
-    answers: Mapping[str, Mapping[str, np.ndarray]]
-    truth: Any
+    example: Example | None = None
 
 
 class _Answers:
     """Predictions for all samples of a split, joined to scenes where the data set says what they were cut from.
 
+    Every process makes its share; the first one keeps them.
+
     Attributes:
-        notes: what a reader has to know.
+        metrics: of the model and of the constant answer.
+        groups: of what was scored, which intervals draw together.
         samples: that were scored.
         scenes: that they were joined to; 0 where every one was scored by itself.
+        examples: samples to show.
+        notes: what a reader has to know.
     """
 
     def __init__(self, run: Run, dataset: Dataset, without: tuple[str, ...]):
         self.run, self.dataset, self.without = run, dataset, without
-        self.notes = list(_differences(run, dataset))
+        self.metrics: dict[str, Metric] = {}
+        self.groups = np.zeros(0, np.int64)
         self.samples = self.scenes = 0
+        self.examples: list[Example] = []
+        self.notes = list(_differences(run, dataset))
         task, target, model = run.parts.task, run.parts.target, run.parts.model
         self.params = jax.device_put(run.params)
         self.answer = jax.jit(lambda params, batch: task.answer(model.apply(params, batch)["predictions"], target))
 
-    def __call__(self, split: str) -> tuple[dict[str, Metric], np.ndarray, list[Example]]:
-        task, target = self.run.parts.task, self.run.parts.target
-        constant, cut = task.constant(self._training_truths(), target), self.dataset.scenes(split)
+    def __call__(self, split: str) -> None:
+        cut = self.dataset.scenes(split)
         joined = self._joins(cut)
         order = np.lexsort(cut.origins.T[::-1]) if joined else None
-        batches, examples = self._batches(split, order), []
-        samples = self._samples(batches, constant, examples, self.dataset.size(split))
-        metrics = {n: task.scene_metric(target) if joined else task.metric(target) for n in (MODEL, CONSTANT)}
-        locations, scenes = [], []
-        for sample in self._scenes(samples, cut, batches) if joined else samples:
-            for name, metric in metrics.items():
-                task.add(metric, sample.answers[name], sample.truth)
-            locations.append(sample.location)
-            scenes.append(-1 if cut is None else cut.origins[sample.index, 0])
+        batches = self._batches(split, positions=order, host=processes.number(), hosts=processes.count())
+        own = zip(processes.turns(-(-self.dataset.size(split) // self._rows(split))), batches, strict=False)
+        looked = processes.in_turn(self._look(batch, batches, split) for _, batch in own)
+        if processes.number():
+            for _ in looked:
+                pass
+        else:
+            self._keep(itertools.chain.from_iterable(looked), cut, joined, batches)
+
+    def _keep(self, samples: Iterable[_Seen], cut: Scenes | None, joined: bool, batches: EvalBatches) -> None:
+        """Scores all samples, or the scenes that they are joined to."""
+        task, target = self.run.parts.task, self.run.parts.target
+        constant = task.constant(self._training_truths(), target)
+        self.metrics = {n: task.scene_metric(target) if joined else task.metric(target) for n in (MODEL, CONSTANT)}
+        counted, locations, scenes = self._counted(samples), [], []
+        if joined:
+            answered = self._scenes(counted, cut, batches, constant)
+        else:
+            answered = ((seen, {MODEL: seen.answer, CONSTANT: constant}, seen.truth) for seen in counted)
+        for first, answers, truth in answered:
+            for name, metric in self.metrics.items():
+                task.add(metric, answers[name], truth)
+            locations.append(first.location)
+            scenes.append(-1 if cut is None else cut.origins[first.index, 0])
         if joined:
             self.scenes = len(scenes)
             self.notes.append(f"{self.samples} tiles are joined to {self.scenes} scenes: {task.joined}")
         groups, scenes = bootstrap.blocks(np.array(locations)), np.array(scenes)
         if (groups < 0).all() and (scenes < 0).any():
             self.notes.append("samples have no coordinates: overlapping ones count as independent")
-        groups = np.where((groups < 0) & (scenes >= 0), -1 - len(groups) - scenes, groups)
-        return metrics, groups, sorted(examples, key=lambda example: example.index)
+        self.groups = np.where((groups < 0) & (scenes >= 0), -1 - len(groups) - scenes, groups)
+        self.examples.sort(key=lambda example: example.index)
+
+    def _counted(self, samples: Iterable[_Seen]) -> Iterator[_Seen]:
+        for seen in samples:
+            self.samples += 1
+            self.examples += [seen.example] if seen.example else []
+            yield seen
 
     def _joins(self, cut: Scenes | None) -> bool:
         """Whether samples are tiles, which this task joins."""
@@ -190,34 +224,33 @@ class _Answers:
             )
         return bool(cut and self.run.parts.task.joined and cut.joinable)
 
-    def _samples(self, batches: EvalBatches, constant, examples: list[Example], size: int) -> Iterator[_Sample]:
-        """All samples in the order of the batches; some of them become examples."""
-        task, parts = self.run.parts.task, self.run.parts
-        shown = set(np.linspace(0, size - 1, SHOWN).astype(int).tolist())
-        for batch in batches:
-            check_truth(batch, parts)
-            truth, hidden = task.truth(batch), run_data.hide(batch, self.without)
-            answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
-            entry = batch["sensors"].get(parts.target.sensor) or next(iter(batch["sensors"].values()))
-            for row in np.flatnonzero(batch["real"]):
-                index, own = int(batch["index"][row]), {name: x[row] for name, x in answers.items()}
-                true = jax.tree.map(lambda x, row=row: x[row], truth)
-                self.samples += 1
-                if index in shown:
-                    examples.append(Example(index, self._images(batch, row), own, true, batches.ground))
-                observed = entry["valid"][row].any((1, 2))
-                yield _Sample(index, entry["location"][row], observed, {MODEL: own, CONSTANT: constant}, true)
+    def _look(self, batch: Mapping, batches: EvalBatches, split: str) -> list[_Seen]:
+        check_truth(batch, self.run.parts)
+        target, hidden = self.run.parts.target, run_data.hide(batch, self.without)
+        truth = self.run.parts.task.truth(batch)
+        answers = jax.device_get(self.answer(self.params, {"sensors": hidden["sensors"]}))
+        shown = set(np.linspace(0, self.dataset.size(split) - 1, SHOWN).astype(int).tolist())
+        entry = batch["sensors"].get(target.sensor) or next(iter(batch["sensors"].values()))
+        samples = []
+        for row in np.flatnonzero(batch["real"]):
+            own, true = jax.tree.map(lambda x, row=row: x[row], (answers, truth))
+            index, observed = int(batch["index"][row]), entry["valid"][row].any((1, 2))
+            seen = _Seen(index, own, true, entry["location"][row], observed)
+            if index in shown:
+                seen = seen._replace(example=Example(index, self._images(batch, row), own, true, batches.ground))
+            samples.append(seen)
+        return samples
 
-    def _scenes(self, tiles: Iterable[_Sample], cut: Scenes, batches: EvalBatches) -> Iterator[_Sample]:
-        """Scene after scene, each with the index and location of its first tile."""
+    def _scenes(self, tiles: Iterable[_Seen], cut: Scenes, batches: EvalBatches, constant) -> Iterator[tuple]:
+        """Scene after scene: its first tile, all answers to it, and the truth."""
         task, target = self.run.parts.task, self.run.parts.target
         corners, zoom = batches.corners(cut.origins, target.sensor), batches.zoom(target.sensor)
         side, firsts = batches.size(target.sensor), {}
 
-        def placed(tile: _Sample) -> Tile:
+        def placed(tile: _Seen) -> Tile:
             firsts.setdefault(cut.origins[tile.index, 0], tile)
             place = Place(*corners[tile.index], side, side, int(cut.origins[tile.index, 1]), tile.observed)
-            return Tile(place, tile.answers, tile.truth)
+            return Tile(place, {MODEL: tile.answer, CONSTANT: constant}, tile.truth)
 
         for number, several in itertools.groupby(tiles, lambda tile: cut.origins[tile.index, 0]):
             rows, columns = np.floor(corners[cut.origins[:, 0] == number].max(0) + 0.5).astype(int) + side
@@ -225,7 +258,7 @@ class _Answers:
                 objects = objects * np.array([1, *zoom[::-1], *zoom[::-1], *[1] * (objects.shape[1] - 5)])
             scene = Scene(int(rows), int(columns), objects)
             answers, truth = task.join(scene, map(placed, several))
-            yield dataclasses.replace(firsts.pop(number), answers=answers, truth=truth)
+            yield firsts.pop(number), answers, truth
 
     def _training_truths(self) -> list[Any]:
         task, truths = self.run.parts.task, []
@@ -238,10 +271,12 @@ class _Answers:
                 break
         return truths
 
-    def _batches(self, split: str, positions: np.ndarray | None = None) -> EvalBatches:
-        rows = min(BATCH, self.dataset.size(split))
+    def _rows(self, split: str) -> int:
+        return min(BATCH, self.dataset.size(split))
+
+    def _batches(self, split: str, **share: Any) -> EvalBatches:
         directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
-        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=rows, positions=positions)
+        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=self._rows(split), **share)
 
     def _images(self, batch: Mapping, row: int) -> list[np.ndarray]:
         """What to look at: the dates of the sensor that predictions lie on, or of the first one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from experiments.run.probe import Protocol
 from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax.evaluate import reconstruction
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import Run
 from ringmoe_jax.run.evaluation import EvaluatedData, SensorSummary
 from ringmoe_jax.sensors import Statistics
@@ -44,18 +46,27 @@ class Tiles:
         return set(np.linspace(0, self.count(self.scored) - 1, count).astype(int).tolist())
 
     def __call__(self, split: str, *, masked: bool = False) -> Iterable[Mapping]:
-        batches, size = self._batches(split, masked), self._size
-        hidden = self.protocol.without if split == self.scored else ()
-        read = zip(batches, range(-(-self.count(split) // size)), strict=False)
-        return (run_data.hide(batch, hidden) for batch, _ in read)
+        """Those that are this process's turn, see `processes.in_turn`: the ones that a process by itself would see."""
+        own = processes.turns(-(-self.count(split) // self._size))
+        batches = self._batches(split, masked, host=processes.number(), hosts=processes.count())
+        return (self._shown(batch, split) for _, batch in zip(own, batches, strict=False))
+
+    def some(self, positions: Collection[int]) -> Iterable[Mapping]:
+        """Batches of some tiles of the split that is scored, all of them."""
+        batches = self._batches(self.scored, masked=False, positions=np.array(sorted(positions)))
+        return (self._shown(batch, self.scored) for batch in batches)
+
+    def _shown(self, batch: Mapping, split: str) -> Mapping:
+        return run_data.hide(batch, self.protocol.without if split == self.scored else ())
 
     @property
     def _size(self) -> int:
         return min(BATCH, *map(self.count, self.splits))
 
-    def _batches(self, split: str, masked: bool) -> EvalBatches:
+    def _batches(self, split: str, masked: bool, **which: Any) -> EvalBatches:
         directory, sensors = self.dataset.directory, tuple(self.dataset.sensors)
-        return EvalBatches.of(self.run.data, directory, sensors, split=split, batch_size=self._size, masked=masked)
+        shown = dict(split=split, batch_size=self._size, masked=masked)
+        return EvalBatches.of(self.run.data, directory, sensors, **shown, **which)
 
     def describe(self) -> EvaluatedData:
         """The data set in words; prints them."""

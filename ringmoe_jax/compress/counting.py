@@ -15,7 +15,7 @@ from ringmoe_jax.compress.usage import Usage
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.moe.statistics import RoutingStatistics
-from ringmoe_jax.parallel import sharding
+from ringmoe_jax.parallel import processes, sharding
 from ringmoe_jax.parallel.mesh import replicated
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.training import loop
@@ -65,7 +65,7 @@ def count(
         DataError: there is no image of any sensor.
     """
     modalities = sensor_table.modalities(sensors)
-    if (folder / USAGE).exists():
+    if processes.from_first((folder / USAGE).exists):
         return load(folder / USAGE, modalities)
     add_up = _counter(model, params, mesh)
     total = sum(map(len, readers.values()))
@@ -121,32 +121,25 @@ def _counter(model: Model, params: Params, mesh) -> Callable:
     """
     place = {} if mesh is None else {"out_shardings": replicated(mesh)}
     forward = jax.jit(lambda params, batch: model.apply(params, batch)["routing"], **place)
-    params = params if mesh is None else jax.device_put(params, sharding.shardings(params, mesh))
+    if mesh is not None:
+        params = jax.device_put(jax.device_get(params), sharding.shardings(params, mesh))
 
     def add_up(name: str, batch: Mapping) -> tuple[dict[str, RoutingStatistics], int]:
         entry = batch["sensors"][name]
         routing = jax.device_get(forward(params, loop.place({"sensors": {name: entry}}, mesh)))
         routing = jax.tree.map(lambda x: np.asarray(x, np.float64), routing)
-        return routing, _sum_over_hosts(entry["valid"].any(axis=(1, 2, 3)).sum())
+        return routing, sum(processes.gather(int(entry["valid"].any(axis=(1, 2, 3)).sum())))
 
     return add_up
 
 
-def _sum_over_hosts(count: int) -> int:
-    if jax.process_count() == 1:
-        return int(count)
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.process_allgather(np.array(count)).sum())
-
-
 def _resume(folder: Path, modalities: tuple[str, ...]) -> tuple[Usage, int]:
     """The newest sums of a pass that was stopped, and after how many batches."""
-    drafts = {int(path.name.split(".")[1]): path for path in folder.glob("usage.*.npz")}
+    drafts = processes.from_first(lambda: [int(path.name.split(".")[1]) for path in folder.glob("usage.*.npz")])
     if not drafts:
         return Usage.none(modalities), 0
     print(f"usage       going on after batch {max(drafts)}")
-    return Usage.load(drafts[max(drafts)]), max(drafts)
+    return Usage.load(folder / f"usage.{max(drafts)}.npz"), max(drafts)
 
 
 def _save(usage: Usage, path: Path) -> None:

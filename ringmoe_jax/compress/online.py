@@ -22,6 +22,7 @@ from ringmoe_jax.models import count
 from ringmoe_jax.models.api import Network
 from ringmoe_jax.models.network import Tables, layer_tables, read, with_tables
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
+from ringmoe_jax.parallel.sharding import to_host
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.training.loop import Evaluate, Step, Training
 from ringmoe_jax.training.state import TrainState, state_shardings
@@ -128,13 +129,14 @@ class OnlinePruning:
         report: told of the end of every window; default: the screen and the metrics.
 
     Raises:
-        ConfigError: experts are split over devices, or the state over processes.
+        ConfigError: experts are split over devices.
     """
 
     config: PruningConfig
     build: Callable[[dict[str, Any]], tuple[Step, Evaluate | None]]
     mesh: jax.sharding.Mesh | None = None
     report: Callable[[Training, Dropped], None] | None = None
+    name = "pruning"
     watches = False
 
     def __post_init__(self):
@@ -143,8 +145,6 @@ class OnlinePruning:
                 f"pruning with mesh.expert = {self.mesh.shape[EXPERT_AXIS]}: the experts that are left may not divide "
                 "over so many devices: set mesh.expert = 1 and use mesh.fsdp"
             )
-        if jax.process_count() > 1:
-            raise ConfigError("pruning while training runs in one process: train on one host, or prune afterwards")
 
     def due(self, training: Training) -> bool:
         """See `training.loop.Callback`."""
@@ -153,9 +153,10 @@ class OnlinePruning:
     def __call__(self, training: Training) -> None:
         """See `training.loop.Callback`."""
         state, before = training.state, training.record["config"]["model"]
-        choices = jax.device_get(state.pretext[CHOICES])
+        choices = to_host(state.pretext[CHOICES])
         model = remaining(before, choices, self.config)
-        cleared = {group: jnp.zeros_like(sums) for group, sums in state.pretext[CHOICES].items()}
+        empty = lambda sums: jax.device_put(np.zeros(sums.shape, sums.dtype), sums.sharding)  # noqa: E731
+        cleared = {group: empty(sums) for group, sums in state.pretext[CHOICES].items()}
         state = dataclasses.replace(state, pretext=state.pretext | {CHOICES: cleared})
         smaller = shrink(state, before, model, self.mesh) if model != before else state
         (self.report or _report)(training, _dropped(training.step, before, model, state, smaller))
@@ -230,7 +231,7 @@ def shrink(state: TrainState, model: dict[str, Any], smaller: dict[str, Any], me
     """The training state of a model with fewer experts: every part that mirrors the parameters is cut as they are.
 
     Those are the parameters, the optimiser's moments and a moving average of the student. The state is donated: it goes
-    to the host and off the devices before what is left of it comes back.
+    to the host, of several processes the whole state to each, and off the devices before what is left of it comes back.
 
     Args:
         state: of `model`.
@@ -242,7 +243,7 @@ def shrink(state: TrainState, model: dict[str, Any], smaller: dict[str, Any], me
     structure = jax.tree.structure(state.params)
     mirrors = lambda part: jax.tree.structure(part) == structure  # noqa: E731
     cut = lambda part: prune(Network(model, part), allowed).params if mirrors(part) else part  # noqa: E731
-    host = jax.tree.map(np.array, state)
+    host = to_host(state)
     jax.tree.map(lambda leaf: leaf.delete(), state)
     left = jax.tree.map(cut, host, is_leaf=mirrors)
     return jax.device_put(left, None if mesh is None else state_shardings(left, mesh))

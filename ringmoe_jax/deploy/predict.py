@@ -1,4 +1,4 @@
-"""The map of a scene of any size, in the memory of one strip of windows.
+"""The map of a scene of any size, in the memory of one strip of windows; of several processes, of one block of strips.
 
 Windows as large as the images that a run was trained on overlap; what they say of a place is averaged with weights that
 fall smoothly towards a window's rim, and at the borders of the scene it is mirrored.
@@ -6,10 +6,13 @@ fall smoothly towards a window's rim, and at the borders of the scene it is mirr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,10 +23,13 @@ from ringmoe_jax.deploy.maps import Draft
 from ringmoe_jax.deploy.scenes import Stack, Strip
 from ringmoe_jax.deploy.windows import EMBEDDINGS, WindowModel
 from ringmoe_jax.errors import ConfigError, DataError, nearest
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.planning import ahead
 from ringmoe_jax.training.checkpoint import versions
 
 COG, PARQUET = "cog", "parquet"
+BLOCK = 8  # strips that a process of several maps in one go, for which it sees the strips before them again
+BLOCK_BYTES = 2**26  # of the map that they make, at most, where a block may be smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Summary:
     """What a prediction did.
 
     Attributes:
-        windows: that the model was shown, in this run.
-        empty: windows in which nothing was observed: the model was not asked.
+        windows: that the model was shown, in this run, of the strips that it finished.
+        empty: of these strips, windows in which nothing was observed: the model was not asked.
         resumed: strips that an earlier, stopped run had finished.
         left_out: rows that a GeoParquet does not have, for nothing was observed there.
         notes: what files declare otherwise than the sensor table, and that nothing was mapped.
@@ -57,7 +63,7 @@ def predict(
     form: str = "",
     progress: Callable[[int, int], None] = lambda done, windows: None,
 ) -> Summary | None:
-    """Writes the map of a scene.
+    """Writes the map of a scene; several processes share the windows, and the first one writes.
 
     Args:
         model: of `windows.window_model`.
@@ -74,28 +80,31 @@ def predict(
     Raises:
         UserError: files that the model cannot read, settings out of their range, or a file that is in the way.
     """
-    started, out = time.perf_counter(), Path(out)
+    started, out, first = time.perf_counter(), Path(out), processes.number() == 0
     form = form or (PARQUET if out.suffix == ".parquet" else COG)
     _check(model, files, batch, form)
     settings = _settings(model, files, overlap, batch, form)
     with Stack(files, model.sensors) as stack:
-        if maps.is_finished(out, settings):
+        if processes.from_first(lambda: maps.is_finished(out, settings)):
             return None
         job = _Job(model, stack, overlap, batch, form)
-        with Draft(out, settings, job.columns.size, job.stored, job.layers.dtype) as draft:
-            resumed = draft.strips
-            job.run(draft, progress)
-            grid = stack.grid.coarser(job.rows.cell)
-            left_out = 0
-            if form == PARQUET:
-                left_out = maps.write_geoparquet(draft, out, grid, job.layers.tags)
-            else:
-                maps.write_cog(draft, out, grid, job.layers)
-            draft.remove()
+        draft = Draft(out, settings, job.columns.size, job.stored, job.layers.dtype) if first else None
+        with draft or contextlib.nullcontext():
+            resumed = job.run(draft, progress)
+            left_out = processes.from_first(lambda: job.write(draft, out))
         notes = tuple(note for scenes in stack.scenes.values() for scene in scenes for note in scene.notes)
         if not resumed and not job.mapped:
             notes += (f"the map holds nothing but no data: no pixel was observed by every one of {', '.join(files)}",)
     return Summary(job.shown, job.empty, resumed, left_out, notes, time.perf_counter() - started)
+
+
+class _Strip(NamedTuple):
+    """A finished strip: rows of the map, windows that the model saw, others, cells where something is known."""
+
+    rows: np.ndarray
+    shown: int
+    empty: int
+    mapped: int
 
 
 class _Job:
@@ -112,28 +121,61 @@ class _Job:
         self.layers = model.layers(self.channels)
         self.stored = len(self.layers.names) + (form == PARQUET)
         self.shown = self.empty = self.mapped = 0
+        self._blend, self._next = Blend(self.rows, self.columns, self.channels), 0
 
-    def run(self, draft: Draft, progress: Callable[[int, int], None]) -> None:
-        """Goes on from the strips that the draft holds; those that reach into the next one are seen again."""
-        blend, finished = Blend(self.rows, self.columns, self.channels), draft.strips
-        if finished == self.rows.windows:
-            return
-        for row in range(max(0, finished - self.rows.reach), self.rows.windows):
+    def run(self, draft: Draft | None, progress: Callable[[int, int], None]) -> int:
+        """Goes on from the strips that the draft holds; the first process has it. Gives their number."""
+        begun, windows = processes.from_first(lambda: draft.strips), self.rows.windows
+        size = self._block_size(windows - begun)
+        blocks = [range(first, min(first + size, windows)) for first in range(begun, windows, size)]
+        own = (self._block(blocks[i]) for i in processes.turns(len(blocks)))
+        done = begun
+        for strip in itertools.chain.from_iterable(processes.in_turn(own)):
+            if draft:
+                draft.append(strip.rows)
+            self.shown, self.empty = self.shown + strip.shown, self.empty + strip.empty
+            self.mapped, done = self.mapped + strip.mapped, done + 1
+            progress(done * self.columns.windows, windows * self.columns.windows)
+        return begun
+
+    def _block_size(self, left: int) -> int:
+        """Strips of a block: one where a process has all of them, for then it sees none again."""
+        if processes.count() == 1:
+            return 1
+        strip = self.rows.stride * self.columns.size * self.stored * np.dtype(self.layers.dtype).itemsize
+        return max(1, min(BLOCK, BLOCK_BYTES // strip, -(-left // processes.count())))
+
+    def _block(self, rows: range) -> list[_Strip]:
+        """Strips of the map; those before them that reach into the first are seen, unless that was the last one."""
+        finished, begin = [], rows.start
+        if begin != self._next:
+            self._blend, begin = Blend(self.rows, self.columns, self.channels), max(0, begin - self.rows.reach)
+        for row in range(begin, rows.stop):
             strip = self.stack.strip(self.rows.start(row), self.model.size)
-            for column, answers in self._answers(strip, row):
-                blend.add(row, column, answers)
-            values = blend.finish(row)
-            if row >= finished:
+            starts = {column: self.columns.start(column) for column in range(self.columns.windows)}
+            seen = [column for column, start in starts.items() if strip.seen(start, self.model.size)]
+            for column, answers in self._answers(strip, row, starts, seen):
+                self._blend.add(row, column, answers)
+            values = self._blend.finish(row)
+            if row in rows:
                 observed = self._observed(strip, row)
-                self.mapped += int((observed > 0).sum())
-                draft.append(self._encoded(values, observed))
-            progress((row + 1) * self.columns.windows, self.rows.windows * self.columns.windows)
+                counts = (len(seen), len(starts) - len(seen), int((observed > 0).sum()))
+                finished.append(_Strip(self._encoded(values, observed), *counts))
+        self._next = rows.stop
+        return finished
 
-    def _answers(self, strip: Strip, row: int):
-        """(column, [h, w, K]) of every window of a strip in which something was observed."""
-        starts = {column: self.columns.start(column) for column in range(self.columns.windows)}
-        seen = [column for column, start in starts.items() if strip.seen(start, self.model.size)]
-        self.shown, self.empty = self.shown + len(seen), self.empty + len(starts) - len(seen)
+    def write(self, draft: Draft, out: Path) -> int:
+        """The map of a whole draft, which is then removed; gives the rows that a GeoParquet leaves out."""
+        grid, left_out = self.stack.grid.coarser(self.rows.cell), 0
+        if self.form == PARQUET:
+            left_out = maps.write_geoparquet(draft, out, grid, self.layers.tags)
+        else:
+            maps.write_cog(draft, out, grid, self.layers)
+        draft.remove()
+        return left_out
+
+    def _answers(self, strip: Strip, row: int, starts: Mapping[int, int], seen: Sequence[int]):
+        """(column, [h, w, K]) of the windows of a strip in which something was observed."""
         for i in range(0, len(seen), self.batch):
             chosen = seen[i : i + self.batch]
             answers = np.asarray(self.model.answer(strip.batch([starts[column] for column in chosen], self.batch)))

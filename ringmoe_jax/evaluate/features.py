@@ -11,6 +11,7 @@ import numpy as np
 
 from ringmoe_jax.contracts import moments_of_cells
 from ringmoe_jax.evaluate.bootstrap import blocks
+from ringmoe_jax.parallel import processes
 
 # Maps {"sensors": ...} of a batch to {sensor: [B, D]}, and {"<sensor>, stage <i>": [B, D_i]} where it gives stages.
 Encoder = Callable[[Mapping], Mapping[str, np.ndarray]]
@@ -95,32 +96,25 @@ def collect(batches: Iterable[Mapping], encoders: Mapping[str, Encoder], limit: 
 
     Args:
         batches: as `ringmoe_jax.contracts` describes them, of co-registered sensors, with "labels" and
-            "real" [B] bool where batches are filled up.
+            "real" [B] bool where batches are filled up; of several processes each gives its `processes.turns`.
         encoders: by name.
         limit: tiles to read at most; None reads all.
     """
-    values, observed, labels, location, count = {name: [] for name in encoders}, [], [], [], 0
-    for batch in batches:
+
+    def look(batch: Mapping) -> tuple[dict[str, dict], dict, dict, np.ndarray]:
         first = next(iter(batch["sensors"].values()))
         real = np.asarray(batch.get("real", np.ones(len(first["pixels"]), bool)))
-        if limit is not None:
-            real = real & (count + np.cumsum(real) <= limit)
-        keep = lambda tree, real=real: jax.tree.map(lambda x: np.asarray(x)[real], tree)  # noqa: E731
-        for name, encoder in encoders.items():
-            values[name].append(keep(dict(encoder({"sensors": batch["sensors"]}))))
-        observed.append(keep({s: np.any(e["valid"], axis=(1, 2, 3)) for s, e in batch["sensors"].items()}))
-        labels.append(keep(dict(batch.get("labels", {}))))
-        location.append(keep(first.get("location", np.full((len(real), 2), np.nan))))
-        count += int(real.sum())
+        keep = lambda tree: jax.tree.map(lambda x: np.asarray(x)[real], tree)  # noqa: E731
+        values = {name: dict(encoder({"sensors": batch["sensors"]})) for name, encoder in encoders.items()}
+        observed = {s: np.any(e["valid"], axis=(1, 2, 3)) for s, e in batch["sensors"].items()}
+        location = first.get("location", np.full((len(real), 2), np.nan))
+        return keep((values, observed, dict(batch.get("labels", {})), location))
+
+    found, count = [], 0
+    for tiles in processes.in_turn(map(look, batches)):
+        found.append(tiles)
+        count += len(tiles[-1])
         if limit is not None and count >= limit:
             break
-    return Features(
-        {name: _join(rows) for name, rows in values.items()},
-        _join(observed),
-        _join(labels),
-        blocks(np.concatenate(location)),
-    )
-
-
-def _join(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    values, observed, labels, location = jax.tree.map(lambda *rows: np.concatenate(rows)[:limit], *found)
+    return Features({name: values[name] for name in encoders}, observed, labels, blocks(location))

@@ -21,6 +21,7 @@ from ringmoe_jax.evaluate.features import stage_moments
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.models import Model, Params
 from ringmoe_jax.objectives import Likelihood, Objective, Reconstruction
+from ringmoe_jax.parallel import processes
 
 MODEL = "model"
 TRIVIAL = {
@@ -59,7 +60,7 @@ def training_means(
 ) -> dict[str, np.ndarray]:
     """Mean of every objective's target over the valid pixels of some tiles, {label: [channels] float32}.
 
-    Objectives about sensors that the batches lack are left out.
+    Objectives about sensors that the batches lack are left out. Of several processes each gives its `processes.turns`.
     """
     if not objectives:
         return {}
@@ -75,7 +76,8 @@ def training_means(
                 totals[label] = (jnp.sum(jnp.where(valid, target, 0), axis=(0, 1, 2, 3)), jnp.sum(valid))
         return totals
 
-    collected = [jax.device_get(sums(params, {"sensors": batch["sensors"]})) for batch in batches]
+    own = (jax.device_get(sums(params, {"sensors": batch["sensors"]})) for batch in batches)
+    collected = list(processes.in_turn(own))
     totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *collected)
     return {label: (value / max(weight, 1)).astype(np.float32) for label, (value, weight) in totals.items()}
 

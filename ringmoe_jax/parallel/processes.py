@@ -9,17 +9,20 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from ringmoe_jax.config import first_difference
 from ringmoe_jax.errors import ConfigError, UserError
+
+T = TypeVar("T")
 
 PERIOD = 5.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds without one, after which a process counts as gone
@@ -77,26 +80,61 @@ def connect(*, stops: bool = False) -> None:
     _job = _Job(distributed.global_state.client, which, count, board)
 
 
-def alone(what: str) -> None:
-    """Raises a `ConfigError` where this process is one of several."""
-    if _job:
-        raise ConfigError(f"{what} runs in one process, not in {_job.count}: start it on one host by itself")
-
-
 def number() -> int:
     """Of this process, from 0: the process that writes files and prints."""
     return _job.number if _job else 0
 
 
+def count() -> int:
+    """Of processes that do the same."""
+    return _job.count if _job and _job.together else 1
+
+
 def exchange(value: Any) -> list[Any]:
     """The values that all processes gave, JSON types, by number; all of them must call it, in the same order."""
-    together = _job is not None and _job.together
-    return [json.loads(text) for text in _job.exchange(json.dumps(value))] if together else [value]
+    return [json.loads(text) for text in _job.exchange(json.dumps(value))] if count() > 1 else [value]
 
 
 def from_first(ask: Callable[[], Any]) -> Any:
     """What `ask` says on process 0, JSON types, on all of them: of what may change while processes look at it."""
     return exchange(ask() if number() == 0 else None)[0]
+
+
+def gather(value: T) -> list[T]:
+    """As `exchange`, of whatever can be pickled and may be large: it goes from device to device."""
+    if count() == 1:
+        return [value]
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    content = pickle.dumps(value)
+    sizes = process_allgather(np.int32(len(content))).ravel()
+    padded = content.ljust(1 << int(sizes.max()).bit_length())  # few lengths, for each is a program
+    rows = process_allgather(np.frombuffer(padded, np.uint8))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def turns(total: int) -> range:
+    """Which of so many items are this process's, where they are dealt out in turn: item i is that of i % count."""
+    return range(number(), total, count())
+
+
+def in_turn(own: Iterable[T]) -> Iterator[T]:
+    """What all processes make of items that were dealt out in turn, in the order of the items, on all of them.
+
+    Every process has to take as many; the last ones may have made one less than the first.
+
+    Args:
+        own: what this process makes of its `turns`; see `gather`.
+    """
+    if count() == 1:
+        yield from own
+        return
+    own, more = iter(own), True
+    while more:
+        made = gather(list(itertools.islice(own, 1)))
+        yield from itertools.chain.from_iterable(made)
+        more = bool(made[-1])
 
 
 def agree(value: Any, what: str) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,6 +47,16 @@ def shardings(tree, mesh: Mesh, rules: Rules = DEFAULT_RULES):
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf.shape, mesh, rules)), tree
     )
+
+
+def to_host(tree):
+    """Copies of whole arrays, on the host of every process, whichever devices hold their parts; all have to ask."""
+
+    def copied(leaf: jax.Array) -> np.ndarray:
+        here = leaf.is_fully_addressable or leaf.is_fully_replicated
+        return np.array(leaf) if here else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(copied, tree)
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:

@@ -189,7 +189,7 @@ class Run:
             origin: where it comes from, JSON types for the record.
             kind: of the run that lies there: `COMPRESSED` or `IMPORTED`.
         """
-        params, state = self.parts.pretext.init(self.params, jax.random.key(0))
+        params, state = jax.device_get(self.parts.pretext.init(self.params, jax.random.key(0)))  # as all processes have
         kept = {name: self.record[name] for name in ("config", "statistics")}
         record = {**kept, ORIGIN: self.origin, kind: results.plain(origin)}
         checkpointer = Checkpointer(folder)

@@ -8,7 +8,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +77,11 @@ def write(path: Path, result: Any) -> dict[str, Any]:
     if processes.number() == 0:
         files.write_text(path, json.dumps(values, indent=1) + "\n")
     return values
+
+
+def from_first(kind: Any, make: Callable[[], T]) -> T:
+    """A result that process 0 makes, on all of them; `kind` is its type, see `parse`."""
+    return make() if processes.count() == 1 else parse(kind, processes.from_first(lambda: plain(make())))
 
 
 def read(path: Path, step: int | None = None) -> dict[str, Any] | None:

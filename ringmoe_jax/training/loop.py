@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from ringmoe_jax.errors import ConfigError, TrainingError
 from ringmoe_jax.parallel.mesh import batch_sharding
 from ringmoe_jax.training.checkpoint import Checkpointer
+from ringmoe_jax.training.goodput import INPUT, SAVING, Goodput
 from ringmoe_jax.training.metrics import MetricsWriter, not_finite
 from ringmoe_jax.training.state import TrainState
 
@@ -74,6 +75,7 @@ class Training:
         config: how long.
         evaluate: validation metrics of a state; None where there is no validation.
         step: optimiser steps taken.
+        goodput: what the time went into; checkpoints' records hold it as "seconds".
     """
 
     state: TrainState
@@ -83,6 +85,7 @@ class Training:
     config: TrainConfig
     evaluate: Evaluate | None = None
     step: int = 0
+    goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
     @property
     def done(self) -> bool:
@@ -94,10 +97,12 @@ class Callback(Protocol):
     """What watches or changes a run while it trains: validation, pruning, pictures. Its time counts for no rate.
 
     Attributes:
+        name: of what it does; its time is logged as that.
         watches: whether it leaves the run as it is. It is then called after the checkpoint of a step was saved, so that
             what goes wrong in it costs no step; and before the first step, if it is due there.
     """
 
+    name: str
     watches: bool
 
     def due(self, training: Training) -> bool:
@@ -116,6 +121,7 @@ class Validation:
     """
 
     logged: int = -1
+    name = "validation"
     watches = True
 
     def due(self, training: Training) -> bool:
@@ -156,16 +162,20 @@ def train(
     Raises:
         TrainingError: a metric is not finite (names it and the step), or a checkpoint cannot be written.
     """
-    config, training.step = training.config, int(training.state.step)
-    progress = _Progress(config, training.writer, training.step)
+    config, goodput, training.step = training.config, training.goodput, int(training.state.step)
+    progress = _Progress(config, training.writer, training.step, goodput)
 
     def act(due: Sequence[Callback]) -> None:
-        if due:
-            progress.without(lambda: [callback(training) for callback in due])
+        for callback in due:
+            with goodput.on(callback.name):
+                progress.without(lambda callback=callback: callback(training))
 
     def save() -> None:
-        checkpointer.save(training.step, training.state, training.record | {"data": data.get_state()})
+        with goodput.on(SAVING):
+            record = training.record | {"data": data.get_state(), "seconds": goodput.seconds}
+            checkpointer.save(training.step, training.state, record)
 
+    goodput.start()
     try:
         with Stop() as stop, jax.transfer_guard("disallow"):
             act([callback for callback in callbacks if callback.watches and callback.due(training)])
@@ -176,13 +186,13 @@ def train(
             if stopping:
                 save()
             while not (training.done or stopping):
-                started = time.perf_counter()
-                batch = place(next(data), mesh)
-                waited = time.perf_counter() - started
-                with jax.profiler.StepTraceAnnotation("train", step_num=training.step + 1):
-                    training.state, metrics = training.train_step(training.state, batch)
+                with goodput.on(INPUT):
+                    batch = place(next(data), mesh)
                 training.step += 1
-                progress.after_step(training.step, metrics, images=count_images(batch), waited=waited)
+                annotation = jax.profiler.StepTraceAnnotation("train", step_num=training.step)
+                with annotation, goodput.calling(training.train_step):
+                    training.state, metrics = training.train_step(training.state, batch)
+                progress.after_step(training.step, metrics, images=count_images(batch))
                 stopping = stop.after(training.step)
                 due = [callback for callback in callbacks if callback.due(training)]
                 saving = training.done or stopping or training.step % config.checkpoint_every == 0
@@ -196,7 +206,9 @@ def train(
             if stopping and not training.done:
                 print(f"stopped at step {training.step} as asked; the same command goes on from here")
     finally:
-        checkpointer.wait()  # whatever happened, a save that was under way is finished
+        with goodput.on(SAVING):
+            checkpointer.wait()  # whatever happened, a save that was under way is finished
+    print(f"time        {goodput}", flush=True)
     return training.state
 
 
@@ -221,18 +233,18 @@ def count_images(batch: Mapping) -> int:
 class _Progress:
     """Fetches metrics one step late, so that the device never waits for the host."""
 
-    def __init__(self, config: TrainConfig, writer: MetricsWriter, first: int):
-        self.config, self.writer = config, writer
+    def __init__(self, config: TrainConfig, writer: MetricsWriter, first: int, goodput: Goodput):
+        self.config, self.writer, self.goodput = config, writer, goodput
         self.pending: tuple[int, dict] | None = None
         self.first, self.began = first, None
         self._reset()
 
     def _reset(self):
-        self.images, self.waited, self.steps, self.since = 0, 0.0, 0, time.perf_counter()
+        self.images, self.steps, self.since = 0, 0, time.perf_counter()
+        self.waited = self.goodput.seconds.get(INPUT, 0.0)
 
-    def after_step(self, step: int, metrics: dict, *, images: int, waited: float) -> None:
-        self.waited += waited  # this wait lies before the flush, the step's own work after it
-        self.flush()
+    def after_step(self, step: int, metrics: dict, *, images: int) -> None:
+        self.flush()  # the wait for this step's batch lies before that, its own work after it
         self.pending = (step, metrics)
         self.images, self.steps = self.images + images, self.steps + 1
 
@@ -266,8 +278,9 @@ class _Progress:
         elapsed = max(now - self.since, 1e-9)
         scalars |= {
             "perf/images_per_second": self.images / elapsed,
-            "perf/input_wait": self.waited / elapsed,
+            "perf/input_wait": (self.goodput.seconds[INPUT] - self.waited) / elapsed,
             "perf/step_seconds": elapsed / max(self.steps, 1),
+            **self.goodput.scalars,
         }
         self.writer.write(step, scalars, tables)
         self._print(step, scalars, now)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -21,7 +20,8 @@ from input_pipeline.dataset import open_dataset
 from ringmoe_jax import deploy, sensors
 from ringmoe_jax.errors import UserError
 from ringmoe_jax.run import Run
-from tests.helpers import quick, tiny_data
+from tests.helpers import jobs, tiny_data
+from tests.helpers.jobs import Job
 
 ROOT = Path(__file__).parents[2]
 MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_size=8, patch=2, window=2, head_width=4)
@@ -121,25 +121,16 @@ VERBS = {
 # ---- Running ------------------------------------------------------------------------------------------
 
 
-def start(verb: str, base: Path, out: Path, output: Path, first: Callable[[], None] | None = None) -> subprocess.Popen:
-    """Starts a verb, whose process calls `first` before."""
+def start(verb: str, base: Path, out: Path, count: int) -> Job:
+    """A verb by so many processes."""
     arguments = map(str, VERBS[verb].arguments(base, out))
-    environment = os.environ | {"XLA_FLAGS": quick.FLAGS, "JAX_COMPILATION_CACHE_DIR": str(quick.CACHE)}
-    with output.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{verb}", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    return jobs.start(base / f"output-{verb}", ["-m", f"experiments.{verb}", *arguments], count)
 
 
-def finish(verb: str, base: Path, out: Path) -> None:
+def finish(verb: str, base: Path, out: Path, count: int = 1) -> None:
     """Runs a verb to its end."""
-    output = base / f"{verb}.txt"
-    status = start(verb, base, out, output).wait(LIMIT)
-    assert status == 0, f"{verb}: {output.read_text()[-2000:]}"
+    job = start(verb, base, out, count)
+    assert job.finish(LIMIT) == [0] * count, f"{verb}: {job.said()[-2000:]}"
 
 
 def folder_for(verb: str, base: Path, out: Path) -> Path:
@@ -149,14 +140,16 @@ def folder_for(verb: str, base: Path, out: Path) -> Path:
     return out
 
 
-def inputs(base: Path) -> None:
-    """Everything that some verb reads."""
+def inputs(base: Path, verbs: Collection[str] = tuple(VERBS)) -> None:
+    """Everything that some of these verbs read."""
     tiny_data.write(base / "data", "s1_grd", train=16, validation=6)
     terms = dict(s1=dict(name="masked_l1", sensor="s1_grd"), balance=dict(name="balance"))
     configuration(base, model=MODEL, objectives=terms)
     configuration(
         base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"), head=dict(name="fcn")
     )
+    if {*verbs} <= {"prepare", "pretrain"}:
+        return
     finish("pretrain", base, base / "pretrain")
     finish("finetune", base, base / "finetune")
     shutil.copytree(base / "pretrain", base / "evaluated")

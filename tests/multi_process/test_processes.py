@@ -45,6 +45,16 @@ def test_they_hear_each_other_and_end_together(tmp_path):
     assert not (tmp_path / "run" / ".lock").read_text()
 
 
+def test_items_are_dealt_out_in_turn_and_come_back_in_order(tmp_path):
+    """None, fewer than processes, as many, and one more than an even share."""
+    own = "f'{i} by {number}' for i in processes.turns(total)"
+    job = start(tmp_path, f"print([list(processes.in_turn({own})) for total in (0, 1, 2, 5)], file=sys.stderr)")
+    assert job.finish() == [0, 0]
+    five = [f"{i} by {i % 2}" for i in range(5)]
+    for number in (0, 1):
+        assert f"{[[], five[:1], five[:2], five]}\n" in job.said(number)
+
+
 def test_what_goes_wrong_in_one_ends_all_with_its_line(tmp_path):
     job = start(tmp_path, "exec('if number: raise DataError(\"no such tile\")'); time.sleep(100)")
     assert job.finish() == [1, 1]
@@ -151,9 +161,9 @@ def test_what_launchers_say(monkeypatch, environment, wanted):
 
 
 def test_the_first_does_what_one_can_do_and_the_others_wait(tmp_path):
-    """As in `evaluate` and `predict`: it may ask nobody, and a folder is its own."""
-    text = program(tmp_path / "run", "time.sleep(2); print('done', file=sys.stderr)").replace(", trains=True", "")
-    job = jobs.start(tmp_path, ["-c", text], count=2)
+    """As in `benchmark`: it may ask nobody, and a folder is its own."""
+    text = program(tmp_path / "run", "time.sleep(2); print('done', file=sys.stderr)")
+    job = jobs.start(tmp_path, ["-c", text.replace("trains=True", "alone=True")], count=2)
     assert job.finish() == [0, 0]
     assert job.said(0) == "0 [[0, '']] 0\ndone\n"
     assert job.said(1) == ""

@@ -1,12 +1,21 @@
-"""Training by several processes: the losses of one, one stop for all, and any other number of processes after it."""
+"""Several processes: the losses of one, one stop for all, any other number after it, and what is made of the result."""
 
+import json
+import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
+import rasterio
 from numpy.testing import assert_allclose
+from rasterio.transform import from_origin
 
-from ringmoe_jax.run import Run
+from experiments.run.evaluate import evaluate
+from experiments.run.score import score
+from ringmoe_jax.compress import counting
+from ringmoe_jax.compress.results import Quality
+from ringmoe_jax.run import Run, results
 from ringmoe_jax.training import metrics
 from tests.helpers import jobs, quick, tiny_data
 
@@ -30,11 +39,25 @@ def get_config():
 """
 
 
+LABELS = """
+from ml_collections import ConfigDict
+
+def get_config():
+    stream = dict(directory="{tiny}", sensors=("rgb",), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    return ConfigDict(dict(
+        task=dict(name="classification", target="kind"),
+        data=dict(streams=dict(all=stream), image_size=16, batch_size=4, mask_unit=0, reader="device"),
+        train=dict(steps=2, log_every=1),
+    ))
+"""
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     tiny_data.write(folder / "tiny", "rgb", train=13, validation=6)
     path = folder / "config.py"
+    (folder / "labels.py").write_text(LABELS.replace("{tiny}", str(folder / "tiny")))
     path.write_text(CONFIG.replace("{tiny}", str(folder / "tiny")))
     return path
 
@@ -101,6 +124,91 @@ def test_what_two_processes_saved_one_loads(two):
     run = Run.open(workdir)
     assert run.step == step
     assert run.record["data"]["batches"] == step
+
+
+def test_two_processes_evaluate_as_one(two, tmp_path):
+    """Three batches of training tiles, of which the second process has one, and one of validation tiles."""
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        job = jobs.start(
+            tmp_path, ["-m", "experiments.evaluate", "--checkpoint", str(two[0]), "--out", str(out)], count
+        )
+        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
+        values = json.loads((out / "evaluation.json").read_text())
+        found.append({name: value for name, value in values.items() if name not in ("seconds", "date", "devices")})
+        found[-1]["pictures"] = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert found[0] == found[1]
+    assert len(found[0]["probes"]) == 12
+    assert len(found[0]["pictures"]) > 3
+
+
+def test_two_processes_learn_from_few_labels(config, two, tmp_path):
+    """One arm of the four; its score by two processes is that of its checkpoint by one."""
+    out, arm = tmp_path / "few", "random, frozen"
+    asked = ["few_labels", "--config", config.parent / "labels.py", f"--config.init_from={two[0]}", "--out", out]
+    asked = [str(argument) for argument in [*asked, "--fractions", 0.5, "--seeds", 0]]
+    program = "from experiments import few_labels; from experiments.run import few_labels as run; import sys\n"
+    program += f"run.ARMS = {{'{arm}': run.ARMS['{arm}']}}; sys.argv = {asked}; few_labels.main()"
+    job = jobs.start(tmp_path, ["-c", program], 2)
+    assert job.finish() == [0, 0], job.said() + job.said(1)
+    rows = {row["arm"]: row["scores"] for row in json.loads((out / "few_labels.json").read_text())["results"]}
+    assert rows.keys() == {arm, "constant answer"}
+    workdir = out / "random_frozen" / "0.5" / "seed0"
+    assert (workdir / "log.txt").read_text().count("step 2/2") == 1
+    for name, found in score(Run.open(workdir), out=str(tmp_path / "again")).scores.items():
+        assert rows[arm][name]["value"] == found.value
+
+
+def test_two_processes_map_a_scene_as_one(two, tmp_path):
+    """Blocks of strips that lie between windows which reach into the next one, and a place without data."""
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 150, 90), np.uint8)
+    pixels[:, 40:70, 20:80] = 0
+    size = dict(width=90, height=150, count=3, dtype="uint8", nodata=0)
+    place = dict(crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10))
+    with rasterio.open(tmp_path / "in.tif", "w", driver="GTiff", **size, **place) as file:
+        file.write(pixels)
+    said = []
+    for count in (1, 2):
+        asked = [tmp_path / "in.tif", "--checkpoint", two[0], "--overlap", 0.7, "--out", tmp_path / f"{count}.tif"]
+        job = jobs.start(tmp_path, ["-m", "experiments.predict", *map(str, asked)], count)
+        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
+        said.append(re.search(r"(\d+) windows in .*; (\d+) more hold no data", job.said()).groups())
+    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "2.tif").read_bytes()
+    assert said[0] == said[1]
+    assert int(said[0][1]) > 0
+
+
+@pytest.mark.slow
+def test_two_processes_compress(two, tmp_path):
+    out = tmp_path / "small"
+    asked = ["--modality", "rgb", "--method", "weighted", "--distil", "2", "--int8", "--out", str(out)]
+    job = jobs.start(tmp_path, ["-m", "experiments.compress", "--checkpoint", str(two[0]), *asked], 2)
+    assert job.finish() == [0, 0], job.said() + job.said(1)
+    values = json.loads((out / "report" / "compression.json").read_text())
+    assert set(values["quality"]) == {"sub-model", "weighted", "int8"}
+    usage = counting.load(out / "usage" / "usage.npz", ("optical",))
+    assert usage.images == {"optical": 13}
+    again = evaluate(str(out), brief=True, out=str(tmp_path / "again"))
+    assert Quality.from_evaluation(again) == results.parse(Quality, values["quality"]["weighted"])
+
+
+@pytest.mark.slow
+def test_two_processes_prune_a_state_that_they_share(config, tmp_path):
+    """After every second step experts that were used less than evenly go; arrays are split over the processes."""
+    asked = {"mesh.expert": 1, "mesh.fsdp": 2, "model.width": 48, "pruning.every": 2, "pruning.least": 1.0}
+    asked |= {"train.steps": 5, "train.evaluate_every": 0, "train.checkpoint_every": 3}
+    more = [f"--config.{name}={value}" for name, value in asked.items()]
+    found = []
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        job = start(config, workdir, count, devices=2 // count, more=more)
+        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
+        found.append((records(workdir), Run.open(workdir).config.model))
+    (one, left), (two, same) = found
+    assert left == same
+    assert two[2]["pruning/experts"] > 0
+    assert_same(two, one, range(1, 6))
 
 
 @pytest.mark.slow

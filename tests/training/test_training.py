@@ -349,6 +349,7 @@ def test_a_large_model_is_read_onto_several_devices():
 class Failing:
     """A callback that cannot do its work."""
 
+    name = "pictures"
     watches = True
 
     def due(self, training):
