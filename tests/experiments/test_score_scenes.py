@@ -72,12 +72,13 @@ def column(batch):
 def test_pixels_of_overlapping_tiles_count_once(cut):
     """2 scenes of 32 pixels with a mistake each; 6 tiles have 96 pixels, and the mistake is in two of them."""
     scorer = answers(cut, tasks.Segmentation(target="map"), says)
-    metrics, groups, examples = scorer("validation")
-    confusion = metrics[score.MODEL].confusion()
+    scorer("validation")
+    metric = scorer.metrics[score.MODEL]
+    confusion = metric.confusion()
     assert confusion.sum() == 64
     assert confusion.sum() - confusion.trace() == 2
-    assert (scorer.samples, scorer.scenes, len(metrics[score.MODEL]), len(set(groups))) == (6, 2, 2, 2)
-    assert [example.index for example in examples] == sorted(example.index for example in examples)
+    assert (scorer.samples, scorer.scenes, len(metric), len(set(scorer.groups))) == (6, 2, 2, 2)
+    assert [example.index for example in scorer.examples] == sorted(example.index for example in scorer.examples)
     assert scorer.notes[-1].startswith("6 tiles are joined to 2 scenes: a pixel counts once")
 
 
@@ -92,17 +93,18 @@ def test_boxes_of_overlapping_tiles_count_once(cut, monkeypatch):
 
     monkeypatch.setattr(tasks.Detection, "answer", lambda self, predictions, target: found(predictions, target))
     scorer = answers(cut, task, lambda params, batch: {"predictions": {"column": column(batch)}})
-    metrics, *_ = scorer("validation")
-    table = metrics[score.MODEL].table()
+    scorer("validation")
+    metric = scorer.metrics[score.MODEL]
+    table = metric.table()
     assert (table["boxes"].tolist(), table["detections"].tolist()) == ([2, 0], [2, 0])
-    assert metrics[score.MODEL].values(np.ones((1, 2)))["AP"][0] == pytest.approx(1.0)
+    assert metric.values(np.ones((1, 2)))["AP"][0] == pytest.approx(1.0)
 
 
 def test_a_data_set_that_does_not_say_is_scored_tile_by_tile_with_a_note(cut, monkeypatch):
     monkeypatch.setattr(files, "read_manifest", lambda folder: None)
     scorer = answers(cut, tasks.Segmentation(target="map"), says)
-    metrics, *_ = scorer("validation")
-    assert (scorer.scenes, metrics[score.MODEL].confusion().sum()) == (0, 96)
+    scorer("validation")
+    assert (scorer.scenes, scorer.metrics[score.MODEL].confusion().sum()) == (0, 96)
     assert "what two of them show counts twice" in scorer.notes[0]
 
 
