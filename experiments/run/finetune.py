@@ -79,10 +79,16 @@ def several(values: Mapping[str, Any], workdir: str, numbers: Sequence[int]) -> 
 
 
 class CheckedTruth:
-    """Batches for training whose truth is looked at before it is learnt; otherwise as the iterator it wraps."""
+    """Batches for training whose truth is looked at before it is learnt; otherwise as the iterator it wraps.
+
+    One batch is read ahead: where a device computes batches, what is asked of one waits for all that was asked before,
+    a training step among it.
+    """
 
     def __init__(self, data: BatchIterator, parts: Parts):
         self._data, self._parts = data, parts
+        self._ahead: Mapping | None = None
+        self._position = data.get_state()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -91,9 +97,20 @@ class CheckedTruth:
         return self
 
     def __next__(self) -> Mapping:
-        batch = next(self._data)
+        batch = next(self._data) if self._ahead is None else self._ahead
+        self._position = self._data.get_state()
+        self._ahead = next(self._data)
         score.check_truth(batch, self._parts)
         return batch
+
+    def get_state(self) -> dict:
+        """The position behind the batch that was given last."""
+        return self._position
+
+    def set_state(self, state: Mapping) -> None:
+        """Goes on behind that batch."""
+        self._data.set_state(state)
+        self._position, self._ahead = self._data.get_state(), None
 
 
 def describe(config: FinetuneConfig, encoder: Encoder, parts: Parts, state: TrainState, data: BatchIterator) -> None:

@@ -228,12 +228,42 @@ def test_bad_targets_are_named(task, message, scenes, tmp_path):
         finetune.finetune(config(scenes, "classification") | {"task": task}, str(tmp_path))
 
 
+def test_reading_ahead_changes_neither_batches_nor_positions(monkeypatch):
+    class Counting:
+        """Batches that are numbers, whose position is the next one."""
+
+        number = 0
+
+        def __next__(self):
+            self.number += 1
+            return {"number": self.number - 1}
+
+        def get_state(self):
+            return {"next": self.number}
+
+        def set_state(self, state):
+            self.number = state["next"]
+
+    looked = []
+    monkeypatch.setattr(score, "check_truth", lambda batch, parts: looked.append(batch["number"]))
+    batches = finetune.CheckedTruth(Counting(), None)
+    assert batches.get_state() == {"next": 0}
+    assert [next(batches)["number"] for _ in range(3)] == looked == [0, 1, 2]
+    assert batches.get_state() == {"next": 3}
+    batches.set_state({"next": 1})
+    assert next(batches)["number"] == looked[-1] == 1
+    assert batches.get_state() == {"next": 2}
+
+
 def test_a_label_that_is_no_class_stops_before_it_is_learnt():
     """The writer refuses such labels; a data set of another program may hold them."""
 
     class Batches:
         def __next__(self):
             return {"labels": {"kind": np.array([0, 2])}}
+
+        def get_state(self):
+            return {}
 
     target = tasks.Target("kind", CLASSES, ("a", "b"))
     parts = types.SimpleNamespace(task=tasks.Classification(target="kind"), target=target)
