@@ -1,17 +1,20 @@
 """Every configuration of this project: it builds, by shapes alone, and states no default."""
 
 import copy
+import functools
 import importlib
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
+import ringmoe_jax as rm
 from configs import common
 from configs.finetune import common as finetuning
 from experiments.run import ablate
 from experiments.run.cli import read_config
-from experiments.run.encoder import encoder_of
+from experiments.run.encoder import begun, encoder_of
 from ringmoe_jax import config as configuration
 from ringmoe_jax import models, run, tasks
 from ringmoe_jax.compress import Network, submodel_config
@@ -19,7 +22,7 @@ from ringmoe_jax.deploy import windows
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.ringmoe import RingMoEConfig
 from ringmoe_jax.planning import ahead, plan
-from ringmoe_jax.run import FinetuneConfig, PretrainConfig, Run, TaskSpec
+from ringmoe_jax.run import IMPORTED, FinetuneConfig, PretrainConfig, Run, TaskSpec
 from ringmoe_jax.training import optimizer
 from ringmoe_jax.training import state as states
 from ringmoe_jax.training.step import make_train_step
@@ -152,10 +155,20 @@ def head_on(config, sensor, dates):
         assert parts.objectives
 
 
+@functools.cache
+def reference():
+    """A run of the weights that come with the library, for configurations that begin with it."""
+    folder = tempfile.TemporaryDirectory()
+    begun_with = rm.pretrained("reference")
+    begun_with.save(Path(folder.name), begun_with.origin, IMPORTED)
+    return folder
+
+
 def runs(values):
-    """The configurations of a file: one, or one an arm."""
+    """The configurations of a file: one, or one an arm; whole, where it begins with a run."""
     if "studies" not in values:
-        return [values]
+        begins = values.get("init_from") and "task" not in values
+        return [begun(values | {"init_from": reference().name})[0].complete() if begins else values]
     studies = configuration.build(ablate.AblationConfig, values).studies.values()
     return [study.values(arm, 0) for study in studies for arm in study.arms]
 

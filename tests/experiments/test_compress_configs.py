@@ -33,7 +33,7 @@ def run_of(values) -> Run:
 def cases():
     for name in shipped():
         values = cli.read_config(name)
-        if "model" in values and "objectives" in values:
+        if values.get("model") and "objectives" in values:  # not those that begin with a run
             for sensor in values["model"]["sensors"]:
                 yield pytest.param(values, sensor, Path(name).stem, id=f"{Path(name).stem}-{sensor}")
 

@@ -297,7 +297,7 @@ def test_a_pyramid_decoder_adds_what_all_stages_say_and_paints_patches():
     outputs = jax.jit(model.apply)(params, batch(names=("rgb",)))
     decoder, total = params["decoders"]["rgb"]["pixels"], 0
     for i, x in enumerate(outputs["stages"]["rgb"]):
-        norm, project = decoder["norms"][i], decoder["project"][i]
+        norm, project = decoder["norms"][str(i)], decoder["project"][str(i)]
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm["scale"] + norm["bias"]
         total += np.kron(x @ project["kernel"] + project["bias"], np.ones((2**i, 2**i, 1)))
     painted = jax.nn.gelu(total) @ decoder["pixels"]["project"]["kernel"] + decoder["pixels"]["project"]["bias"]
