@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.reports.evaluation import grouped
 from experiments.run import cli
+from experiments.run.checkout import COMMIT
 from ringmoe_jax import files
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import probes
@@ -52,9 +52,9 @@ def append(path: Path, workdir: Path, config: str) -> int:
 def rows_of(workdir: Path, config: str) -> list[dict[str, Any]]:
     """What `append` writes, by column.
 
-    The commit is that of the files that are there now, with "+" where some differ from it. Views are images that the
-    model was shown in training; minutes are of training without compilation, validation and checkpoints. Baselines of
-    a network have the same features, the others have one kind.
+    The commit is that of the code that trained, see `checkout.commit`. Views are images that the model was shown in
+    training; minutes are of training without compilation, validation and checkpoints. Baselines of a network have the
+    same features, the others have one kind.
     """
     record = read_record(workdir, FEATURES)
     found = [results.load(Evaluation, file, record["step"]) for file in results.every(workdir / "report", EVALUATION)]
@@ -63,7 +63,7 @@ def rows_of(workdir: Path, config: str) -> list[dict[str, Any]]:
         raise DataError(f"step {record['step']} of {workdir} has no evaluation with probes: run experiments.evaluate")
     views, minutes = effort(metrics.read(workdir))
     facts = {
-        "commit": commit(),
+        "commit": record.get(COMMIT, ""),
         "recipe": recipe(config, record["config"]),
         "views": views,
         "minutes": f"{minutes:.1f}",
@@ -115,16 +115,6 @@ def recipe(config: str, record: Mapping[str, Any]) -> str:
     actual = _flat(PretrainConfig.of(record).complete())
     keys = (key for key in {**stated, **actual} if key != SEED and stated.get(key) != actual.get(key))
     return " ".join([config, *(f"{key}={actual.get(key)}" for key in sorted(keys))])
-
-
-def commit() -> str:
-    """The commit of the checkout, short, with "+" where files differ from it; "" outside a repository."""
-
-    def git(*arguments: str) -> str:
-        asked = ["git", "-C", str(cli.INSTALLED), *arguments]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments.run.checkout import COMMIT, commit
 from input_pipeline.reader import BatchIterator
 from ringmoe_jax.compress import online
 from ringmoe_jax.compress.online import OnlinePruning
@@ -88,6 +89,7 @@ def fit(
         train_step = step.make_train_step(built.pretext, built.objectives, rule, rate, **options)
         return train_step, validation(built, held_out) if held_out else None
 
+    record = {**record, COMMIT: commit()}
     processes.agree({**record, "versions": versions(), "data": data.get_state()}, "run")
     with lock(workdir):
         checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)

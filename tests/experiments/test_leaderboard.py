@@ -7,6 +7,7 @@ import pytest
 
 from experiments import report as command
 from experiments.reports import leaderboard
+from experiments.run.checkout import commit
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.run import PretrainConfig, results
@@ -51,9 +52,8 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "recipe.py").write_text(CONFIG)
     values = leaderboard.cli.read_config(str(tmp_path / "recipe.py"))
     values["model"]["width"], values["train"] = 16, {"seed": 3}
-    record = {"step": 30, "config": results.plain(PretrainConfig.of(values).complete())}
+    record = {"step": 30, "commit": "abc123+", "config": results.plain(PretrainConfig.of(values).complete())}
     monkeypatch.setattr(leaderboard, "read_record", lambda *_: record)
-    monkeypatch.setattr(leaderboard, "commit", lambda: "abc123+")
     about = {field.name: "" for field in dataclasses.fields(DataSummary)} | {"name": "fields", "samples": {}}
     about |= {"split": "test", "protocol": "", "sensors": {}, "labels": {}, "notes": (), "simulated": False}
     parts = dict(
@@ -112,5 +112,7 @@ def test_what_does_not_belong_together_is_refused(run, capsys):
     assert "--leaderboard and --config go together" in capsys.readouterr().err
 
 
-def test_the_commit_is_that_of_the_checkout():
-    assert leaderboard.commit().rstrip("+").isalnum()
+def test_the_commit_is_that_of_the_checkout(monkeypatch):
+    assert commit().rstrip("+").isalnum()
+    monkeypatch.setenv("PATH", "")
+    assert commit() == ""
