@@ -143,6 +143,7 @@ def test_two_processes_evaluate_as_one(two, tmp_path):
     assert len(found[0]["pictures"]) > 3
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_few_labels(config, two, tmp_path):
     """One arm of the four; its score by two processes is that of its checkpoint by one."""
     out, arm = tmp_path / "few", "random, frozen"
