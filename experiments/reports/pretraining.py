@@ -122,10 +122,10 @@ def _losses(config: PretrainConfig, evaluation: Evaluation) -> str:
 
 def findings(evaluation: Evaluation) -> Iterator[str]:
     """What the numbers say, in sentences: a difference counts where intervals say so."""
-    for rows in grouped(evaluation.probes, "dataset", "label").values():
-        yield from _probed(rows)
     if evaluation.reconstruction:
         yield _reconstructed(evaluation.reconstruction)
+    for rows in grouped(evaluation.probes, "dataset", "label").values():
+        yield from _probed(rows)
     yield from _narrowed(evaluation.ranks)
     for row in evaluation.locations:
         yield from _located(row)
