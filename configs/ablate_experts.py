@@ -4,7 +4,7 @@
     python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies experts --seeds 0 1
 
 Every run is `configs/reference.py` with 400 steps, 154,000 views: the time of a choice, not of a result. Validation
-tiles are scored. What came out: docs/reference.md.
+tiles are scored. Not run yet.
 """
 
 from ml_collections import ConfigDict

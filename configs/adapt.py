@@ -1,4 +1,4 @@
-"""The weights that come with the library, trained on with images of another scale: no labels, minutes of a laptop.
+"""The weights that come with the library, trained on for 150 steps with images of another scale, without labels.
 
     python -m experiments.convert reference --out runs/reference
     python -m experiments.pretrain --config configs/adapt.py --workdir runs/adapted

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import scenes, schema
-from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Part, Sample, SensorInfo
+from input_pipeline.schema import BOX, BOXES, TRACKS, UNLABELLED, Metadata, Origin, Sample, SensorInfo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
 
@@ -62,13 +62,13 @@ class Facts:
         id: of the sample.
         statistics: by sensor; of training samples only.
         oriented: labels that hold a turned box.
-        part: where the sample was cut from.
+        origin: where the sample was cut from.
     """
 
     id: str
     statistics: Mapping[str, BandStatistics]
     oriented: frozenset[str]
-    part: Part | None = None
+    origin: Origin | None = None
 
 
 class Encoder:
@@ -85,7 +85,7 @@ class Encoder:
         """
         example = schema.to_example(sample, self._metadata)
         statistics = _statistics(example, self._metadata) if split == "train" else {}
-        return self._serialise(example), Facts(sample.id, statistics, _oriented(example, self._metadata), sample.part)
+        return self._serialise(example), Facts(sample.id, statistics, _oriented(example, self._metadata), sample.origin)
 
 
 class Totals:
@@ -112,7 +112,7 @@ class Totals:
             raise DataError(f'"{self._metadata.name}": the id "{facts.id}" appears twice, ids must be unique')
         self._ids.add(facts.id)
         self._oriented |= facts.oriented
-        self.scenes.add(split, facts.part)
+        self.scenes.add(split, facts.origin)
         for name, statistics in facts.statistics.items():
             self._statistics[name].merge(statistics)
 

@@ -30,7 +30,18 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.builder import write_dataset
-from input_pipeline.schema import CLASSES, MAP, MULTILABEL, VALUE, Image, LabelInfo, Metadata, Part, Sample, SensorInfo
+from input_pipeline.schema import (
+    CLASSES,
+    MAP,
+    MULTILABEL,
+    VALUE,
+    Image,
+    LabelInfo,
+    Metadata,
+    Origin,
+    Sample,
+    SensorInfo,
+)
 from ringmoe_jax import geo
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError
@@ -182,7 +193,7 @@ def _aerial_tiles(wheel: Path, split: str) -> Iterator[Sample]:
                             "crown_class": int(np.searchsorted(CROWN_LIMITS, cover, side="right")),
                             "crown_map": crowns[tile],
                         },
-                        part=Part(name, 0, top, left),
+                        origin=Origin(name, 0, top, left),
                     )
 
 
@@ -283,7 +294,7 @@ def _sentinel_tiles(places, classes, split: str) -> Iterator[Sample]:
                     name: Image(_cut(pixels, top * k, left * k, SENTINEL_TILE * k), time=np.array([day]))
                     for name, (pixels, k, day) in images.items()
                 }
-                yield Sample(f"{s2['name']}/{left}/{top}", tiles, *where, labels, Part(s2["name"], 0, top, left))
+                yield Sample(f"{s2['name']}/{left}/{top}", tiles, *where, labels, Origin(s2["name"], 0, top, left))
 
 
 def _cut(pixels: np.ndarray, top: int, left: int, size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ Data sets of versions before this file are read without it.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import io
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.schema import TRACK, Part
+from input_pipeline.schema import TRACK, Origin
 from ringmoe_jax import files
 
 SCENES = "scenes.npz"
@@ -60,9 +61,9 @@ class Writer:
     def __init__(self):
         self._splits: dict[str, _Split] = {}
 
-    def add(self, split: str, part: Part | None) -> None:
+    def add(self, split: str, origin: Origin | None) -> None:
         """The next sample of a split."""
-        self._splits.setdefault(split, _Split()).add(part)
+        self._splits.setdefault(split, _Split()).add(origin)
 
     def save(self, directory: Path, shards: int) -> None:
         """Writes the file of a data set whose sample i of a split is in shard i modulo `shards`."""
@@ -75,28 +76,29 @@ class Writer:
 class _Split:
     def __init__(self):
         self.names: dict[str, int] = {}
-        self.origins: list[tuple[int, ...]] = []
+        self.origins = array.array("i")  # 4 a sample: data sets have millions
         self.objects: dict[str, list[np.ndarray]] = {}  # by label: the scene's number before every row
         self._read: set[tuple[int, int]] = set()  # scenes and dates whose objects are known
 
-    def add(self, part: Part | None) -> None:
-        if part is None:
-            self.origins.append(ALONE)
+    def add(self, origin: Origin | None) -> None:
+        if origin is None:
+            self.origins.extend(ALONE)
             return
-        scene = self.names.setdefault(part.scene, len(self.names))
-        self.origins.append((scene, part.date, part.row, part.column))
-        if (scene, part.date) in self._read:
+        scene = self.names.setdefault(origin.scene, len(self.names))
+        self.origins.extend((scene, origin.date, origin.row, origin.column))
+        if (scene, origin.date) in self._read:
             return
-        self._read.add((scene, part.date))
-        for label, rows in part.objects.items():
+        self._read.add((scene, origin.date))
+        for label, rows in origin.objects.items():
             rows = np.array(rows, np.float32)
             if rows.shape[1] == len(TRACK):
-                rows[:, TRACK.index("date")] += part.date
+                rows[:, TRACK.index("date")] += origin.date
             self.objects.setdefault(label, []).append(np.insert(rows.astype(np.float64), 0, scene, axis=1))
 
     def arrays(self, shards: int) -> dict[str, np.ndarray]:
-        origins = [origin for shard in range(shards) for origin in self.origins[shard::shards]]
-        found = {"names": np.array(list(self.names), str), "origins": np.array(origins, np.int32)}
+        origins = np.array(self.origins, np.int32).reshape(-1, len(ALONE))
+        origins = np.concatenate([origins[shard::shards] for shard in range(shards)])
+        found = {"names": np.array(list(self.names), str), "origins": origins}
         for label, several in self.objects.items():
             rows = np.concatenate(several)
             found |= {f"{label}/scene": rows[:, 0].astype(np.int32), f"{label}/rows": rows[:, 1:].astype(np.float32)}

@@ -61,7 +61,7 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Origin:
     """Where a sample was cut from.
 
     Attributes:
@@ -90,7 +90,7 @@ class Sample:
         latitude: degrees (WGS 84), NaN where unknown.
         longitude: degrees (WGS 84), NaN where unknown.
         labels: by label name; shapes as `LabelInfo` says. Every label of the data set must be there.
-        part: where it was cut from, None where it is all that there is.
+        origin: where it was cut from, None where it is all that there is.
     """
 
     id: str
@@ -98,7 +98,7 @@ class Sample:
     latitude: float = float("nan")
     longitude: float = float("nan")
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    part: Part | None = None
+    origin: Origin | None = None
 
 
 @dataclasses.dataclass(frozen=True)

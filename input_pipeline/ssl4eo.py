@@ -30,7 +30,7 @@ import numpy as np
 from input_pipeline.builder import write_dataset
 from input_pipeline.parts import Workers
 from input_pipeline.places import Places
-from input_pipeline.schema import Image, Metadata, Part, Sample, SensorInfo
+from input_pipeline.schema import Image, Metadata, Origin, Sample, SensorInfo
 from ringmoe_jax import files, geo, rasters
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.errors import DataError, nearest
@@ -138,7 +138,7 @@ def _tiles(found: dict[str, dict[str, list[Path]]], tile: int, stride: int, ids:
                     for name, (image, _) in series.items()
                 }
                 where = geo.latitude_longitude(crs, transform, top + tile / 2, left + tile / 2)
-                yield Sample(f"{place}/{left}/{top}", images, *where, part=Part(place, 0, top, left))
+                yield Sample(f"{place}/{left}/{top}", images, *where, origin=Origin(place, 0, top, left))
 
 
 def read(products: Sequence[Path], name: str) -> tuple[Image, tuple]:

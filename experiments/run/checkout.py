@@ -11,7 +11,7 @@ COMMIT = "commit"  # in the record of a run
 
 
 def commit() -> str:
-    """The commit of the checkout, short, with "+" where files differ from it; "" outside a repository or without git."""
+    """The commit of the checkout, short, with "+" where files differ from it; "" without a repository or git."""
 
     def git(*arguments: str) -> str:
         asked = ["git", "-C", str(cli.INSTALLED), *arguments]

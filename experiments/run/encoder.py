@@ -22,16 +22,20 @@ from ringmoe_jax.run import (
 from ringmoe_jax.sensors import Statistics
 
 
-def encoder_of(config: FinetuneConfig | PretrainConfig) -> Encoder:
+def encoder_of(config: FinetuneConfig) -> Encoder:
     """What the config's `init_from`, `model` and `override` say; it takes images of the size that data shows.
 
     Raises:
         ConfigError: `init_from` is a fine-tuned run, or data shows images of several sizes.
     """
-    adaptation = getattr(config, "adaptation", None)
-    changes = {"adapter": adaptation.hidden} if adaptation and adaptation.method == "convpass" else {}
+    changes = {"adapter": config.adaptation.hidden} if config.adaptation.method == "convpass" else {}
     if not config.init_from:
         return Encoder(_sized(config.model | changes, config.data), config.data.bands, {})
+    return _saved(config, changes)
+
+
+def _saved(config: FinetuneConfig | PretrainConfig, changes: Mapping[str, Any]) -> Encoder:
+    """The encoder of a config's `init_from`, with what `override` and `changes` say differs."""
     record = read_record(config.init_from)
     if kind_of(record) not in FEATURES:
         raise ConfigError(f"init_from = {config.init_from} is a fine-tuned run: give the pre-trained one before it")
@@ -57,7 +61,7 @@ def begun(values: Mapping[str, Any]) -> tuple[PretrainConfig, Encoder | None]:
     config = PretrainConfig.of(values)
     if not config.init_from:
         return config, None
-    encoder = encoder_of(config)
+    encoder = _saved(config, {})
     return dataclasses.replace(config, model=encoder.model, override={}, data=encoder.data(config.data)), encoder
 
 

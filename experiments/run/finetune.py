@@ -21,7 +21,7 @@ from ringmoe_jax.models.downstream import DECODER, ENCODER
 from ringmoe_jax.run import CHECKPOINT, TASK, Encoder, FinetuneConfig, Parts, Run, results
 from ringmoe_jax.run.evaluation import SEED_SCORES, SeedScores, TaskScore
 from ringmoe_jax.training.goodput import Goodput
-from ringmoe_jax.training.state import TrainState
+from ringmoe_jax.training.state import TrainState, known_of
 
 SECTIONS = ("task", "head", "neck", "adaptation", "objectives", "model", "override", "data", "optimizer")
 
@@ -46,7 +46,9 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     spec = run_data.task_spec(config, dataset)
     parts = runs.finetuning(config, encoder, spec, dict(data.statistics) | kept, mesh)
     trained = config.init_from and config.weights == CHECKPOINT
-    state = new_state(parts, config, {ENCODER: Run.open(config.init_from).params} if trained else {})
+    state = new_state(
+        parts, config, known_of(parts.model, {ENCODER: Run.open(config.init_from).params}) if trained else {}
+    )
     describe(config, encoder, parts, state, data)
 
     record = {

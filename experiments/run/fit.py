@@ -24,21 +24,16 @@ from ringmoe_jax.training.checkpoint import Checkpointer, check_same, versions
 from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.loop import Evaluate, Step, Training, Validation
 from ringmoe_jax.training.metrics import MetricsWriter
-from ringmoe_jax.training.state import TrainState, create, known_of, shapes
+from ringmoe_jax.training.state import TrainState, create, shapes
 
 REQUEST = "request.json"  # of one run of a grid
 
 
 def new_state(
-    parts: Parts, config: PretrainConfig | FinetuneConfig, params: Mapping[str, Any] | None = None
+    parts: Parts, config: PretrainConfig | FinetuneConfig, known: Mapping[str, Any] | None = None
 ) -> TrainState:
-    """A state at step 0, in its place on the mesh; it begins with what its model shares with `params`, if any.
-
-    Raises:
-        DataError: see `ringmoe_jax.training.state.known_of`.
-    """
+    """A state at step 0, in its place on the mesh; it begins with `known` parameters, see `training.state.known_of`."""
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
-    known = known_of(parts.model, params) if params else {}
     return create(parts.model, parts.pretext, rule, seed=config.train.seed, mesh=parts.mesh, known=known)
 
 

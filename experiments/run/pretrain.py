@@ -40,16 +40,23 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     goodput = Goodput()
     config, data, parts = open_parts(values, workdir)
     begins = Run.open(config.init_from, kinds=FEATURES) if config.init_from else None
-    state = new_state(parts, config, begins.params if begins else {})
-    describe(parts, state, data, begins)
-    record = {"config": config.complete(), "statistics": {name: s.to_json() for name, s in parts.statistics.items()}}
+    known = known_of(parts.model, begins.params) if begins else {}
+    state = new_state(parts, config, known)
+    describe(parts, state, data)
+    if begins:
+        terms = f" ({begins.origin['licence']})" if begins.origin else ""
+        print(f"begins with {begins.folder} at step {begins.step}{terms}: {count(known):,} of the parameters")
     return fit(
         workdir,
         state,
         data,
         parts,
         config,
-        record | ({ORIGIN: begins.origin} if begins else {}),
+        {
+            "config": config.complete(),
+            "statistics": {name: s.to_json() for name, s in parts.statistics.items()},
+            ORIGIN: begins.origin if begins else {},
+        },
         SECTIONS,
         goodput=goodput,
         held_out=validation_batches(config.data, parts.mesh) if config.train.evaluate_every else (),
@@ -107,18 +114,14 @@ def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list
     ]
 
 
-def describe(parts: Parts, state: TrainState, data: BatchIterator, begins: Run | None) -> None:
-    """Prints what is about to be trained, on what, from which data, and which run it begins with."""
+def describe(parts: Parts, state: TrainState, data: BatchIterator) -> None:
+    """Prints what is about to be trained, on what, from which data."""
     devices, hosts = jax.devices(), jax.process_count()
     mesh = f", mesh {dict(parts.mesh.shape)}" if parts.mesh else ""
     print(f"devices     {len(devices)} x {devices[0].device_kind}{mesh}")
     print(f"parameters  {count(state.params):,} in all")
     for name, part in sorted(state.params.items(), key=lambda item: -count(item[1])):
         print(f"            {count(part):>14,} {name}")
-    if begins:
-        same = count(known_of(parts.model, begins.params))
-        terms = f" ({begins.origin['licence']})" if begins.origin else ""
-        print(f"            {same:>14,} of them begin as in {begins.folder}{terms}")
     for name, dataset in data.datasets.items():
         sensors = ", ".join(f"{s} ({len(x.bands)} bands, {x.unit})" for s, x in dataset.sensors.items())
         print(f"stream      {name}: {hosts * data.sizes[name]} images a step of {sensors} from {dataset.directory}")

@@ -23,7 +23,7 @@ from input_pipeline.schema import (
     UNLABELLED,
     Image,
     LabelInfo,
-    Part,
+    Origin,
     Sample,
     SensorInfo,
 )
@@ -108,8 +108,8 @@ def cut(
             where = f'"{scene.id}", tile at row {top}, column {left}'
             values[name] = _filled(_moved(objects[inside], corner, side), labels[name], where)
         place = scene.place(top + tile[0] / 2, left + tile[1] / 2)
-        part = Part(scene.series or scene.id, scene.date, top, left, rows)
-        yield Sample(f"{scene.id}/{left}/{top}", images, *place, values, part)
+        origin = Origin(scene.series or scene.id, scene.date, top, left, rows)
+        yield Sample(f"{scene.id}/{left}/{top}", images, *place, values, origin)
     for found in taken.values():
         report.leave_out("lay between tiles", scene.id, np.sum(~found))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ringmoe_jax.config import merged
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.models import resampling
 from ringmoe_jax.models.api import Model, Params
@@ -98,14 +99,8 @@ def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformati
 def _init(
     model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, key: jax.Array, known: Params
 ) -> TrainState:
-    params, state = pretext.init(_over(model.init(key), known), jax.random.fold_in(key, 1))
+    params, state = pretext.init(merged(model.init(key), known), jax.random.fold_in(key, 1))
     return TrainState(jnp.int32(0), params, optimizer.init(params), state)
-
-
-def _over(drawn: Params, known: Params) -> Params:
-    """Nested parameters, `known` ones in place of drawn ones."""
-    merged = {k: _over(drawn[k], part) if isinstance(part, Mapping) else part for k, part in known.items()}
-    return drawn | merged
 
 
 def _place(values: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:

@@ -13,7 +13,7 @@ from experiments.run.pretrain import open_parts
 from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.downstream import ENCODER
-from ringmoe_jax.run import ORIGIN, FinetuneConfig, PretrainConfig, Run, TaskSpec
+from ringmoe_jax.run import ORIGIN, FinetuneConfig, Run, TaskSpec
 from ringmoe_jax.run.config import DATASET
 from ringmoe_jax.tasks import Target
 from ringmoe_jax.training.state import known_of
@@ -47,10 +47,6 @@ def finetuning(checkpoint, data, **changes):
     return config, runs.finetuning(config, encoder_of(config), TaskSpec(target, {"rgb": 1}), {})
 
 
-def begun_from(folder):
-    return PretrainConfig.of(pretraining(str(folder), "nowhere", "rgb"))
-
-
 def leaves(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -58,7 +54,7 @@ def leaves(tree):
 def test_a_task_begins_with_every_parameter_of_the_encoder(checkpoint, data):
     config, parts = finetuning(checkpoint, data)
     saved = Run.open(checkpoint).params
-    begun_with = leaves(new_state(parts, config, {ENCODER: saved}).params[ENCODER])
+    begun_with = leaves(new_state(parts, config, known_of(parts.model, {ENCODER: saved})).params[ENCODER])
     wanted = {path: leaf for path, leaf in leaves(saved).items() if path in begun_with}
     assert wanted.keys() == begun_with.keys()
     assert any("convolutions" in path for path in wanted)
@@ -70,8 +66,8 @@ def test_pre_training_goes_on_with_other_sensors(checkpoint, data):
     values = pretraining(checkpoint, data, "rgb", "s1_grd", override=dict(sensors=("rgb", "s1_grd")))
     config, _, parts = open_parts(values, "unused")
     run = Run.open(checkpoint)
-    state = new_state(parts, config, run.params)
     known = known_of(parts.model, run.params)
+    state = new_state(parts, config, known)
     assert set(known["stems"]) == {"rgb"}
     assert set(state.params["stems"]) == {"rgb", "s1_grd"}
     for params in (state.params, state.pretext["average"]):
@@ -84,9 +80,10 @@ def test_pre_training_goes_on_with_other_sensors(checkpoint, data):
 
 def test_eight_devices_begin_as_one(checkpoint, data):
     config, parts = finetuning(checkpoint, data)
-    params = {ENCODER: Run.open(checkpoint).params}
+    known = known_of(parts.model, {ENCODER: Run.open(checkpoint).params})
     mesh = runs.make_mesh(dataclasses.replace(config.mesh, fsdp=4, data=2))
-    one, eight = (new_state(dataclasses.replace(parts, mesh=m), config, params) for m in (None, mesh))
+    assert mesh.size == 8
+    one, eight = (new_state(dataclasses.replace(parts, mesh=m), config, known) for m in (None, mesh))
     jax.tree.map(assert_array_equal, *(jax.device_get(s.params[ENCODER]) for s in (one, eight)))
 
 
@@ -96,9 +93,9 @@ def test_keys_of_parameters_are_those_of_a_checkpoint(checkpoint):
 
 
 def test_another_model_is_one_line(checkpoint, data):
-    config, parts = finetuning(checkpoint, data, override=dict(width=16))
+    _, parts = finetuning(checkpoint, data, override=dict(width=16))
     with pytest.raises(DataError, match=r"the checkpoint's encoder/.* is \[.*\], the model wants \[.*\]"):
-        new_state(parts, config, {ENCODER: Run.open(checkpoint).params})
+        known_of(parts.model, {ENCODER: Run.open(checkpoint).params})
     with pytest.raises(DataError, match="has none of the model's parameters"):
         known_of(parts.model, {"other": np.zeros(1)})
     with pytest.raises(ConfigError, match="give init_from"):
@@ -113,4 +110,5 @@ def test_the_licence_of_imported_weights_stays(checkpoint, tmp_path):
     going_on = dataclasses.replace(run, record=run.record | {ORIGIN: origin})
     going_on.save(tmp_path / "smaller", {"method": "prune"})
     assert Run.open(tmp_path / "smaller").origin == origin
-    assert encoder_of(begun_from(tmp_path / "smaller")).origin == origin
+    _, encoder = begun(pretraining(str(tmp_path / "smaller"), "nowhere", "rgb"))
+    assert encoder.origin == origin

@@ -29,7 +29,7 @@ def cut(tmp_path_factory):
     image = Image(np.zeros((2, 4, 6, 3), np.uint8))
     windows = [Scene(f"v/{t}", {"rgb": image}, {"tracks": TRACK}, series="v", date=t) for t in (0, 2)]
     train = [sample for scene in windows for sample in tiles.cut(scene, infos, labels, stride=2)]
-    alone = [dataclasses.replace(sample, id=f"a{i}", part=None) for i, sample in enumerate(train[:2])]
+    alone = [dataclasses.replace(sample, id=f"a{i}", origin=None) for i, sample in enumerate(train[:2])]
     write_dataset(folder, {"train": train, "test": alone}, metadata, shards=3)
     return folder
 
