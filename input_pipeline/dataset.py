@@ -65,6 +65,17 @@ class Dataset:
         """T, H, W of the stored tiles."""
         return tuple(self.metadata.sensors[sensor].shape)
 
+    def carrier(self, label: str) -> str:
+        """The sensor that is read whose grid a label lies on; "" for a label of whole images, and where there is none.
+
+        It is the label's own sensor, or where that is not read the first one whose tiles have as many dates, rows and
+        columns: all sensors of a sample show the same ground.
+        """
+        own = self.labels[label].sensor
+        if own in self.sensors or not own:
+            return own
+        return next((name for name in self.sensors if self.shape(name) == self.shape(own)), "")
+
     def statistics(self, sensor: str) -> Statistics:
         """Per-band statistics of the training split, in the order of the bands that are read.
 

@@ -197,10 +197,11 @@ class EvalBatches:
                 multiple = f", a multiple of mask_unit = {unit}" if unit else ""
                 raise ConfigError(f"sizes.{name} = {size}: wanted pixels > 0{multiple}")
         rules.check_frames(self.dataset, frames)
-        for name, label in self.dataset.labels.items():
-            if label.kind == schema.TRACKS and label.sensor in frames and label.sensor in self.dataset.sensors:
+        for name in self.dataset.labels:
+            if not rules.shows_rows(self.dataset, name, self.dataset.sensors, frames):
+                carrier = self.dataset.carrier(name)
                 raise ConfigError(
-                    f'frames.{label.sensor} = {frames[label.sensor]}: the tracks "{name}" of {self.dataset.directory} '
+                    f'frames.{carrier} = {frames[carrier]}: the tracks "{name}" of {self.dataset.directory} '
                     "count all of its dates: leave it out"
                 )
         sizes = {name: sizes.get(name, image_size) for name in self.dataset.sensors}

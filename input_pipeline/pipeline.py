@@ -243,12 +243,12 @@ def place_labels(dataset: Dataset, sample: dict, view: View) -> dict:
     labels = dict(sample.get("labels", {}))
     whole = tf.constant([0.0, 0.0, 1.0, 1.0]) if view.box is None else view.box
     for name, info in dataset.labels.items():
-        size = view.sizes.get(info.sensor, view.image_size)
+        size = view.sizes.get(dataset.carrier(name), view.image_size)
         if info.kind == schema.MAP:
             labels[name] = view.move(augment.crop_map(labels[name], whole, size)[..., None])[..., 0]
         elif info.kind in (schema.BOXES, schema.TRACKS):
             rows = labels.pop(name)
-            if not view.stretched and rules.shows_rows(info, view.sizes, view.frames):
+            if not view.stretched and rules.shows_rows(dataset, name, view.sizes, view.frames):
                 rows = crop_boxes(rows, whole, dataset.shape(info.sensor)[1:], size)
                 labels[name] = view.move_boxes(rows, size)
     return labels

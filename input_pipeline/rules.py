@@ -163,9 +163,10 @@ def hidden_cells(height: int, width: int, ratio: float) -> int:
     return math.ceil(round(ratio * height * width, 6))  # 0.6 * 5 is 3.0000000000000004 to a float
 
 
-def shows_rows(label: schema.LabelInfo, sizes: Mapping[str, int], frames: Mapping[str, int]) -> bool:
+def shows_rows(dataset: Dataset, label: str, sizes: Mapping[str, int], frames: Mapping[str, int]) -> bool:
     """Whether rows of `BOXES` or `TRACKS` hold for a view of these sensors: tracks count all dates that are stored."""
-    return not (label.kind == schema.TRACKS and label.sensor in sizes and label.sensor in frames)
+    carrier = dataset.carrier(label)
+    return not (dataset.labels[label].kind == schema.TRACKS and carrier in sizes and carrier in frames)
 
 
 def complex_box(

@@ -103,11 +103,13 @@ def task_spec(config: FinetuneConfig, dataset: Dataset) -> TaskSpec:
     name, labels = task.target, dataset.labels
     dates = {sensor: config.data.frames.get(sensor, dataset.shape(sensor)[0]) for sensor in dataset.sensors}
     if name in labels:
-        shown = labels[name].sensor or next(iter(dataset.sensors))
-        if shown not in dataset.sensors:
-            raise ConfigError(f'the label "{name}" lies on "{shown}", which data.streams does not show: add it')
-        label = labels[name]
-        target = Target(name, label.kind, label.names, label.sensor, dates[shown], label.colours)
+        label, carrier = labels[name], dataset.carrier(name)
+        if label.sensor and not carrier:
+            raise ConfigError(
+                f'the label "{name}" lies on the pixels of "{label.sensor}", which data.streams does not show, and no '
+                f"sensor that it shows ({', '.join(dataset.sensors)}) has the same dates, rows and columns: add it"
+            )
+        target = Target(name, label.kind, label.names, carrier, dates[carrier or next(iter(dates))], label.colours)
     elif name in dataset.sensors:
         target = Target(name, SENSOR, (), name, dates[name])
     else:

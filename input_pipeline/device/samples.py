@@ -130,12 +130,12 @@ def place_labels(shows: Shows, sample: Mapping, look: Look) -> dict:
     dataset, labels = shows.dataset, dict(sample["labels"])
     box = jnp.array([0.0, 0.0, 1.0, 1.0]) if look.box is None else look.box
     for name, info in dataset.labels.items():
-        size = shows.sizes.get(info.sensor, shows.image_size)
+        size = shows.sizes.get(dataset.carrier(name), shows.image_size)
         if info.kind == schema.MAP:
             labels[name] = resampling.crop_map(labels[name], box, look.mirrored, look.quarters, size)
         elif info.kind in (schema.BOXES, schema.TRACKS):
             rows = labels.pop(name)
-            if not shows.stretched and rules.shows_rows(info, shows.sizes, shows.frames):
+            if not shows.stretched and rules.shows_rows(dataset, name, shows.sizes, shows.frames):
                 rows = boxes.crop_rows(rows, box, dataset.shape(info.sensor)[1:], size)
                 labels[name] = boxes.turn_rows(rows, look.mirrored, look.quarters, size)
     return labels

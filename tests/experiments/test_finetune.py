@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.run import cli, finetune, score
+from experiments.run import data as run_data
+from experiments.run.encoder import encoder_of
 from experiments.run.pretrain import pretrain
 from input_pipeline.synthetic import dataset as synthetic
 from ringmoe_jax import run as runs
@@ -15,6 +17,7 @@ from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.run import FinetuneConfig, Run, results
+from tests.helpers import tiny_data
 from tests.helpers.tiny import RINGMOE
 
 SIZE = 32
@@ -189,6 +192,20 @@ def test_seeds_give_a_mean_and_an_interval(scenes, tmp_path):
     values = [run.scores["accuracy"].value for run in joined.runs]
     assert joined.scores["accuracy"].value == pytest.approx(np.mean(values))
     assert (tmp_path / "seed1" / "report" / "task.json").exists()
+
+
+def test_a_map_on_another_sensor_is_learnt_where_its_grid_is_shown(tmp_path):
+    """The map lies on rgb; Sentinel-1 has its grid, the complex image a finer one."""
+    folder = str(tiny_data.write(tmp_path / "data", "rgb", "s1_grd", "slc_single"))
+
+    def spec(*sensors):
+        own = config(folder, "segmentation", sensors=sensors) | {"task": dict(name="segmentation", target="map")}
+        parsed = FinetuneConfig.of(own)
+        return run_data.task_spec(parsed, run_data.open_labelled(parsed, encoder_of(parsed)))
+
+    assert spec("s1_grd").target.sensor == "s1_grd"
+    with pytest.raises(ConfigError, match='lies on the pixels of "rgb", .* no sensor that it shows .slc_single. has'):
+        spec("slc_single")
 
 
 def bad(task="classification", **changes):

@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from input_pipeline.dataset import open_dataset
+from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax.errors import ConfigError, DataError
+from tests.helpers import tiny_data
 
 
 @pytest.fixture
@@ -92,3 +94,23 @@ def test_statistics_need_a_training_split(edited):
 def test_a_band_without_spread_is_no_statistics(edited):
     with pytest.raises(DataError, match=r'has a band of std 1e-30, .* set statistics = "table"'):
         open_dataset(edited(std=[0.2, 1e-30, 0.2]), ["rgb"]).statistics("rgb")
+
+
+def test_a_map_lies_on_its_own_sensor_or_on_one_of_the_same_grid(tmp_path):
+    """The tests write maps of 8 columns on the grid of the first sensor; slc_single has twice as many."""
+    folder = tiny_data.write(tmp_path / "three", "rgb", "s1_grd", "slc_single")
+    shown = [("rgb", "s1_grd"), ("s1_grd", "rgb"), ("s1_grd",), ("slc_single", "s1_grd"), ("slc_single",)]
+    assert [open_dataset(folder, s).carrier("map") for s in shown] == ["rgb", "rgb", "s1_grd", "s1_grd", ""]
+    assert open_dataset(folder, ["rgb"]).carrier("kind") == ""  # of whole images
+
+
+@pytest.mark.parametrize("reader", ["tf", "device"])
+def test_a_map_is_as_fine_as_the_sensor_that_carries_it(reader, tmp_path):
+    folder = tiny_data.write(tmp_path / "two", "rgb", "s1_grd")
+
+    def columns(*sensors):
+        of = dict(split="validation", image_size=4, sizes={"s1_grd": 8}, batch_size=1, reader=reader)
+        return next(iter(EvalBatches(folder, sensors, **of)))["labels"]["map"][0, 0].tolist()
+
+    assert columns("s1_grd") == [*range(8)]
+    assert len(columns("rgb", "s1_grd")) == 4
