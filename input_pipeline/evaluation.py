@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from input_pipeline import reader as readers
-from input_pipeline import rules, schema
+from input_pipeline import rules
 from input_pipeline.dataset import open_dataset
 from input_pipeline.rules import Shown
 from ringmoe_jax.data_config import DataConfig
