@@ -204,7 +204,7 @@ def test_a_map_on_another_sensor_is_learnt_where_its_grid_is_shown(tmp_path):
         return run_data.task_spec(parsed, run_data.open_labelled(parsed, encoder_of(parsed)))
 
     assert spec("s1_grd").target.sensor == "s1_grd"
-    with pytest.raises(ConfigError, match='lies on the pixels of "rgb", .* no sensor that it shows .slc_single. has'):
+    with pytest.raises(ConfigError, match=r'lies on the pixels of "rgb", .* no sensor that it shows .slc_single. has'):
         spec("slc_single")
 
 
