@@ -85,8 +85,8 @@ def encode(
     """Features of images, from a model that is not trained any further.
 
     One program is compiled for each model and shape; more than `batch_size` images go through it in blocks, the last
-    of which is filled up. Mixtures of experts that drop tokens (`engine="capacity"`) make an image's features depend
-    on its block a little; `Run.open(folder, engine="dropless")` does not.
+    of which is filled up. The experts of a `Run` drop no token, see `Run.frozen`; those of `(model, params)` may
+    (`engine="capacity"`), and then an image's features depend on the others of its block a little.
 
     Args:
         network: a `Run`; or `(model, params)`, or `(model, params, sensors)` with {name: `Sensor`} where the model
@@ -144,6 +144,7 @@ def _moments(maps: Sequence[jax.Array], entry: Mapping) -> jax.Array:
 
 
 def _opened(network: Any) -> tuple[Model, Params, dict[str, Sensor]]:
+    network = getattr(network, "frozen", network)
     if hasattr(network, "model"):
         return network.model, network.params, dict(network.sensors)
     if not isinstance(network, Sequence) or len(network) not in (2, 3):

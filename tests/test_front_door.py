@@ -173,6 +173,26 @@ def test_an_opened_run(network):
     assert not np.allclose(rm.encode(network, images).tokens["rgb"], expected)
 
 
+def test_features_of_a_run_hang_on_no_other_image():
+    """Its experts have rows for half of the tokens: with the run's own engine, who comes first is served."""
+    model = tiny.RINGMOE | dict(moe=dict(specialised=0, collaborative=2, eval_capacity_factor=0.5))
+    stream = dict(directory="nowhere", sensors=("rgb", "s1_grd"))
+    terms = {"rgb": {"name": "masked_l1", "sensor": "rgb"}}
+    config = dict(
+        model=model, objectives=terms, data=dict(streams={"all": stream}, image_size=16, mask_unit=8, batch_size=2)
+    )
+    record = dict(config=config, statistics={}, step=7)
+    run = rm.Run(record, stirred(rm.Run(record, {}).model.shapes()))
+    images = arrays(("rgb",))
+    first = {"rgb": images["rgb"][:1]}
+
+    def differ(network):
+        alone, among = (rm.encode(network, shown, batch_size=3).pooled["rgb"][0] for shown in (first, images))
+        return np.abs(alone - among).max()
+
+    assert differ(run) < 1e-5 < 1e-3 < differ((run.model, run.params))
+
+
 def test_what_is_not_finite_was_not_observed(network):
     """NaN, and what `valid` hides, leave no trace: any value may stand there."""
     images = arrays(("rgb",))

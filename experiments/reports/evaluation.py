@@ -250,7 +250,6 @@ def _show_routing(evaluation: Evaluation) -> None:
         (
             row.group,
             row.modality,
-            f"{row.dropped:.1%}",
             f"{row.entropy:.2f} of {row.most_entropy:.2f}",
             f"{row.gate:.2f}",
             f"{row.busiest:.0%}",
@@ -258,7 +257,7 @@ def _show_routing(evaluation: Evaluation) -> None:
         )
         for row in routers(evaluation)
     ]
-    head = ("group", "modality", "dropped", "entropy, nats", "mean gate", "busiest expert", "dead in group")
+    head = ("group", "modality", "entropy, nats", "mean gate", "busiest expert", "dead in group")
     print(table(head, rows))
 
 
@@ -279,7 +278,6 @@ class RouterRow:
     Attributes:
         group: of routers.
         modality: of tokens.
-        dropped: share of choices that found their expert full.
         entropy: nats.
         most_entropy: nats, of a router that prefers no expert.
         gate: of the chosen experts.
@@ -290,7 +288,6 @@ class RouterRow:
 
     group: str
     modality: str
-    dropped: float
     entropy: float
     most_entropy: float
     gate: float
@@ -305,7 +302,7 @@ def routers(evaluation: Evaluation) -> list[RouterRow]:
     for name, group in evaluation.routing.items():
         for m in np.flatnonzero(group.tokens):
             busiest = np.fmax.reduce(group.load, axis=-1)
-            measures = (group.drop_rate, group.entropy, group.most_entropy, group.gate, busiest)
+            measures = (group.entropy, group.most_entropy, group.gate, busiest)
             means = (float(np.mean(measure[:, m])) for measure in measures)
             experts = group.load.shape[0] * group.load.shape[-1]
             rows.append(RouterRow(name, evaluation.modalities[m], *means, len(group.dead), experts))

@@ -203,8 +203,6 @@ def _routed(name: str, group: GroupSummary) -> str:
     undecided = entropy >= UNDECIDED * most
     says = "are undecided" if undecided else "prefer some experts"
     parts = [f"{name.capitalize()} routers {says}: entropy {entropy:.3f} of at most {most:.3f} nats"]
-    if (dropped := np.nanmean(group.drop_rate[:, seen])) > 0:
-        parts.append(f"{100 * dropped:.1f} % of the choices find their expert full and are dropped")
     if group.dead:
         layers = len({layer for layer, _ in group.dead})
         parts.append(f"{len(group.dead)} experts in {layers} layer{'s' * (layers > 1)} are dead, they get no token")

@@ -93,13 +93,13 @@ def evaluate(
         protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed, features, tuple(neighbours)
     )
     started = time.perf_counter()
-    run = Run.open(checkpoint, kinds=FEATURES)
+    run = Run.open(checkpoint, kinds=FEATURES).frozen
     run_data.check_hidden(without, run.sensors)
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
     print(f"checkpoint  {checkpoint} at step {run.step}, on {processes.count()} x {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
-    others = {name: Run.open(other, kinds=FEATURES) for name, other in run_data.by_name(beside).items()}
+    others = {name: Run.open(other, kinds=FEATURES).frozen for name, other in run_data.by_name(beside).items()}
     opened = run_data.open_for(run, datasets)
     parts = [_Part(run, dataset, rules, max_tiles, inspect, random, others) for dataset in opened]
 

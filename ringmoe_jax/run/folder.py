@@ -30,6 +30,7 @@ from ringmoe_jax.training.state import TrainState
 
 PRETRAINING, TASK, COMPRESSED, IMPORTED = "pre-training", "task", "compressed", "imported"
 ORIGIN = "origin"  # in the record of a run that began with imported weights
+FROZEN_ENGINE = "dropless"  # an answer does not depend on which images share a batch
 FEATURES = (PRETRAINING, COMPRESSED, IMPORTED)  # kinds whose model is an encoder without a head
 ADVICE = {  # what to do where a verb wants another kind
     PRETRAINING: "give the folder of an experiments.pretrain",
@@ -156,6 +157,14 @@ class Run:
         return Network(self.record["config"]["model"], self.params)
 
     # ---- Other runs of it -------------------------------------------------------------------------
+
+    @functools.cached_property
+    def frozen(self) -> Run:
+        """The run as features are taken from it: no expert drops a token, whatever the run was trained with.
+
+        With buffers of a given size it would depend on the other images of a batch which tokens find an expert.
+        """
+        return self.with_engine(FROZEN_ENGINE)
 
     def with_engine(self, engine: str) -> Run:
         """The same with experts that another engine computes; as it is for ""."""

@@ -96,19 +96,19 @@ def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
     assert re.search(r"rgb +pre-trained +0.300 \(0.200 to 0.400\) stage 1 +0.400 \(0.300 to 0.500\) pooled", printed)
 
 
-def test_findings_name_undecided_routers_dead_experts_and_full_ones():
-    def group(entropy, dropped=0.0, dead=()):
+def test_findings_name_undecided_routers_and_dead_experts():
+    def group(entropy, dead=()):
         load = np.full((2, 2, 4), 0.25)
         load[:, 1] = np.nan  # a modality that was not seen
         one = np.array([[entropy, np.nan]] * 2)
-        return GroupSummary(load, np.full_like(one, dropped), one, one, dead, np.array([9.0, 0.0]))
+        return GroupSummary(load, np.zeros_like(one), one, one, dead, np.array([9.0, 0.0]))
 
     (sentence,) = pretraining.findings(bare(routing={"shared": group(1.38)}))
     assert sentence == "Shared routers are undecided: entropy 1.380 of at most 1.386 nats."
-    (sentence,) = pretraining.findings(bare(routing={"shared": group(0.5, 0.25, ((0, 1), (0, 2)))}))
+    (sentence,) = pretraining.findings(bare(routing={"shared": group(0.5, ((0, 1), (0, 2)))}))
     assert sentence == (
-        "Shared routers prefer some experts: entropy 0.500 of at most 1.386 nats; 25.0 % of the choices find their "
-        "expert full and are dropped; 2 experts in 1 layer are dead, they get no token."
+        "Shared routers prefer some experts: entropy 0.500 of at most 1.386 nats; 2 experts in 1 layer are "
+        "dead, they get no token."
     )
 
 
