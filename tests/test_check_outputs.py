@@ -52,7 +52,7 @@ def test_what_fits_passes_and_gives_shapes(model):
             r"objective even \(Balance\) reads 'routing', which this model",
         ),
         (("pooled",), dict(x=dict(name="masked_l1", sensor="rgb")), r'gives no outputs\["pooled"\]'),
-        ((), dict(x=dict(name="feature_matching", sensor="rgb")), "a larger model"),
+        ((), dict(x=dict(name="feature_matching", sensor="rgb")), "config.teacher"),
         ((), dict(x=dict(name="cross_entropy", label="kind")), 'the head gives no "logits"'),
     ],
 )

@@ -17,13 +17,16 @@ from input_pipeline.reader import BatchIterator
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import check_outputs
 from ringmoe_jax.data_config import DataConfig
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.models import count
 from ringmoe_jax.planning.plan import batch_shapes, rows_of
+from ringmoe_jax.pretext.distilled import distilled
 from ringmoe_jax.run import CHECKPOINT, FEATURES, ORIGIN, Parts, PretrainConfig, Run
+from ringmoe_jax.sensors import Statistics
 from ringmoe_jax.training.goodput import Goodput
 from ringmoe_jax.training.state import TrainState, known_of
 
-SECTIONS = ("model", "pretext", "objectives", "data", "optimizer", "pruning")  # that a resumed run must share
+SECTIONS = ("model", "pretext", "teacher", "objectives", "data", "optimizer", "pruning")  # what a resumed run shares
 VALIDATION_BATCHES = 4
 
 
@@ -77,7 +80,7 @@ def open_parts(values: Mapping, workdir: str) -> tuple[PretrainConfig, BatchIter
     mesh = runs.make_mesh(config.mesh)
     data = run_data.open_training(config.data, mesh, config.train.accumulate)
     kept = encoder.statistics if encoder and config.statistics == CHECKPOINT else {}
-    parts = runs.pretraining(config, dict(data.statistics) | kept, mesh)
+    parts = _built(config, dict(data.statistics) | kept, mesh)
     rows = rows_of(config, mesh.size if mesh else 1)
     check_outputs(parts.model, parts.pretext, parts.objectives, batch_shapes(config, rows))
     return config, data, parts
@@ -87,9 +90,22 @@ def _rebuilder(config: PretrainConfig, data: BatchIterator, mesh):
     """Builds the parts of the same run for a model with fewer experts."""
 
     def rebuild(model: dict[str, Any]) -> Parts:
-        return runs.pretraining(dataclasses.replace(config, model=model), data.statistics, mesh)
+        return _built(dataclasses.replace(config, model=model), data.statistics, mesh)
 
     return rebuild
+
+
+def _built(config: PretrainConfig, statistics: Mapping[str, Statistics], mesh: jax.sharding.Mesh | None) -> Parts:
+    """The parts of a configuration, under its teacher where it names one."""
+    parts = runs.pretraining(config, statistics, mesh)
+    if not config.teacher:
+        return parts
+    teacher = Run.open(config.teacher, kinds=FEATURES).frozen
+    for name in config.sensors:
+        if name not in teacher.sensors:
+            known = nearest(name, teacher.sensors)
+            raise ConfigError(f'config.teacher = "{config.teacher}" does not read "{name}": {known}')
+    return dataclasses.replace(parts, pretext=distilled(parts.pretext, teacher.build(mesh).model, teacher.params))
 
 
 def validation_batches(data: DataConfig, mesh: jax.sharding.Mesh | None) -> list[dict]:

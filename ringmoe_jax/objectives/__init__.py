@@ -27,6 +27,7 @@ from ringmoe_jax.objectives.matching import FeatureMatching, LogitMatching, Pred
 from ringmoe_jax.objectives.multilooked import Multilooked
 from ringmoe_jax.objectives.overlap import Dice, Lovasz
 from ringmoe_jax.objectives.polarimetric import PowerConservation, Reciprocity
+from ringmoe_jax.objectives.relations import RelationMatching
 from ringmoe_jax.objectives.spatial import FourierL1, GradientL1, NativeResolution
 from ringmoe_jax.objectives.speckle import ComplexGaussian, Speckle
 from ringmoe_jax.objectives.spectral import BrightnessTemperature, ReflectanceBounds, SpectralAngle, SpectralIndices
@@ -68,6 +69,7 @@ __all__ = [
     "Reciprocity",
     "Reconstruction",
     "ReflectanceBounds",
+    "RelationMatching",
     "SIGReg",
     "SelfDistillation",
     "Speckle",

@@ -171,7 +171,7 @@ def teacher_of(outputs: Mapping, objective: Objective) -> Mapping:
     """The teacher's outputs; a `ConfigError` where the pretext task has no teacher."""
     if "teacher" not in outputs:
         raise ConfigError(
-            f"{type(objective).__name__} needs the outputs of a larger model: train with `pretext.distilled.distilled`"
+            f"{type(objective).__name__} needs the outputs of another model: name a run in config.teacher"
         )
     return outputs["teacher"]
 

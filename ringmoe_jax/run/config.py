@@ -36,6 +36,9 @@ class PretrainConfig:
         override: with `init_from`: what differs from the checkpoint's model, for example its sensors.
         statistics: with `init_from`: "checkpoint" keeps the normalisation that it knows, "dataset" takes the data's.
         pretext: which forward passes are made: `name` and the fields of that task's dataclass.
+        teacher: folder of a run that is no task and knows the sensors that are read; objectives such as
+            `relation_matching` compare with what it says of the first view. Its weights do not change, and the
+            run's checkpoints hold them.
         optimizer: AdamW and its schedule.
         train: how long.
         mesh: devices along each axis.
@@ -50,6 +53,7 @@ class PretrainConfig:
     override: dict[str, Any] = dataclasses.field(default_factory=dict)
     statistics: str = CHECKPOINT
     pretext: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "masked"})
+    teacher: str = ""
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()

@@ -1,6 +1,7 @@
 """What a run begins with: every parameter that its model shares with a checkpoint, and the checkpoint's model."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,10 +10,11 @@ from numpy.testing import assert_array_equal
 
 from experiments.run.encoder import begun, encoder_of
 from experiments.run.fit import new_state
-from experiments.run.pretrain import open_parts
+from experiments.run.pretrain import open_parts, pretrain
 from ringmoe_jax import run as runs
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models.downstream import ENCODER
+from ringmoe_jax.pretext.distilled import LARGER
 from ringmoe_jax.run import ORIGIN, FinetuneConfig, Run, TaskSpec
 from ringmoe_jax.run.config import DATASET
 from ringmoe_jax.tasks import Target
@@ -112,3 +114,28 @@ def test_the_licence_of_imported_weights_stays(checkpoint, tmp_path):
     assert Run.open(tmp_path / "smaller").origin == origin
     _, encoder = begun(pretraining(str(tmp_path / "smaller"), "nowhere", "rgb"))
     assert encoder.origin == origin
+
+
+def test_a_released_model_teaches_and_stays_as_it_is(data, tmp_path):
+    """The student is half as wide and has another grid; what is opened afterwards is the student alone."""
+    teacher = str(tiny_runs.pretraining(tmp_path / "teacher", MODEL | dict(width=16, head_width=16, sensors=("rgb",))))
+    student = tiny.RINGMOE | dict(sensors=("rgb",), depths=(1,), window=2)
+    values = pretraining("", data, "rgb", model=student, teacher=teacher)
+    values["objectives"] |= dict(relations=dict(name="relation_matching", sensor="rgb"))
+    state = pretrain(values, str(tmp_path / "student"))
+    jax.tree.map(assert_array_equal, jax.device_get(state.pretext[LARGER]), dict(Run.open(teacher).params))
+    opened = Run.open(tmp_path / "student")
+    assert opened.params["stems"]["rgb"].keys() == state.params["stems"]["rgb"].keys()
+    assert LARGER not in opened.params
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert any("relations" in key and "agreement" in key for row in rows for key in row)
+    with pytest.raises(ConfigError, match=r"config.teacher is .*, but the checkpoint was made with"):
+        pretrain(
+            values | dict(teacher="", objectives=pretraining("", data, "rgb")["objectives"]), str(tmp_path / "student")
+        )
+
+
+def test_a_teacher_has_to_read_what_is_read(checkpoint, data):
+    model = tiny.RINGMOE | dict(sensors=("rgb", "s1_grd"))
+    with pytest.raises(ConfigError, match=r'config.teacher = .*first" does not read "s1_grd": .*known: rgb'):
+        open_parts(pretraining("", data, "rgb", "s1_grd", model=model, teacher=checkpoint), "unused")

@@ -58,6 +58,7 @@ ELSEWHERE = {
     "bin_chamfer",
     "fcos",
     "feature_matching",  # and about a teacher
+    "relation_matching",
     "prediction_matching",
     "logit_matching",
 }

@@ -201,17 +201,17 @@ def test_other_classes():
 # ---- All ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["feature_matching", "prediction_matching", "logit_matching"])
+@pytest.mark.parametrize("name", ["feature_matching", "prediction_matching", "logit_matching", "relation_matching"])
 def test_every_one_needs_a_teacher_and_a_sensor_of_the_model(name):
     outputs, batch = taught()
     alone = {key: value for key, value in outputs.items() if key != "teacher"}
-    with pytest.raises(ConfigError, match=r"needs the outputs of a larger model: train with `pretext.distilled"):
+    with pytest.raises(ConfigError, match=r"needs the outputs of another model: name a run in config\.teacher"):
         build(name, "s1_grd")(alone, batch)
     with pytest.raises(ConfigError, match=r'of "rgb": not in model.sensors'):
         build(name, "rgb").heads({"s1_grd": sensors.get("s1_grd")})
 
 
-@pytest.mark.parametrize("name", ["feature_matching", "prediction_matching"])
+@pytest.mark.parametrize("name", ["feature_matching", "prediction_matching", "relation_matching"])
 def test_a_batch_without_the_sensor_adds_nothing(name):
     outputs, batch = taught()
     assert build(name, "rgb")(outputs, batch) == NOTHING
@@ -223,6 +223,8 @@ def test_a_batch_without_the_sensor_adds_nothing(name):
         (dict(name="feature_matching", level="stage"), 'level = "stage" does not exist: did you mean "stages"'),
         (dict(name="feature_matching", beta=0.0), r"beta = 0.0, wanted > 0"),
         (dict(name="logit_matching", temperature=-1.0), r"temperature = -1.0, wanted > 0"),
+        (dict(name="relation_matching", level="token"), 'level = "token" does not exist: did you mean "tokens"'),
+        (dict(name="relation_matching", temperature=0.0), r"temperature = 0.0, wanted > 0"),
     ],
 )
 def test_wrong_fields(fields, message):
