@@ -1,10 +1,12 @@
-"""The reference recipe's mixture against dense twins, and its objectives against others, on EuroSAT without labels.
+"""A smaller reference run's mixture against dense twins, its objectives against others, and under a released teacher.
 
-    python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts
-    python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies experts --seeds 0 1
+    python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies experts targets
+    python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies teacher
 
-Every run is `configs/reference.py` with 400 steps, 154,000 views: the time of a choice, not of a result. Validation
-tiles are scored. Not run yet.
+Every run is `configs/reference.py` at width 64 and depths (2, 2) with 400 steps, 154,000 views: the time of a choice,
+not of a result. Validation tiles are scored. `teacher` wants `runs/galileo_nano`: `experiments.convert encoder.pt
+--source galileo --sensors rgb --model patch=8 --dataset data/eurosat --out runs/galileo_nano` (docs/weights.md). What
+came out: docs/reference.md.
 """
 
 from ml_collections import ConfigDict
@@ -12,21 +14,21 @@ from ml_collections import ConfigDict
 from configs import reference
 
 DENSE = dict(specialised=0, collaborative=0, shared=True)
+TEACHER = "runs/galileo_nano"
 
 
 def get_config() -> ConfigDict:
-    """Two studies; all arms share data, views, steps and seeds."""
+    """Three studies; all arms of one share data, views, steps and seeds."""
     base = reference.get_config()
+    base.model.update(width=64, depths=(2, 2))
     base.train.update(steps=400, log_every=50, checkpoint_every=400, evaluate_every=0)
     common = dict(config=base, features="stages", split="validation")
-    return ConfigDict(
-        dict(
-            studies=dict(
-                experts=dict(common, baseline="mixture", arms=arms_experts(base)),
-                targets=dict(common, baseline="views", arms=arms_targets()),
-            )
-        )
+    studies = dict(
+        experts=dict(common, baseline="mixture", arms=arms_experts(base)),
+        targets=dict(common, baseline="views", arms=arms_targets()),
+        teacher=dict(common, baseline="views", arms=arms_teacher(base)),
     )
+    return ConfigDict(dict(studies=studies))
 
 
 def arms_experts(base: ConfigDict) -> dict:
@@ -44,3 +46,12 @@ def arms_targets() -> dict:
     """How embeddings are kept from being all alike."""
     sigreg = dict(sigreg=dict(name="sigreg", streams=("rgb",)), balance=dict(name="balance", scale=0.5))
     return dict(views=dict(), sigreg=dict(objectives=sigreg))
+
+
+def arms_teacher(base: ConfigDict) -> dict:
+    """The recipe, and the recipe under Galileo nano; the weight was not tuned."""
+    relations = dict(name="relation_matching", sensor="rgb", scale=10.0)
+    return dict(
+        views=dict(),
+        taught=dict(objectives=base.objectives.to_dict() | dict(relations=relations), override=dict(teacher=TEACHER)),
+    )

@@ -22,7 +22,7 @@ from ringmoe_jax.evaluate.features import POOLED
 from ringmoe_jax.evaluate.reconstruction import MODEL
 from ringmoe_jax.evaluate.seeds import Ablation, Summary
 from ringmoe_jax.parallel import processes
-from ringmoe_jax.run import PretrainConfig, build_objectives, results
+from ringmoe_jax.run import FEATURES, PretrainConfig, build_objectives, read_record, results
 from ringmoe_jax.run.evaluation import TRAINED, Evaluation, chosen
 
 RESULT = "ablation_run.json"  # scores of a finished run
@@ -112,7 +112,10 @@ def ablate(
     runs = seeds or config.seeds
     for study in chosen.values():  # a mistake in the last arm should not cost the first ones
         for arm in study.arms:
-            build_objectives(PretrainConfig.of(study.values(arm, 0)))
+            checked = PretrainConfig.of(study.values(arm, 0))
+            build_objectives(checked)
+            for begins in filter(None, (checked.init_from, checked.teacher)):
+                read_record(begins, FEATURES)
     studied = {}
     for name, study in chosen.items():
         scores = {}

@@ -10,7 +10,7 @@ from configs import common as configs
 from experiments.run import ablate
 from experiments.run.pretrain import pretrain
 from input_pipeline import synthetic
-from ringmoe_jax.errors import ConfigError, TrainingError
+from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.evaluate import seeds
 from ringmoe_jax.run import results
 
@@ -121,6 +121,7 @@ def test_another_configuration_in_the_same_folder(grid):
         (lambda s: s.update(baseline="plan"), 'baseline "plan" is no arm: did you mean "plain"'),
         (lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "spekle"} | OF}}), 'did you mean "speckle"'),
         (lambda s: s["arms"].update(bad={"objective": {}}), 'did you mean "objectives"'),
+        (lambda s: s["arms"].update(bad={"override": {"teacher": "nowhere"}}), "no checkpoint in nowhere"),
         (lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "wishart"} | OF}}), "needs a complex sensor"),
         (
             lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "alignment", "sensors": ("s1_grd", "rgb")}}}),
@@ -140,7 +141,7 @@ def test_another_configuration_in_the_same_folder(grid):
 def test_mistakes_are_found_before_anything_runs(study, tmp_path, change, message):
     values = copy.deepcopy(study[0])
     change(values["studies"]["grd"])
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         ablate.ablate(values, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
