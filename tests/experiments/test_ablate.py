@@ -121,7 +121,7 @@ def test_another_configuration_in_the_same_folder(grid):
         (lambda s: s.update(baseline="plan"), 'baseline "plan" is no arm: did you mean "plain"'),
         (lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "spekle"} | OF}}), 'did you mean "speckle"'),
         (lambda s: s["arms"].update(bad={"objective": {}}), 'did you mean "objectives"'),
-        (lambda s: s["arms"].update(bad={"override": {"teacher": "nowhere"}}), "no checkpoint in nowhere"),
+        (lambda s: s["arms"]["plain"].update(override={"teacher": "nowhere"}), "no checkpoint in nowhere"),
         (lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "wishart"} | OF}}), "needs a complex sensor"),
         (
             lambda s: s["arms"].update(bad={"objectives": {"x": {"name": "alignment", "sensors": ("s1_grd", "rgb")}}}),
