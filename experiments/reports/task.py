@@ -213,6 +213,7 @@ def seed_folder(workdir: Path, seed: int) -> Path:
 
 def _shared(run: TaskRun) -> dict[str, Any]:
     """What both templates name."""
+    used = {"model": run.record["encoder"]["model"]}  # not the file's where `init_from` brings another
     versions = {"trained with": run.record["versions"], "scored with": run.own.result.versions}
     return {
         "run": run,
@@ -221,9 +222,9 @@ def _shared(run: TaskRun) -> dict[str, Any]:
         "captions": CAPTIONS,
         "verdicts": VERDICTS,
         "constant": " ".join(inspect.getdoc(type(tasks.build(run.config.task)).constant).split()),
-        "versions": {k: ", ".join(f"{name} {v}" for name, v in used.items()) for k, used in versions.items()},
-        "parts": {"model": run.record["encoder"]["model"]} | {k: run.record["config"].get(k) or {} for k in PARTS},
-        "settings": json.dumps(run.record["config"], indent=2),
+        "versions": {k: ", ".join(f"{name} {v}" for name, v in of.items()) for k, of in versions.items()},
+        "parts": used | {k: run.record["config"].get(k) or {} for k in PARTS},
+        "settings": json.dumps(run.record["config"] | used, indent=2),
     }
 
 
