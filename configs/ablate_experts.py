@@ -3,7 +3,7 @@
     python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies experts targets
     python -m experiments.ablate --config configs/ablate_experts.py --out runs/experts --studies teacher
 
-Every run is `configs/reference.py` at width 64 and depths (2, 2) with 400 steps, 154,000 views: the time of a choice,
+Every run is `configs/reference.py` at width 64 and depths (2, 2) with 250 steps, 96,000 views: the time of a choice,
 not of a result. Validation tiles are scored. `teacher` wants `runs/galileo_nano`: `experiments.convert encoder.pt
 --source galileo --sensors rgb --model patch=8 --dataset data/eurosat --out runs/galileo_nano` (docs/weights.md). What
 came out: docs/reference.md.
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     """Three studies; all arms of one share data, views, steps and seeds."""
     base = reference.get_config()
     base.model.update(width=64, depths=(2, 2))
-    base.train.update(steps=400, log_every=50, checkpoint_every=400, evaluate_every=0)
+    base.train.update(steps=250, log_every=50, checkpoint_every=250, evaluate_every=0)
     common = dict(config=base, features="stages", split="validation")
     studies = dict(
         experts=dict(common, baseline="mixture", arms=arms_experts(base)),
