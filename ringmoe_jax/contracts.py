@@ -7,6 +7,8 @@ A batch is a nested dict of arrays (a JAX pytree):
         "valid":    [B, T, H, W] bool, True where every band was observed
         "time":     [B, T] int32, days since 1970-01-01, NO_TIME where unknown
         "location": [B, 2] float32, latitude and longitude in degrees (WGS 84), NaN where unknown
+        "bands":    [B, T, C] bool, optional: False for a band that was not observed in an image, or is to be hidden;
+                    only for models that can be told so; "valid" is then of the other bands
         "mask":     [B, h, w] bool, optional: cells hidden from the encoder (True = hidden)
         "ground":   [B, 2, 3] float32, optional: A x + b from (row, column) of this image, 0..1 between its outer
                     edges, to (row, column) of the stored tile, likewise
@@ -29,7 +31,8 @@ Outputs of a model are a dict as well:
     outputs["pooled"][name]          [B, D] mean of the tokens
     outputs["heads"][name][head]     [B, T, H, W, channels] decoder outputs
     outputs["standardised"][name]    [B, T, H, W, C] what the encoder was shown, before masking
-    outputs["pixel_mask"][name]      [B, T, H, W] bool, hidden and valid: where objectives look
+    outputs["pixel_mask"][name]      [B, T, H, W] bool, hidden and valid: where objectives look; images of which a band
+                                     was not observed are nowhere looked at
     outputs["withheld"][name]        [B, T, H, W, C] bool, optional: channels hidden of visible pixels
     outputs["sensors"][name]         `Sensor` with the bands that the model reads; static under `jit`
     outputs["statistics"][name]      `Statistics` of its normalisation; static under `jit`
@@ -69,6 +72,7 @@ jax.tree_util.register_static(Statistics)
 
 NO_TIME = np.iinfo(np.int32).min
 FUSED = "fused"  # what a model makes of all sensors and dates: in outputs, in their "pooled", in `Model.streams`
+PIXELS = "pixels"  # decoder output: the standardised bands of the sensor
 SECOND = "second"  # the other view of every sample in batch["views"]
 
 UNLABELLED = -1  # class index of "nobody knows"
@@ -105,7 +109,7 @@ class Meaning:
     of_classes: bool = False
 
 
-def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
+def validate(batch: Mapping, sensors: Mapping[str, Sensor], *, told: bool = False) -> None:
     """Checks keys, ranks, dtypes and channel counts against the sensor table.
 
     Works on arrays and on `jax.ShapeDtypeStruct`, so it costs nothing inside `jit`.
@@ -113,6 +117,7 @@ def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
     Args:
         batch: see the module's text.
         sensors: sensors that the model knows; the batch may hold any non-empty subset.
+        told: whether the model can be told which bands are missing.
 
     Raises:
         DataError: names the sensor, what was got and what was wanted.
@@ -138,6 +143,19 @@ def validate(batch: Mapping, sensors: Mapping[str, Sensor]) -> None:
             raise DataError(
                 f'sensor "{name}": valid is {valid.dtype}{tuple(valid.shape)}, wanted bool{tuple(pixels.shape[:-1])}'
             )
+        if "bands" in entry:
+            _check_bands(name, entry, told)
+
+
+def _check_bands(name: str, entry: Mapping, told: bool) -> None:
+    bands, (b, t, *_, c) = entry["bands"], entry["pixels"].shape
+    if not told:
+        raise DataError(
+            f'the batch says which bands of "{name}" are missing, which this model cannot be told: train one with '
+            'model.stem = "physics", or show all bands'
+        )
+    if tuple(bands.shape) != (b, t, c) or bands.dtype != jnp.bool_:
+        raise DataError(f'sensor "{name}": bands is {bands.dtype}{tuple(bands.shape)}, wanted bool{(b, t, c)}')
 
 
 def check_outputs(model: Any, pretext: Any, objectives: Mapping[str, Any], batch: Mapping) -> dict[str, Any]:
@@ -263,6 +281,8 @@ def pixel_mask(entry: Mapping):
         [B, T, H, W] bool, for `outputs["pixel_mask"]`.
     """
     valid = entry["valid"]
+    if "bands" in entry:
+        valid = valid & entry["bands"].all(axis=-1)[:, :, None, None]
     if "mask" not in entry:
         return valid
     return valid & cells_to_pixels(entry["mask"], *valid.shape[2:])[:, None]

@@ -37,6 +37,8 @@ class Band:
         wavelength: centre wavelength in micrometres (SAR: of the carrier), or None.
         alias: STAC `eo:common_name`, or "" where there is none.
         noise: standard deviation of the sensor's noise, in the sensor's unit, or None where unknown.
+        width: full width at half maximum of the spectral response in micrometres, or None where unknown.
+        polarisation: of SAR, transmitted and received: "HH", "HV", "VH", "VV", or "" where unknown or not SAR.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Band:
     wavelength: float | None = None
     alias: str = ""
     noise: float | None = None
+    width: float | None = None
+    polarisation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,22 +161,22 @@ class Sensor:
         return dataclasses.replace(self, bands=tuple(self.bands[self.band_index(n)] for n in names))
 
 
-# Centre wavelengths (Sentinel-2A, micrometres), native sampling and STAC names of the MSI
+# Centre wavelengths and widths (Sentinel-2A, micrometres), native sampling and STAC names of the MSI
 # bands: ESA Sentinel-2 Spectral Response Functions document, and the STAC eo extension.
 _MSI = {
-    "B01": (0.4427, 60.0, "coastal"),
-    "B02": (0.4924, 10.0, "blue"),
-    "B03": (0.5598, 10.0, "green"),
-    "B04": (0.6646, 10.0, "red"),
-    "B05": (0.7041, 20.0, "rededge071"),
-    "B06": (0.7405, 20.0, "rededge075"),
-    "B07": (0.7828, 20.0, "rededge078"),
-    "B08": (0.8328, 10.0, "nir"),
-    "B8A": (0.8647, 20.0, "nir08"),
-    "B09": (0.9451, 60.0, "nir09"),
-    "B10": (1.3735, 60.0, "cirrus"),
-    "B11": (1.6137, 20.0, "swir16"),
-    "B12": (2.2024, 20.0, "swir22"),
+    "B01": (0.4427, 0.021, 60.0, "coastal"),
+    "B02": (0.4924, 0.066, 10.0, "blue"),
+    "B03": (0.5598, 0.036, 10.0, "green"),
+    "B04": (0.6646, 0.031, 10.0, "red"),
+    "B05": (0.7041, 0.015, 20.0, "rededge071"),
+    "B06": (0.7405, 0.015, 20.0, "rededge075"),
+    "B07": (0.7828, 0.020, 20.0, "rededge078"),
+    "B08": (0.8328, 0.106, 10.0, "nir"),
+    "B8A": (0.8647, 0.021, 20.0, "nir08"),
+    "B09": (0.9451, 0.020, 60.0, "nir09"),
+    "B10": (1.3735, 0.031, 60.0, "cirrus"),
+    "B11": (1.6137, 0.091, 20.0, "swir16"),
+    "B12": (2.2024, 0.175, 20.0, "swir22"),
 }
 # Noise of the MSI bands: reference radiance (W m-2 sr-1 um-1) and the signal-to-noise ratio required there
 # (ESA Sentinel-2 User Handbook), and solar irradiance (W m-2 um-1, Sentinel-2A product metadata).
@@ -245,8 +249,8 @@ def _sentinel2(name: str, table: Mapping[str, tuple[float, float]], bands: Seque
         flags=_FLAGS,
         source=source,
         bands=tuple(
-            Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, _MSI[b][1], _MSI[b][0], _MSI[b][2], _msi_noise(b))
-            for b in bands
+            Band(b, table[b][0] * 1e-4, table[b][1] * 1e-4, gsd, centre, alias, _msi_noise(b), width)
+            for b, (centre, width, gsd, alias) in ((b, _MSI[b]) for b in bands)
         ),
     )
 
@@ -261,7 +265,11 @@ def _single_look_complex(name: str, polarisations: Sequence[str]) -> Sensor:
         resampling=COMPLEX,
         looks=1.0,
         source="our choice: zero mean and one global scale (phase and polarimetric ratios stay untouched)",
-        bands=tuple(Band(f"{p}_{part}", 0.0, _SLC_STD, 5.0, _C_BAND) for p in polarisations for part in ("re", "im")),
+        bands=tuple(
+            Band(f"{p}_{part}", 0.0, _SLC_STD, 5.0, _C_BAND, polarisation=p)
+            for p in polarisations
+            for part in ("re", "im")
+        ),
     )
 
 
@@ -327,7 +335,10 @@ _TABLE = (
         resampling=DECIBEL,
         looks=4.4,
         source=_BIGEARTHNET,
-        bands=(Band("VV", -12.620, 5.116, 10.0, _C_BAND), Band("VH", -19.290, 5.464, 10.0, _C_BAND)),
+        bands=(
+            Band("VV", -12.620, 5.116, 10.0, _C_BAND, polarisation="VV"),
+            Band("VH", -19.290, 5.464, 10.0, _C_BAND, polarisation="VH"),
+        ),
     ),
     Sensor(
         name="sar_amplitude",

@@ -105,5 +105,5 @@ def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
 
 def _stated(config: Mapping, built: ModelConfig) -> dict[str, Any]:
     """All fields under the config's names: `module:NAME` of a sensor stays, so that a checkpoint finds it again."""
-    said = {key: tuple(config[key]) for key in ("sensors",) if key in config}
+    said = {key: tuple(config[key]) for key in ("sensors", "unseen") if key in config}
     return dataclasses.asdict(built) | {"name": config["name"]} | said

@@ -69,6 +69,8 @@ class ModelConfig(abc.ABC):
 
     Attributes:
         title: what the literature calls the architecture, for exports and reports; "" is the name of the class.
+        unseen: further sensors, that were not there in training: they have no weights and no experts of their own. A
+            model whose patch embedding is made from what bands are has it as a field.
         layered: whether `models.network` knows the layers, so that experts can be pruned and merged: the config has
             `moe`, `depths` and `pyramid`, the parameters lie as a `SwinPyramid` under "backbone".
     """
@@ -76,11 +78,15 @@ class ModelConfig(abc.ABC):
     title: ClassVar[str] = ""
     layered: ClassVar[bool] = False
     sensors: ClassVar[tuple[str, ...]]  # a field of every model
+    unseen: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if not self.sensors:
             raise ConfigError("model.sensors is empty: name at least one sensor")
         object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
+        object.__setattr__(self, "unseen", sensor_table.own_names(self.unseen))
+        if both := set(self.unseen) & set(self.sensors):
+            raise ConfigError(f'model.unseen names "{min(both)}", which model.sensors has: name it once')
 
     @abc.abstractmethod
     def build(
@@ -93,7 +99,7 @@ class ModelConfig(abc.ABC):
         """The network as pure functions, for example by `from_module`.
 
         Args:
-            sensors: what `self.sensors` names, for example with bands selected; default: the sensor table.
+            sensors: what `self.all_sensors` names, for example with bands selected; default: the sensor table.
             statistics: normalisation of each sensor; default: the sensor's own.
             heads: decoder outputs that objectives want, {sensor: {head: channels}}.
             mesh: where the program runs; None is one device.
@@ -101,6 +107,27 @@ class ModelConfig(abc.ABC):
         Raises:
             ConfigError: the model cannot give these heads, or not of these sensors.
         """
+
+    @property
+    def all_sensors(self) -> tuple[str, ...]:
+        """Names of the sensors that the model takes, those that were not there in training among them."""
+        return (*self.sensors, *self.unseen)
+
+    def with_unseen(self, names: Sequence[str], changed: Sequence[str] = ()) -> ModelConfig:
+        """The same model that takes further sensors, which were not there in training.
+
+        Args:
+            names: of them.
+            changed: sensors of the model that show other bands than in training.
+
+        Raises:
+            ConfigError: every sensor has weights of its own in this model.
+        """
+        raise ConfigError(
+            f"the model was not trained on {' and '.join((*names, *changed))}, and what it knows of "
+            f'{", ".join(self.sensors)} are weights for their bands: train a RingMoE with model.stem = "physics", or '
+            "this one with the sensor in model.sensors"
+        )
 
     @property
     def image_sizes(self) -> dict[str, int]:

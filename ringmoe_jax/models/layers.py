@@ -69,12 +69,15 @@ class PatchEmbed(nnx.Module):
         self.norm = layer_norm(width, rngs, dtype=dtype) if norm else None
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        *lead, height, width, channels = pixels.shape
-        p = self.patch
-        x = pixels.reshape(*lead, height // p, p, width // p, p, channels)
-        x = jnp.swapaxes(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
-        x = self.project(x)
+        x = self.project(patches(pixels, self.patch))
         return self.norm(x) if self.norm else x
+
+
+def patches(pixels: jax.Array, p: int) -> jax.Array:
+    """Patches of p x p pixels as vectors: [..., H, W, C] -> [..., H / p, W / p, p p C]."""
+    *lead, height, width, channels = pixels.shape
+    x = pixels.reshape(*lead, height // p, p, width // p, p, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
 
 
 class ConvolutionalStem(nnx.Module):

@@ -82,8 +82,14 @@ class MoEConfig:
         """Whether there are router groups, not only a dense feed-forward."""
         return bool(self.specialised or self.collaborative)
 
-    def tables(self, modalities: int, layer: int = 0) -> dict[str, np.ndarray]:
-        """The router groups and who may choose what in a layer: {group: allowed[M, E]}."""
+    def tables(self, modalities: int, layer: int = 0, strangers: int = 0) -> dict[str, np.ndarray]:
+        """The router groups and who may choose what in a layer: {group: allowed[M, E]}.
+
+        Args:
+            modalities: that were there in training.
+            layer: its number.
+            strangers: further ones, the last rows: they have no specialised experts, and all collaborative ones.
+        """
         groups = {}
         if self.specialised:
             groups["specialised"] = table.specialised(modalities, self.specialised)
@@ -95,7 +101,8 @@ class MoEConfig:
         for allowed in groups.values():
             if allowed.any():
                 table.check(allowed, self.top_k)
-        return groups
+        of_all = {name: np.any(rows, axis=0) & (name == "collaborative") for name, rows in groups.items()}
+        return {name: np.vstack([rows, *[of_all[name]] * strangers]) for name, rows in groups.items()}
 
     def breaks(self) -> tuple[int, ...]:
         """Layers whose experts have other shapes, or are other modalities', than those of the layer below."""
@@ -175,17 +182,27 @@ class MoEFeedForward(nnx.Module):
 
     Args:
         config: which experts there are.
-        modalities: M.
+        modalities: that were there in training.
         width: D.
         hidden: F.
         layer: number of the layer; in a stack that of the first, which tells what all of them have left.
+        strangers: further modalities, see `MoEConfig.tables`; M is both.
     """
 
     def __init__(
-        self, config: MoEConfig, modalities: int, width: int, hidden: int, rngs: nnx.Rngs, *, dtype, layer: int = 0
+        self,
+        config: MoEConfig,
+        modalities: int,
+        width: int,
+        hidden: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype,
+        layer: int = 0,
+        strangers: int = 0,
     ):
         self.config = config
-        self.modalities, self.hidden, self.layer = modalities, hidden, layer
+        self.modalities, self.strangers, self.hidden, self.layer = modalities + strangers, strangers, hidden, layer
         for name, allowed in config.tables(modalities, layer).items():
             if allowed.any():
                 setattr(self, name, RouterGroup(width, hidden, int(allowed.any(axis=0).sum()), rngs))
@@ -199,10 +216,11 @@ class MoEFeedForward(nnx.Module):
         observed = None if slots.observed is None else by_token(slots.observed)
         tokens = x.reshape(-1, width)
         counts = tuple(batch * n * slots.modalities.count(m) for m in range(self.modalities))
-        tables = self.config.tables(self.modalities, self.layer)
+        tables = self.config.tables(self.modalities - self.strangers, self.layer, self.strangers)
         outputs, collected = jnp.zeros_like(tokens), {}
-        if any(allowed.any() for allowed in tables.values()):
-            outputs, collected = self._routed(tables, tokens, modality, observed, counts, train, mesh)
+        reached = {name: allowed for name, allowed in tables.items() if allowed[np.array(counts) > 0].any()}
+        if reached:
+            outputs, collected = self._routed(reached, tokens, modality, observed, counts, train, mesh)
         hidden = self.hidden if self.config.measure else None
         for name in tables.keys() - collected.keys():
             collected[name] = statistics.nothing(*tables[name].shape, hidden)
@@ -214,12 +232,12 @@ class MoEFeedForward(nnx.Module):
         return outputs.reshape(x.shape), collected
 
     def _routed(self, tables, tokens, modality, observed, counts, train: bool, mesh: Mesh | None):
-        """All router groups on tokens [N, D]; experts that no present modality can choose are left out."""
+        """Router groups of `tables` on tokens [N, D]; experts that no present modality can choose are left out."""
         config = self.config
         shards = mesh.size if mesh is not None else 1
         groups = config.groups or shards
         factor = config.capacity_factor if train else config.eval_capacity_factor
-        chosen = {name: _Columns.of(allowed, counts, mesh) for name, allowed in tables.items() if allowed.any()}
+        chosen = {name: _Columns.of(allowed, counts, mesh) for name, allowed in tables.items()}
         allowed = {name: tables[name][:, columns.of_all] for name, columns in chosen.items()}
         rows = [
             table.capacity(who, tuple(c // groups for c in counts), config.top_k, factor) for who in allowed.values()

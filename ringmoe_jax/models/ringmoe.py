@@ -18,8 +18,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.bands import describe
 from ringmoe_jax.config import check_ranges
-from ringmoe_jax.contracts import cells_to_pixels, mean_of_cells, pixel_mask, standardise, valid_cells, validate
+from ringmoe_jax.contracts import (
+    PIXELS,
+    cells_to_pixels,
+    mean_of_cells,
+    pixel_mask,
+    standardise,
+    valid_cells,
+    validate,
+)
 from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
@@ -32,13 +41,14 @@ from ringmoe_jax.models.layers import (
     layer_norm,
 )
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
+from ringmoe_jax.models.physics import RANK, PhysicsDecoder, PhysicsStem
 from ringmoe_jax.models.stack import REMAT_POLICIES
 from ringmoe_jax.models.submodel import submodel
 from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
-LINEAR, CONVOLUTIONAL = STEMS = ("linear", "convolutional")
+LINEAR, CONVOLUTIONAL, PHYSICS = STEMS = ("linear", "convolutional", "physics")
 LAST, PYRAMID = DECODERS = ("last", "pyramid")
 
 
@@ -49,11 +59,14 @@ class RingMoEConfig(ModelConfig):
 
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
+        unseen: further ones, that were not there in training; only with the stem "physics". Their tokens choose among
+            the specialised experts of their modality, or of none where no sensor has it, and the collaborative ones.
         width: D of the first stage; the one dial that sizes the model. Doubles with every stage.
         depths: blocks of each stage.
         image_size: side of an image in pixels; a pass may show smaller ones, see `sizes`.
         patch: side of a patch in pixels.
-        stem: "linear", one patch at a time (released code), or "convolutional", see `layers.ConvolutionalStem`.
+        stem: "linear", one patch at a time (released code); "convolutional", see `layers.ConvolutionalStem`; or
+            "physics": one for all sensors, made from what bands are; so is the decoder of their pixels, see `physics`.
         decoder: what decoders of pixels see: "last", the tokens of the last stage (released code), or "pyramid", all
             stages of the backbone, see `layers.PyramidDecoder`.
         window: side of an attention window in tokens, clamped to the grid of a stage.
@@ -66,6 +79,8 @@ class RingMoEConfig(ModelConfig):
         power_input: complex sensors also show their patch embedding the logarithm of each polarisation's power,
             which a linear embedding of re and im cannot form. The released code prepends total power in one of
             its files and does not in the other; the logarithm and one channel a polarisation are our choice.
+        band_dropout: chance that a band is hidden from the encoder in a whole training image; one stays. Decoders are
+            asked for all. Only with the stem "physics", which is told. Panopticon and DOFA sample bands likewise.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         moe: the mixture in every block.
         dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
@@ -79,6 +94,7 @@ class RingMoEConfig(ModelConfig):
     title: ClassVar[str] = "RingMoE"
     layered: ClassVar[bool] = True
     sensors: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
     width: int = 448
     depths: tuple[int, ...] = (2, 2, 18, 2)
     image_size: int = 192
@@ -92,6 +108,7 @@ class RingMoEConfig(ModelConfig):
     pre_norm: bool = False
     norm_gain: float = 0.0
     power_input: bool = False
+    band_dropout: float = 0.0
     drop_path: float = 0.0
     moe: MoEConfig = MoEConfig()
     dtype: str = "float32"
@@ -114,6 +131,15 @@ class RingMoEConfig(ModelConfig):
                 raise ConfigError(f'model.{field} = "{value}" does not exist: {nearest(value, known)}')
         if self.stem == CONVOLUTIONAL and (self.patch < 2 or self.patch & (self.patch - 1)):
             raise ConfigError(f"model.patch = {self.patch}: a convolutional stem wants a power of 2, at least 2")
+        if self.stem == PHYSICS and self.power_input:
+            raise ConfigError("model.power_input adds channels that no band describes: not with model.stem = physics")
+        if not 0 <= self.band_dropout < 1 or (self.band_dropout and self.stem != PHYSICS):
+            raise ConfigError(
+                f'model.band_dropout = {self.band_dropout}: wanted 0 to below 1, and model.stem = "physics", which can '
+                "be told what is missing"
+            )
+        if self.unseen and self.stem != PHYSICS:
+            super().with_unseen(self.unseen)
         if self.pre_norm and self.norm_gain:
             raise ConfigError(f"model.norm_gain = {self.norm_gain} is of norms behind branches: set pre_norm = False")
         if self.width % min(self.head_width, self.width):
@@ -191,7 +217,7 @@ class RingMoEConfig(ModelConfig):
     @property
     def image_sizes(self) -> dict[str, int]:
         """See `ModelConfig`."""
-        return dict.fromkeys(self.sensors, self.image_size)
+        return dict.fromkeys(self.all_sensors, self.image_size)
 
     @property
     def has_experts(self) -> bool:
@@ -217,9 +243,15 @@ class RingMoEConfig(ModelConfig):
         """See `ModelConfig`."""
         return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
 
+    def with_unseen(self, names: Sequence[str], changed: Sequence[str] = ()) -> RingMoEConfig:
+        """See `ModelConfig`."""
+        if self.stem != PHYSICS:
+            super().with_unseen(names, changed)
+        return dataclasses.replace(self, unseen=(*self.unseen, *names))
+
     def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
-        """See `ringmoe_jax.models.submodel`."""
-        return submodel(network, sensors)
+        """See `ringmoe_jax.models.submodel`; with sensors that were not there in training it is all of the network."""
+        return network if set(sensors) & set(self.unseen) else submodel(network, sensors)
 
     def build(
         self,
@@ -231,11 +263,15 @@ class RingMoEConfig(ModelConfig):
         """RingMoE as two pure functions, see `ModelConfig`.
 
         Statistics of routing carry the modality axis M in the order of `ringmoe_jax.sensors.modalities(sensors)`.
+
+        With the stem "physics" every sensor has a decoder of its bands where any is asked for.
         """
-        table, values = chosen_sensors(self.sensors, sensors, statistics)
+        table, values = chosen_sensors(self.all_sensors, sensors, statistics)
         unknown = set(heads or {}) - set(table)
         if unknown:
             raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
+        for sensor in table.values() if self.stem == PHYSICS else ():
+            describe(sensor)  # raises where it cannot be told
         make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
         widths = self.stage_widths
         finer = ConvolutionalStem.widths(self.patch, self.width) if self.stem == CONVOLUTIONAL else ()
@@ -266,28 +302,38 @@ class RingMoE(nnx.Module):
         self.config, self.mesh = config, mesh
         self.sensors, self.statistics = dict(sensors), dict(statistics)
         self.modalities = sensor_table.modalities(sensors)
+        known = sensor_table.modalities({name: sensors[name] for name in config.sensors})
+        strangers = len(self.modalities) - len(known)
         dtype = jnp.dtype(config.dtype)
-        make_stem = ConvolutionalStem if config.stem == CONVOLUTIONAL else PatchEmbed
-        self.stems = nnx.Dict(
-            {
-                name: make_stem(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
-                for name, sensor in sensors.items()
-            }
-        )
+        if config.stem == PHYSICS:
+            self.stem = PhysicsStem(config.patch, config.width, rngs, dtype=dtype)
+        else:
+            make_stem = ConvolutionalStem if config.stem == CONVOLUTIONAL else PatchEmbed
+            self.stems = nnx.Dict(
+                {
+                    name: make_stem(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
+                    for name, sensor in sensors.items()
+                }
+            )
         self.mask_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
+        options = dict(dtype=dtype, strangers=strangers)
         make_ffn = lambda width, rngs, layer: MoEFeedForward(  # noqa: E731
-            config.moe, len(self.modalities), width, config.hidden_ratio * width, rngs, dtype=dtype, layer=layer
+            config.moe, len(known), width, config.hidden_ratio * width, rngs, layer=layer, **options
         )
-        spread = lambda collected, layers: config.moe.spread(collected, len(self.modalities), layers)  # noqa: E731
+        spread = lambda collected, layers: config.moe.spread(collected, len(known), layers)  # noqa: E731
         self.backbone = SwinPyramid(
             config.pyramid, make_ffn, rngs, constrain=self._constrain, spread=spread, dtype=dtype
         )
         width = config.token_width
         self.norm = layer_norm(width, rngs, dtype=dtype)
+        generated = config.stem == PHYSICS and any(PIXELS in of for of in heads.values())
+        self.decoder = PhysicsDecoder(self._make_decoder(RANK, rngs, dtype), rngs) if generated else None
+        own = {name: {h: c for h, c in of.items() if not (generated and h == PIXELS)} for name, of in heads.items()}
         self.decoders = nnx.Dict(
             {
                 sensor: nnx.Dict({head: self._make_decoder(channels, rngs, dtype) for head, channels in of.items()})
-                for sensor, of in heads.items()
+                for sensor, of in own.items()
+                if of
             }
         )
 
@@ -304,13 +350,17 @@ class RingMoE(nnx.Module):
         return self.config.power_input and sensor.resampling == COMPLEX
 
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
-        validate(batch, self.sensors)
-        entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
+        validate(batch, self.sensors, told=self.config.stem == PHYSICS)
+        entries = {name: batch["sensors"][name] for name in self.sensors if name in batch["sensors"]}
         images = {name: self._standardise(name, entry) for name, entry in entries.items()}
         if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
             shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
             raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
-        stems = {name: self._embed(name, images[name], entry.get("mask")) for name, entry in entries.items()}
+        bands = {name: entry.get("bands") for name, entry in entries.items()}
+        if train and self.config.band_dropout and key is not None:
+            key, draw = jax.random.split(key)
+            bands = self._drop_bands(entries, draw)
+        stems = {n: self._embed(n, images[n], entry.get("mask"), bands[n]) for n, entry in entries.items()}
         embedded = {name: tokens for name, (tokens, _) in stems.items()}
         observed = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded, observed)
@@ -325,11 +375,7 @@ class RingMoE(nnx.Module):
             "pooled": {
                 name: mean_of_cells(t, valid_cells(entries[name]["valid"], t.shape[2:4])) for name, t in tokens.items()
             },
-            "heads": {
-                name: {head: decoder(shown[name]).astype(jnp.float32) for head, decoder in self.decoders[name].items()}
-                for name in tokens
-                if name in self.decoders
-            },
+            "heads": {name: heads for name in tokens if (heads := self._decode(name, shown[name]))},
             "standardised": images,
             "pixel_mask": {name: pixel_mask(entry) for name, entry in entries.items()},
             "sensors": {name: self.sensors[name] for name in entries},
@@ -344,13 +390,42 @@ class RingMoE(nnx.Module):
                 f'sensor "{name}": images are {size[0]} x {size[1]} pixels, the model takes '
                 f"{' or '.join(f'{s} x {s}' for s in self.config.sizes)}: set data.image_size, or hand over such images"
             )
-        return standardise(entry["pixels"], entry["valid"], self.statistics[name])
+        image = standardise(entry["pixels"], entry["valid"], self.statistics[name])
+        return jnp.where(entry["bands"][:, :, None, None], image, 0) if "bands" in entry else image
 
-    def _embed(self, name: str, image: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def _drop_bands(self, entries: Mapping, key: jax.Array) -> dict[str, jax.Array]:
+        """Which bands every image shows, [B, T, C]: without some, but never without the one that a draw protects.
+
+        Real and imaginary part go together.
+        """
+        shown = {}
+        for (name, entry), draw in zip(entries.items(), jax.random.split(key, len(entries)), strict=True):
+            (b, t, *_, c), pair = entry["pixels"].shape, 2 if self.sensors[name].resampling == COMPLEX else 1
+            present = entry.get("bands", jnp.ones((b, t, c), bool))
+            first, second = jax.random.split(draw)
+            kept = jax.random.bernoulli(first, 1 - self.config.band_dropout, (b, t, c // pair))
+            luck = jnp.where(present[..., ::pair], jax.random.uniform(second, kept.shape), -1.0)
+            kept |= luck == luck.max(axis=-1, keepdims=True)
+            shown[name] = present & jnp.repeat(kept, pair, axis=-1)
+        return shown
+
+    def _decode(self, name: str, features) -> dict[str, jax.Array]:
+        """What the decoders of a sensor say of its tokens or stages, by head."""
+        said = {head: decoder(features) for head, decoder in self.decoders.get(name, {}).items()}
+        if self.decoder is not None:
+            said[PIXELS] = self.decoder(features, describe(self.sensors[name]))
+        return {head: x.astype(jnp.float32) for head, x in said.items()}
+
+    def _embed(
+        self, name: str, image: jax.Array, mask: jax.Array | None, bands: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token; and finer levels of the stem."""
         if mask is not None and self.config.stem == CONVOLUTIONAL:  # its tokens see beyond their own cells
             image = jnp.where(cells_to_pixels(mask, *image.shape[2:4])[:, None, :, :, None], 0, image)
-        x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
+        if self.config.stem == PHYSICS:
+            x = self.stem(image, describe(self.sensors[name]), bands)
+        else:
+            x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
         x, levels = x if self.config.stem == CONVOLUTIONAL else (x, ())
         if mask is None:
             return x, levels

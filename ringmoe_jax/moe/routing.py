@@ -124,7 +124,7 @@ def route(
     Args:
         logits: [N, E] float32.
         modality: [N] int32, row of `allowed` for each token.
-        allowed: [M, E] bool; every row allows at least `k` experts.
+        allowed: [M, E] bool; a row allows at least `k` experts, or none: tokens of that modality choose nobody.
         k: experts per token.
         normalise_gates: divide the gates by their sum over the chosen experts. With k = 1 the
             gate is then exactly 1 and the task sends no gradient to the router, as in the
@@ -132,12 +132,17 @@ def route(
         router: the rule.
         observed: [N] bool, whether a token is of an image that shows something; others choose nobody. None: all are.
     """
-    routing = router(logits, modality, allowed, k)
+    some = allowed.any(axis=1)
+    routing = router(logits, modality, allowed | ~some[:, None], k)
+    if not some.all():
+        guided = jnp.asarray(some)[modality]
+        observed = guided if observed is None else observed & guided
+        routing = routing._replace(probabilities=routing.probabilities * guided[:, None])
     if normalise_gates:
         gates = routing.gates / (routing.gates.sum(axis=-1, keepdims=True) + 1e-9)
         routing = routing._replace(gates=gates)
     if observed is not None:
-        some = observed[:, None]
-        experts = jnp.where(some, routing.experts, logits.shape[1])
-        routing = routing._replace(experts=experts, gates=routing.gates * some)
+        chosen = observed[:, None]
+        experts = jnp.where(chosen, routing.experts, logits.shape[1])
+        routing = routing._replace(experts=experts, gates=routing.gates * chosen)
     return routing

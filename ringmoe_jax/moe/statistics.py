@@ -123,5 +123,5 @@ def balance_loss(tokens: jax.Array, load: jax.Array, probability: jax.Array, all
     fraction = load / jnp.maximum(load.sum(axis=1, keepdims=True), 1.0)  # f_e
     mean_probability = (join @ probability) / jnp.maximum(tokens, 1.0)[:, None]  # P_e
     per_router = rows.sum(axis=1) * jnp.sum(fraction * mean_probability, axis=1)
-    seen = tokens > 0
+    seen = (tokens > 0) & rows.any(axis=1)
     return jnp.sum(per_router * seen) / jnp.maximum(seen.sum(), 1)

@@ -52,7 +52,7 @@ def capacity(allowed: np.ndarray, tokens: tuple[int, ...], k: int, factor: float
         factor: capacity factor, > 0.
     """
     choices = allowed.sum(axis=1)
-    load = sum(k * n / c * row for n, c, row in zip(tokens, choices, allowed, strict=True) if n)
+    load = sum(k * n / c * row for n, c, row in zip(tokens, choices, allowed, strict=True) if n and c)
     busiest = float(np.max(load))
     return min(sum(tokens), max(1, math.ceil(factor * busiest - 1e-9)))
 

@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringmoe_jax.contracts import PIXELS
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.registry import Registry
 from ringmoe_jax.sensors import Sensor
-
-PIXELS = "pixels"  # decoder output: the standardised bands of the sensor
 
 Result = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 NOTHING: Result = (np.float32(0), np.float32(0), {})  # of a batch that does not show the sensor

@@ -1,0 +1,196 @@
+"""A stem made from what bands are: order, wavelengths, missing bands, sensors that training never saw."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ringmoe_jax import models, sensors
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.parallel import mesh as meshes
+from ringmoe_jax.parallel.mesh import MeshConfig
+from ringmoe_jax.parallel.sharding import shardings
+from ringmoe_jax.sensors import Band, Sensor
+from tests.helpers.parameters import stirred
+from tests.helpers.tiny import RINGMOE, batch
+
+MOE = dict(specialised=2, collaborative=2, engine="dense")
+MODEL = RINGMOE | dict(sensors=("s2_10", "s1_grd"), stem="physics", moe=MOE)
+HEADS = {"s2_10": {"pixels": 10}}
+LANDSAT = Sensor(
+    name="landsat_like",
+    modality="multispectral",
+    unit="reflectance",
+    dtype="uint16",
+    valid_range=(0.0, 2.0),
+    source="Landsat 8 OLI, of a test",
+    bands=(Band("red", 0.06, 0.06, 30.0, 0.6546, width=0.0375), Band("swir", 0.16, 0.1, 30.0, 1.6089, width=0.0847)),
+)
+THERMAL = dataclasses.replace(LANDSAT, name="thermal_like", modality="thermal_like", unit="K")
+
+
+@pytest.fixture(scope="module")
+def built():
+    model = models.build(MODEL, heads=HEADS)
+    return model, stirred(model.shapes()), batch(MODEL)
+
+
+@pytest.fixture(scope="module")
+def whole(built):
+    model, params, shown = built
+    return jax.jit(model.apply)(params, shown)
+
+
+def with_bands(built, name, bands, index):
+    """Outputs for a batch whose sensor has other bands: `bands`, which are channels `index` of the batch."""
+    _, params, shown = built
+    sensor = dataclasses.replace(sensors.get(name), bands=tuple(bands))
+    model = models.build(MODEL, sensors={name: sensor}, heads={name: {"pixels": len(bands)}})
+    entry = shown["sensors"][name]
+    entries = shown["sensors"] | {name: entry | {"pixels": entry["pixels"][..., np.asarray(index)]}}
+    return jax.jit(model.apply)(params, {"sensors": entries})
+
+
+def test_the_order_of_bands_changes_nothing(built, whole):
+    order = np.random.default_rng(0).permutation(10)
+    table = sensors.get("s2_10").bands
+    out = with_bands(built, "s2_10", [table[i] for i in order], order)
+    assert_allclose(out["tokens"]["s2_10"], whole["tokens"]["s2_10"], atol=1e-5)
+    assert_allclose(out["heads"]["s2_10"]["pixels"], whole["heads"]["s2_10"]["pixels"][..., order], atol=1e-5)
+
+
+def test_a_wrong_wavelength_changes_tokens_and_its_own_decoder(built, whole):
+    table = list(sensors.get("s2_10").bands)
+    table[3] = dataclasses.replace(table[3], wavelength=1.1)
+    out = with_bands(built, "s2_10", table, np.arange(10))
+    assert np.abs(out["tokens"]["s2_10"] - whole["tokens"]["s2_10"]).max() > 1e-2
+    assert_array_equal(out["tokens"]["s1_grd"], whole["tokens"]["s1_grd"])
+
+
+def test_missing_bands_are_one_code_path(built, whole):
+    """Bands that a batch says are missing, and a sensor that does not have them, give the same."""
+    model, params, shown = built
+    left = np.array([0, 1, 2, 6])
+    table = sensors.get("s2_10").bands
+    few = with_bands(built, "s2_10", [table[i] for i in left], left)
+    entry = shown["sensors"]["s2_10"]
+    hidden = jnp.broadcast_to(jnp.isin(jnp.arange(10), left), (2, 1, 10))
+    garbage = jnp.where(hidden[:, :, None, None], entry["pixels"], 1e3)
+    told = {"sensors": shown["sensors"] | {"s2_10": entry | {"pixels": garbage, "bands": hidden}}}
+    out = jax.jit(model.apply)(params, told)
+    assert_allclose(out["tokens"]["s2_10"], few["tokens"]["s2_10"], atol=1e-5)
+    assert_allclose(out["heads"]["s2_10"]["pixels"][..., left], few["heads"]["s2_10"]["pixels"], atol=1e-5)
+    assert np.abs(out["tokens"]["s2_10"] - whole["tokens"]["s2_10"]).max() > 1e-2
+    assert not out["pixel_mask"]["s2_10"].any()  # no target where a band is not known
+    everything = {"sensors": shown["sensors"] | {"s2_10": entry | {"bands": jnp.ones((2, 1, 10), bool)}}}
+    assert_allclose(jax.jit(model.apply)(params, everything)["tokens"]["s2_10"], whole["tokens"]["s2_10"], atol=1e-5)
+
+
+def test_dropped_bands_are_hidden_and_still_asked_for(built, whole):
+    _, params, shown = built
+    model = models.build(MODEL | dict(band_dropout=0.5), heads=HEADS)
+    run = jax.jit(lambda key, train: model.apply(params, shown, key=key, train=train), static_argnums=1)
+    out = run(jax.random.key(1), True)
+    assert np.abs(out["tokens"]["s2_10"] - whole["tokens"]["s2_10"]).max() > 1e-2
+    assert_allclose(out["standardised"]["s2_10"], whole["standardised"]["s2_10"], rtol=1e-6)
+    assert out["pixel_mask"]["s2_10"].all()
+    assert_allclose(run(jax.random.key(1), False)["tokens"]["s2_10"], whole["tokens"]["s2_10"], atol=1e-6)
+    almost = models.build(MODEL | dict(sensors=("slc_dual",), band_dropout=0.99))
+    shown = batch(MODEL | dict(sensors=("slc_dual",)), rows=8)
+    show = jax.jit(lambda p, b: almost.apply(p, b, key=jax.random.key(0), train=True))
+    tokens = show(stirred(almost.shapes()), shown)["stages"]["slc_dual"][0]
+    assert tokens.std(axis=(1, 2, 3)).min() > 0.01  # a polarisation, real and imaginary part, is left in every image
+
+
+def test_unseen_sensors_use_the_experts_that_there_are(built, whole):
+    """One of a known modality chooses among its experts, one of a new modality among the collaborative ones alone."""
+    _, params, shown = built
+    for sensor in (LANDSAT, THERMAL):
+        sensors.register(sensor)
+    config = MODEL | dict(unseen=(LANDSAT.name, THERMAL.name))
+    model = models.build(config, heads=HEADS)
+    assert jax.tree.map(jnp.shape, model.shapes()) == jax.tree.map(jnp.shape, built[0].shapes())
+    guests = batch({**config, "sensors": (LANDSAT.name, THERMAL.name)}, seed=5)["sensors"]
+    out = jax.jit(model.apply)(params, {"sensors": shown["sensors"] | guests})
+    for name in MODEL["sensors"]:
+        assert_allclose(out["tokens"][name], whole["tokens"][name], atol=1e-5)
+    assert {name: heads["pixels"].shape[-1] for name, heads in out["heads"].items()} == {
+        "s2_10": 10, "s1_grd": 2, LANDSAT.name: 2, THERMAL.name: 2,
+    }  # fmt: skip
+    # rows: multispectral, sar_l2, thermal_like; 2 images of 16 tokens each in the first layers
+    assert_array_equal(out["routing"]["specialised"].load.sum(axis=-1)[0], [64, 32, 0])
+    assert_array_equal(out["routing"]["collaborative"].load.sum(axis=-1)[0], [64, 32, 32])
+    assert out["routing"]["specialised"].probability[:, 2].max() == 0
+    alone = jax.jit(model.apply)(params, {"sensors": {THERMAL.name: guests[THERMAL.name]}})
+    assert_allclose(alone["tokens"][THERMAL.name], out["tokens"][THERMAL.name], atol=1e-5)
+    assert_allclose(
+        out["routing"]["specialised"].balance, whole["routing"]["specialised"].balance, rtol=0.5
+    )  # a router that nobody asked is not averaged in
+
+
+@pytest.mark.parametrize("engine", ["capacity", "blocks"])
+def test_tokens_without_experts_take_no_rows(built, engine):
+    _, params, shown = built
+    sensors.register(THERMAL)
+    config = MODEL | dict(unseen=(THERMAL.name,), moe=MOE | dict(engine=engine, eval_capacity_factor=4.0))
+    guests = batch({**config, "sensors": (THERMAL.name,)})["sensors"]
+    data = {"sensors": shown["sensors"] | guests}
+    got = jax.jit(models.build(config).apply)(params, data)
+    want = jax.jit(models.build(config | dict(moe=MOE)).apply)(params, data)
+    assert got["routing"]["specialised"].dropped.sum() == 0
+    assert_allclose(got["tokens"][THERMAL.name], want["tokens"][THERMAL.name], atol=1e-4)
+
+
+def test_eight_devices_give_what_one_gives(built, whole):
+    _, params, _ = built
+    mesh = meshes.make(MeshConfig(data=-1, fsdp=2, expert=2))
+    model = models.build(MODEL, heads=HEADS, mesh=mesh)
+    shown = batch(MODEL, rows=8)
+    one = jax.jit(built[0].apply)(params, shown)
+    placed = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        out = jax.jit(model.apply)(placed, shown)
+    for name in MODEL["sensors"]:
+        assert_allclose(out["tokens"][name], one["tokens"][name], atol=1e-4)
+    assert_allclose(out["heads"]["s2_10"]["pixels"], one["heads"]["s2_10"]["pixels"], atol=1e-4)
+
+
+def test_every_part_learns(built):
+    model, params, shown = built
+
+    def loss(params):
+        out = model.apply(params, shown)
+        return jnp.mean((out["heads"]["s2_10"]["pixels"] - out["standardised"]["s2_10"]) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    for part in (gradient["stem"], gradient["decoder"]):
+        assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part)) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(sensors=("s2_8bit",)), "nothing but their names tells nir and red apart"),
+        (dict(stem="linear", unseen=("rgb",)), 'train a RingMoE with model.stem = "physics"'),
+        (dict(stem="linear", band_dropout=0.1), "model.band_dropout = 0.1"),
+        (dict(power_input=True), "model.power_input adds channels that no band describes"),
+        (dict(unseen=("s1_grd",)), 'model.unseen names "s1_grd", which model.sensors has'),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        models.build(MODEL | changes)
+
+
+def test_a_fixed_stem_cannot_be_told_of_missing_bands(built):
+    _, _, shown = built
+    fixed = models.build(MODEL | dict(stem="linear"))
+    entry = shown["sensors"]["s1_grd"] | {"bands": jnp.ones((2, 1, 2), bool)}
+    with pytest.raises(DataError, match='which bands of "s1_grd" are missing, which this model cannot be told'):
+        jax.eval_shape(fixed.apply, fixed.shapes(), {"sensors": {"s1_grd": entry}})
+    entry = entry | {"bands": jnp.ones((2, 1, 3), bool)}
+    with pytest.raises(DataError, match=r"bands is bool\(2, 1, 3\), wanted bool\(2, 1, 2\)"):
+        jax.eval_shape(built[0].apply, built[1], {"sensors": {"s1_grd": entry}})
