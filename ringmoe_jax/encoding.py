@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,10 +74,10 @@ def build(
 
 def encode(
     network: Any,
-    images: Mapping[str, Any],
+    images: Mapping[str | Sensor, Any],
     *,
-    valid: Mapping[str, Any] | None = None,
-    days: Mapping[str, Any] | None = None,
+    valid: Mapping[str | Sensor, Any] | None = None,
+    days: Mapping[str | Sensor, Any] | None = None,
     location: Any = None,
     batch_size: int = 64,
     check_units: bool = True,
@@ -93,9 +93,12 @@ def encode(
             takes sensors or bands that are not the sensor table's.
         images: {sensor: [B, H, W, C] or [B, T, H, W, C]}, any numbers, in the sensor's physical unit
             (`rm.sensors.get(name).unit`), bands in the order of its `band_names`. Any non-empty subset of the model's
-            sensors; all have the same B and show the same places.
+            sensors; all have the same B and show the same places. A `Run` whose stem is made from what bands are also
+            takes sensors that were not there in training: their names, `module:NAME`, or `Sensor` objects; see
+            `Run.with_sensors`.
         valid: {sensor: [B, H, W] or [B, T, H, W] bool}, False where a pixel was not observed. Pixels with a band that
-            is not finite never are valid.
+            is not finite never are valid; but a band without a finite value in a whole image counts as missing there,
+            where the model can be told so.
         days: {sensor: [B] or [B, T]}, when each image was taken: `datetime64`, or days since 1970-01-01.
         location: [B, 2] latitude and longitude in degrees (WGS 84).
         batch_size: images of a block, > 0.
@@ -105,20 +108,22 @@ def encode(
         `Features`, on the host.
 
     Raises:
+        ConfigError: a sensor was not there in training, and every sensor has weights of its own in this model.
         DataError: an unknown sensor, another number of bands, shapes that do not belong together, an image size that
             the model cannot take, or values that look like another unit.
     """
-    model, params, sensors = _opened(network)
+    model, params, sensors = _opened(network, images)
+    images, valid, days = ({_name(key): x for key, x in (given or {}).items()} for given in (images, valid, days))
     if not images:
         raise DataError(f"images is empty: wanted pixels of at least one of {', '.join(sensors)}")
     for argument, given in (("valid", valid), ("days", days)):
-        if extra := sorted(set(given or {}) - set(images)):
+        if extra := sorted(set(given) - set(images)):
             raise DataError(f'{argument} has "{extra[0]}", images has {", ".join(images)}: give pixels of it, too')
     entries = {}
     for name, pixels in images.items():
         if name not in sensors:
             raise DataError(f'images has "{name}", which the model does not take: {nearest(name, sensors)}')
-        entries[name] = _entry(sensors[name], pixels, (valid or {}).get(name), (days or {}).get(name), check_units)
+        entries[name] = _entry(sensors[name], pixels, valid.get(name), days.get(name), check_units, model.told)
     rows = {name: len(entry["pixels"]) for name, entry in entries.items()}
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} {number}" for name, number in rows.items())
@@ -143,7 +148,16 @@ def _moments(maps: Sequence[jax.Array], entry: Mapping) -> jax.Array:
     return jnp.concatenate([*means, *spreads], axis=1)
 
 
-def _opened(network: Any) -> tuple[Model, Params, dict[str, Sensor]]:
+def _name(sensor: str | Sensor) -> str:
+    return sensor.name if isinstance(sensor, Sensor) else sensor_table.own_names([sensor])[0]
+
+
+def _opened(network: Any, asked: Iterable[str | Sensor]) -> tuple[Model, Params, dict[str, Sensor]]:
+    """Model, parameters and sensors; of a run with those that are asked for and were not there in training."""
+    if hasattr(network, "with_sensors"):
+        table = sensor_table.SENSORS
+        known = [s for s in asked if isinstance(s, Sensor) or ":" in s or (s in table and s not in network.sensors)]
+        network = network.with_sensors(known)
     network = getattr(network, "frozen", network)
     if hasattr(network, "model"):
         return network.model, network.params, dict(network.sensors)
@@ -165,12 +179,14 @@ def _blocks(batch: Mapping, size: int) -> Iterator[Mapping]:
         yield jax.tree.map(fill, batch)
 
 
-def _entry(sensor: Sensor, pixels: Any, valid: Any, days: Any, check_units: bool) -> dict[str, np.ndarray]:
-    """One sensor of a batch, see `ringmoe_jax.contracts`."""
+def _entry(sensor: Sensor, pixels: Any, valid: Any, days: Any, check_units: bool, told: bool) -> dict[str, np.ndarray]:
+    """One sensor of a batch, see `ringmoe_jax.contracts`; `told`: bands may be missing."""
     pixels = _with_dates(sensor, np.asarray(pixels))
     pixels = np.asarray(pixels, np.float32)
     shape = pixels.shape[:-1]
-    seen = np.isfinite(pixels).all(axis=-1)
+    finite = np.isfinite(pixels)
+    bands = finite.any(axis=(2, 3)) if told else np.ones((*shape[:2], sensor.channels), bool)
+    seen = (finite | ~bands[:, :, None, None]).all(axis=-1) & bands.any(axis=-1)[:, :, None, None]
     if valid is not None:
         valid = np.asarray(valid)
         valid = valid[:, None] if valid.ndim == 3 else valid
@@ -178,9 +194,13 @@ def _entry(sensor: Sensor, pixels: Any, valid: Any, days: Any, check_units: bool
             raise DataError(f'valid["{sensor.name}"] is {valid.dtype}{list(valid.shape)}, wanted bool{list(shape)}')
         seen &= valid
     if check_units:
-        _check_units(sensor, pixels[seen])
+        everywhere = bands.all(axis=(0, 1))
+        kept = tuple(band for band, there in zip(sensor.bands, everywhere, strict=True) if there)
+        _check_units(dataclasses.replace(sensor, bands=kept), pixels[seen][:, everywhere])
     time = np.full(shape[:2], NO_TIME, np.int32) if days is None else _days(sensor, days, shape[:2])
-    return {"pixels": np.where(seen[..., None], pixels, 0), "valid": seen, "time": time}
+    observed = seen[..., None] & bands[:, :, None, None]
+    entry = {"pixels": np.where(observed, pixels, 0), "valid": seen, "time": time}
+    return entry | ({"bands": bands} if told else {})
 
 
 def _with_dates(sensor: Sensor, pixels: np.ndarray) -> np.ndarray:

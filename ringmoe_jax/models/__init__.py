@@ -7,7 +7,7 @@ docs/extend.md. `register` gives it a short name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringmoe_jax.models import galileo as _galileo  # noqa: F401  (registers)
@@ -30,6 +30,7 @@ __all__ = [
     "read",
     "register",
     "with_engine",
+    "with_unseen",
 ]
 
 register = MODELS.register
@@ -101,6 +102,21 @@ def with_engine(config: Mapping, engine: str) -> dict[str, Any]:
         ConfigError: as `read`.
     """
     return _stated(config, read(config).with_engine(engine))
+
+
+def with_unseen(config: Mapping, names: Sequence[str], changed: Sequence[str] = ()) -> dict[str, Any]:
+    """The same model that takes sensors, or bands, that were not there in training, see `ModelConfig.with_unseen`.
+
+    Args:
+        config: see `read`.
+        names: of further sensors, as a config says them.
+        changed: sensors of the model that show other bands than in training.
+
+    Raises:
+        ConfigError: as `read`; or every sensor has weights of its own in this model.
+    """
+    read(config).with_unseen(names, changed)
+    return complete(config) | ({"unseen": (*config.get("unseen", ()), *names)} if names else {})
 
 
 def _stated(config: Mapping, built: ModelConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Model:
         streams: width D of each kind of features, by sensor and "fused": what `outputs["tokens"]` and
             `outputs["fused"]` hold.
         stages: widths D of `outputs["stages"]`, finest first, by sensor; empty where the model does not say.
+        told: whether a batch may say which bands of an image are missing, see `ringmoe_jax.contracts`.
         blocks_above: for layer-wise learning rates, the blocks between a part of the parameters and the output, by
             prefix of its path, the longest one counts: {"": 12, "blocks": range(11, -1, -1), "norm": 0}. A sequence
             gives one number to each of stacked blocks, [L, ...] arrays. Empty: the model does not say.
@@ -42,6 +43,7 @@ class Model:
     streams: Mapping[str, int] = dataclasses.field(default_factory=dict)
     blocks_above: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
     stages: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    told: bool = False
 
     def shapes(self) -> Params:
         """Shapes and dtypes of the parameters, without memory."""
@@ -194,6 +196,7 @@ def from_module(
     streams: Mapping[str, int] | None = None,
     blocks_above: Mapping[str, int | Sequence[int]] | None = None,
     stages: Mapping[str, tuple[int, ...]] | None = None,
+    told: bool = False,
 ) -> Model:
     """Wraps an `nnx` module class: the functional subset (split, merge) and nothing else of Flax.
 
@@ -203,6 +206,7 @@ def from_module(
         streams: see `Model`.
         blocks_above: see `Model`.
         stages: see `Model`.
+        told: see `Model`.
     """
     made: dict[str, Any] = {}
 
@@ -221,4 +225,4 @@ def from_module(
         nnx.replace_by_pure_dict(state, {name: params[name] for name in own})
         return nnx.merge(made["graph"], state)(batch, key=key, train=train)
 
-    return Model(init, apply, dict(streams or {}), dict(blocks_above or {}), dict(stages or {}))
+    return Model(init, apply, dict(streams or {}), dict(blocks_above or {}), dict(stages or {}), told)

@@ -276,7 +276,8 @@ class RingMoEConfig(ModelConfig):
         widths = self.stage_widths
         finer = ConvolutionalStem.widths(self.patch, self.width) if self.stem == CONVOLUTIONAL else ()
         stages = dict.fromkeys(table, finer + widths)
-        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages)
+        told = self.stem == PHYSICS
+        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages, told)
 
 
 class RingMoE(nnx.Module):

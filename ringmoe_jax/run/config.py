@@ -95,7 +95,7 @@ class PretrainConfig:
 
     def check_streams(self) -> None:
         """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks."""
-        model, streams = sensor_table.own_names(self.model.get("sensors", ())), self.data.streams
+        model, streams = names_of(self.model), self.data.streams
         read = {name for stream in streams.values() for name in stream.sensors}
         both = [name for name in model if name in read]
         fix = f"take the sensor out everywhere with --sensors {' '.join(both)}, or " if both else ""
@@ -213,8 +213,12 @@ def _complete_head(head: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def names_of(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sensors that a model's config names, those that were not there in training among them."""
+    return sensor_table.own_names((*model.get("sensors", ()), *model.get("unseen", ())))
+
+
 def sensors_of(model: Mapping[str, Any], bands: Mapping[str, Sequence[str]]) -> dict[str, Sensor]:
     """The sensors that a model's config names, by name, with the bands that are selected; all where there are none."""
-    names = sensor_table.own_names(model.get("sensors", ()))
     selected = {name: sensor_table.get(name).select(chosen) for name, chosen in bands.items()}
-    return sensor_table.resolve(names, selected)
+    return sensor_table.resolve(names_of(model), selected)

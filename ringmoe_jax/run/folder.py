@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ class Run:
     folder: Path | None = None
 
     @staticmethod
-    def open(folder: str | Path, step: int | None = None, *, engine: str = "", kinds: Collection[str] = ()) -> Run:
+    def open(
+        folder: str | Path,
+        step: int | None = None,
+        *,
+        engine: str = "",
+        kinds: Collection[str] = (),
+        sensors: Sequence[str | Sensor] = (),
+    ) -> Run:
         """Opens the newest checkpoint of a run, or the one of `step`.
 
         Args:
@@ -66,6 +74,7 @@ class Run:
             step: optimiser steps of the checkpoint.
             engine: that computes the experts, default the run's; see `ringmoe_jax.moe.engines`.
             kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`, `IMPORTED`; any by default.
+            sensors: that were not there in training, or show other bands, see `with_sensors`.
 
         Raises:
             DataError: there is no checkpoint, or one of another kind; see also `Checkpointer.record`.
@@ -78,7 +87,7 @@ class Run:
         finally:
             checkpointer.close()
         run = Run(record, params, models.count(params), Path(folder)).with_engine(engine)
-        return dataclasses.replace(run, params=run.parts.pretext.export(params, state))
+        return dataclasses.replace(run, params=run.parts.pretext.export(params, state)).with_sensors(sensors)
 
     # ---- What the record says ---------------------------------------------------------------------
 
@@ -174,6 +183,60 @@ class Run:
         model = models.with_engine(self.record[where]["model"], engine)
         return dataclasses.replace(self, record={**self.record, where: {**self.record[where], "model": model}})
 
+    def with_sensors(self, sensors: Sequence[str | Sensor], statistics: Mapping[str, Statistics] | None = None) -> Run:
+        """The same that takes sensors that were not there in training, or other bands of those that were.
+
+        Patch kernels and decoders are made of what is known of their bands, see `ringmoe_jax.bands`.
+
+        Args:
+            sensors: names of the sensor table, `module:NAME` of your own file, or sensors themselves, which join the
+                table. One that the run knows by its name shows these bands from now on.
+            statistics: normalisation by sensor; default: of bands that the run knows its own, else the sensor's.
+
+        Raises:
+            ConfigError: the model's sensors have weights of their own; a fine-tuned run is to take a further sensor, on
+                which its head was not put; or another sensor has the name.
+        """
+        known, said = self.encoder.sensors, {}
+        for sensor in sensors:
+            said[_joined(sensor).name] = (_joined(sensor), sensor if isinstance(sensor, str) else sensor.name)
+        new = [name for name in said if name not in known]
+        changed = [name for name, (sensor, _) in said.items() if name in known and sensor != known[name]]
+        if not new and not changed:
+            return self
+        if new and self.kind == TASK:
+            raise ConfigError(
+                f'the head of this run reads {", ".join(self.sensors)}, not "{new[0]}": fine-tune with '
+                f'override = dict(unseen=("{said[new[0]][1]}",)) and a stream that shows it'
+            )
+        record = copy.deepcopy(self.record)
+        where = record["encoder"] if self.kind == TASK else record["config"]
+        where["model"] = models.with_unseen(where["model"], [said[name][1] for name in new], changed)
+        shown = where if self.kind == TASK else where["data"]
+        shown["bands"] = {
+            **shown.get("bands", {}),
+            **{name: list(said[name][0].band_names) for name in (*new, *changed)},
+        }
+        if "image_size" in where["model"] and self.kind != TASK:
+            sizes = dict.fromkeys(new, where["model"]["image_size"])
+            shown["sizes"] = {**shown.get("sizes", {}), **sizes}
+        for name in (*new, *changed):
+            values = (statistics or {}).get(name) or _normalisation(said[name][0], known.get(name), self.statistics)
+            record["statistics"][name] = values.to_json()
+        return dataclasses.replace(self, record=record)
+
+    @property
+    def unseen(self) -> dict[str, str]:
+        """What a reader has to know of the sensors that were not there in training, by name."""
+        config, table = models.read(self.encoder.model), self.encoder.sensors
+        trained = sensor_table.modalities({name: table[name] for name in config.sensors})
+        words = {}
+        for name in config.unseen:
+            modality = table[name].modality
+            own = f"the experts of {modality} and the" if modality in trained else "no experts of its own, only the"
+            words[name] = f"not there in training ({modality}): its tokens choose among {own} collaborative ones"
+        return words
+
     def with_network(self, network: Network, steps: int = 0) -> Run:
         """The same run with another network, in memory: without the data and objectives of sensors that it lacks.
 
@@ -212,6 +275,31 @@ class Run:
         """How many parameters the model has, and how many of them training changed."""
         parts = {name: models.count(part) for name, part in self.params.items()}
         return results.Parameters(sum(parts.values()), self.trained, parts)
+
+
+def _joined(sensor: str | Sensor) -> Sensor:
+    """A sensor of the table, or one of one's own that joins it, or a choice of the bands of either."""
+    if isinstance(sensor, str):
+        return sensor_table.get(sensor)
+    table = sensor_table.SENSORS.get(sensor.name)
+    chosen = table is not None and set(sensor.band_names) <= set(table.band_names)
+    return sensor if chosen and table.select(sensor.band_names) == sensor else sensor_table.register(sensor)
+
+
+def _normalisation(sensor: Sensor, before: Sensor | None, known: Mapping[str, Statistics]) -> Statistics:
+    """Of a sensor's bands: of those that a run knows under its name as it knows them, else the sensor's own."""
+    own = sensor.statistics
+    values = {band: (m, s) for band, m, s in zip(sensor.band_names, own.mean, own.std, strict=True)}
+    if before is not None and sensor.name in known:
+        trained = known[sensor.name]
+        values |= {
+            band: (m, s)
+            for band, m, s in zip(before.band_names, trained.mean, trained.std, strict=True)
+            if band in values
+        }
+        own = trained if set(sensor.band_names) <= set(before.band_names) else own
+    means, deviations = zip(*values.values(), strict=True)
+    return Statistics(means, deviations, own.source)
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

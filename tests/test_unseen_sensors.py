@@ -1,0 +1,148 @@
+"""Runs that meet sensors and bands which were not there in training: features, statistics, exports, refusals."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import ringmoe_jax as rm
+from ringmoe_jax.contracts import CLASSES
+from ringmoe_jax.deploy.export import Tiles, export
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.run import Run
+from ringmoe_jax.tasks import Target
+from tests.helpers import tiny, tiny_runs
+
+MOE = dict(specialised=2, collaborative=2, engine="dense")
+MODEL = tiny.RINGMOE | dict(depths=(1,), sensors=("s2_10", "s1_grd"), stem="physics", moe=MOE)
+DOVE = rm.Sensor(
+    name="dove",
+    modality="multispectral",
+    unit="reflectance",
+    dtype="uint16",
+    valid_range=(0.0, 2.0),
+    source="bands of PlanetScope, of a test",
+    bands=(rm.Band("blue", 0.05, 0.03, 3.0, 0.49), rm.Band("yellow", 0.07, 0.05, 3.0, 0.61)),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run.open(tiny_runs.pretraining(tmp_path_factory.mktemp("runs") / "physics", MODEL))
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory):
+    return Run.open(tiny_runs.pretraining(tmp_path_factory.mktemp("runs") / "fixed", MODEL | dict(stem="linear")))
+
+
+def reflectance(bands, rows=3, seed=0):
+    return np.random.default_rng(seed).uniform(0.01, 0.4, (rows, 16, 16, bands))
+
+
+def test_a_sensor_is_an_object_a_name_or_of_a_file(run, tmp_path, monkeypatch):
+    pixels = reflectance(2)
+    by_object = rm.encode(run, {DOVE: pixels})
+    assert by_object.pooled["dove"].shape == (3, 8)
+    assert_array_equal(rm.encode(run, {"dove": pixels}).pooled["dove"], by_object.pooled["dove"])  # in the table now
+    (tmp_path / "own_dove.py").write_text(
+        "import dataclasses\nfrom ringmoe_jax import sensors\n"
+        'DOVE = dataclasses.replace(sensors.get("dove"), name="own_dove")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    opened = Run.open(run.folder, sensors=["own_dove:DOVE"])
+    assert opened.config.model["unseen"] == ("own_dove:DOVE",)  # so that a checkpoint finds it again
+    assert_array_equal(rm.encode(opened, {"own_dove": pixels}).pooled["own_dove"], by_object.pooled["dove"])
+    assert run.with_sensors([]) is run
+    assert run.with_sensors(["s2_10"]) is run
+
+
+def test_other_bands_of_a_known_sensor(run):
+    table = rm.sensors.get("s2_10")
+    few = table.select(["B08", "B03", "B11"])
+    opened = run.with_sensors([few])
+    pixels = reflectance(10)
+    index = [table.band_names.index(name) for name in few.band_names]
+    got = rm.encode(opened, {"s2_10": pixels[..., index]}).tokens["s2_10"]
+    missing = np.full_like(pixels, np.nan)
+    missing[..., index] = pixels[..., index]
+    assert_allclose(got, rm.encode(run, {"s2_10": missing}).tokens["s2_10"], atol=1e-5)
+    assert not np.allclose(got, rm.encode(run, {"s2_10": pixels}).tokens["s2_10"], atol=1e-2)
+
+
+def test_statistics_follow_the_bands(run):
+    known = rm.Statistics(tuple(np.arange(10) / 10), tuple(np.arange(1, 11) / 10), "a data set")
+    trained = dataclasses.replace(run, record=run.record | {"statistics": {"s2_10": known.to_json()}})
+    opened = trained.with_sensors([rm.sensors.get("s2_10").select(["B11", "B02"])])
+    assert opened.statistics["s2_10"] == rm.Statistics((0.8, 0.0), (0.9, 0.1), "a data set")
+    again = opened.with_sensors(["s2_10"]).statistics["s2_10"]  # bands that nobody measured: as the table has them
+    assert (again.mean[0], again.mean[8]) == (0.0, 0.8)
+    assert again.mean[1] == rm.sensors.get("s2_10").bands[1].mean
+    given = rm.Statistics((0.1, 0.2), (0.3, 0.4), "mine")
+    assert run.with_sensors([DOVE], {"dove": given}).statistics["dove"] == given
+
+
+def test_missing_and_partly_missing_bands_of_arrays(run):
+    pixels = reflectance(10)
+    gone = pixels.copy()
+    gone[0, ..., 3] = np.nan  # a band of one image
+    gone[1, :4, :4, 5] = np.nan  # a corner of one band: pixels that are not valid
+    features = rm.encode(run, {"s2_10": gone})
+    whole = rm.encode(run, {"s2_10": pixels})
+    assert np.isfinite(features.pooled["s2_10"]).all()
+    assert_allclose(features.pooled["s2_10"][2], whole.pooled["s2_10"][2], atol=1e-6)
+    valid = np.ones((3, 16, 16), bool)
+    valid[1, :4, :4] = False
+    hidden = rm.encode(run, {"s2_10": pixels}, valid={"s2_10": valid})
+    assert_allclose(features.pooled["s2_10"][1], hidden.pooled["s2_10"][1], atol=1e-6)
+    with pytest.raises(DataError, match="they look like another unit"):
+        rm.encode(run, {"s2_10": 1e4 * gone})
+
+
+def test_what_happens_to_tokens_is_said(run):
+    thermal = dataclasses.replace(DOVE, name="own_thermal", modality="own_thermal")
+    said = run.with_sensors([DOVE, thermal]).unseen
+    assert "the experts of multispectral and the collaborative ones" in said["dove"]
+    assert "no experts of its own, only the collaborative ones" in said["own_thermal"]
+    assert run.unseen == {}
+
+
+def test_a_fixed_stem_refuses_in_one_line(run, fixed):
+    line = "the model was not trained on dove, and what it knows of s2_10, s1_grd are weights for their bands: train .*"
+    with pytest.raises(ConfigError, match=line) as caught:
+        rm.encode(fixed, {DOVE: reflectance(2)})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="not trained on s2_10"):
+        fixed.with_sensors([rm.sensors.get("s2_10").select(["B02"])])
+    with pytest.raises(ConfigError, match='sensor "dove" is in the table already'):
+        run.with_sensors([dataclasses.replace(DOVE, bands=(*DOVE.bands[:1], rm.Band("x", 0.1, 0.1, 3.0, 0.9)))])
+
+
+def test_a_task_keeps_its_sensors_but_may_lack_bands(tmp_path):
+    values = dict(
+        task=dict(name="classification", target="use"),
+        model=MODEL | dict(sensors=("s2_10",)),
+        data=tiny_runs.data(("s2_10",), 16, mask_unit=0),
+    )
+    target = Target("use", CLASSES, ("ice", "land"))
+    task = Run.open(tiny_runs.finetuning(tmp_path / "task", values, target, {"s2_10": 1}))
+    few = task.with_sensors([rm.sensors.get("s2_10").select(["B08", "B04"])])
+    batch = tiny.batch(dict(sensors=("s2_10",), image_size=16))
+    batch["sensors"]["s2_10"]["pixels"] = batch["sensors"]["s2_10"]["pixels"][..., :2]
+    assert few.model.apply(few.params, batch)["predictions"]["logits"].shape == (2, 2)
+    with pytest.raises(ConfigError, match=r'the head of this run reads s2_10, not "dove": fine-tune with override'):
+        task.with_sensors([DOVE])
+
+
+def test_an_unseen_sensor_is_exported(run, tmp_path):
+    """The program says what the model says, on three images of a sensor that nobody trained on."""
+    opened = run.with_sensors([DOVE])
+    batch = tiny.batch(dict(sensors=("dove",), image_size=16), rows=3)
+    batch = {"sensors": {"dove": {key: np.array(x) for key, x in batch["sensors"]["dove"].items()}}}
+    tiles = Tiles(batch, {"scenes": "first 3"}, [{"name": "scenes", "licence": "MIT"}])
+    item = export(opened, tiles, tmp_path / "exported")
+    compared = item["properties"]["ringmoe:compared"]["outputs"]
+    assert set(compared) == {"pooled/dove", "tokens/dove"}
+    assert max(of["max"] for of in compared.values()) < 1e-4
+    assert compared["tokens/dove"]["size"] > 0.01
