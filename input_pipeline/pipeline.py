@@ -174,8 +174,9 @@ def place(dataset: Dataset, sample: dict, view: View) -> dict:
 
     Returns:
         By sensor of the view a dict of `pixels` [T, size, size, C] float32, `valid` [T, size, size] bool, `time` [T]
-        int32 and `location` [2] float32; and `ground` [2, 3] float32 of `augment.ground` where the view asks for it.
-        T is what `view.frames` says: dates with a valid pixel in the box, in their stored order, then invalid ones.
+        int32, `location` [2] float32 and `gsd` [] float32; and `ground` [2, 3] float32 of `augment.ground` where the
+        view asks for it. T is what `view.frames` says: dates with a valid pixel in the box, in their stored order,
+        then invalid ones.
     """
     seeds = view.seeds()
     return {name: _place(dataset, name, sample["sensors"][name], view, seeds[name]) for name in view.sizes}
@@ -207,8 +208,11 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
         "time": time,
         "location": entry["location"],
     }
+    rows, columns = dataset.shape(name)[1:]
+    box = None if view.box is None else augment.shown(view.box, rows, columns, size, resampling)
+    share = 1.0 if box is None else box[2] * rows / size  # of a stored pixel's side
+    placed["gsd"] = tf.cast(dataset.metadata.sensors[name].gsd * share, tf.float32)
     if view.grounded:
-        box = augment.shown(view.box, *dataset.shape(name)[1:], size, resampling)
         placed["ground"] = augment.ground(box, *view.turned)
     return placed
 

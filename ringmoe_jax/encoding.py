@@ -79,6 +79,7 @@ def encode(
     valid: Mapping[str | Sensor, Any] | None = None,
     days: Mapping[str | Sensor, Any] | None = None,
     location: Any = None,
+    gsd: Mapping[str | Sensor, float] | None = None,
     batch_size: int = 64,
     check_units: bool = True,
 ) -> Features:
@@ -101,6 +102,7 @@ def encode(
             where the model can be told so.
         days: {sensor: [B] or [B, T]}, when each image was taken: `datetime64`, or days since 1970-01-01.
         location: [B, 2] latitude and longitude in degrees (WGS 84).
+        gsd: {sensor: metres between pixels}, for models that are told; default the sensor's finest.
         batch_size: images of a block, > 0.
         check_units: whether values that look like another unit are an error; False takes them as they are.
 
@@ -113,10 +115,11 @@ def encode(
             the model cannot take, or values that look like another unit.
     """
     model, params, sensors = _opened(network, images)
-    images, valid, days = ({_name(key): x for key, x in (given or {}).items()} for given in (images, valid, days))
+    given = (images, valid, days, gsd)
+    images, valid, days, gsd = ({_name(key): x for key, x in (of or {}).items()} for of in given)
     if not images:
         raise DataError(f"images is empty: wanted pixels of at least one of {', '.join(sensors)}")
-    for argument, given in (("valid", valid), ("days", days)):
+    for argument, given in (("valid", valid), ("days", days), ("gsd", gsd)):
         if extra := sorted(set(given) - set(images)):
             raise DataError(f'{argument} has "{extra[0]}", images has {", ".join(images)}: give pixels of it, too')
     entries = {}
@@ -129,7 +132,12 @@ def encode(
         listed = ", ".join(f"{name} {number}" for name, number in rows.items())
         raise DataError(f"sensors have different numbers of images: {listed}: row i of all shows place i")
     where = _location(location, next(iter(rows.values())))
-    batch = {"sensors": {name: entry | {"location": where} for name, entry in entries.items()}}
+    for name, entry in entries.items():
+        metres = gsd.get(name, sensors[name].gsd)
+        if not (isinstance(metres, int | float) and 0 < metres < np.inf):
+            raise DataError(f'gsd["{name}"] = {metres!r}: wanted metres between pixels, above 0')
+        entry |= {"location": where, "gsd": np.full(len(where), metres, np.float32)}
+    batch = {"sensors": entries}
     blocks = [jax.device_get(_features(model.apply, params, block)) for block in _blocks(batch, batch_size)]
     total = next(iter(rows.values()))
     return Features(**jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *blocks))

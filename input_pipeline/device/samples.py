@@ -103,6 +103,8 @@ def _place(shows: Shows, name: str, sample: Mapping, look: Look) -> dict:
         time = dates.move_dates(time, shows.date_jitter, drawn[1][: len(time)])
     valid = jnp.ones(pixels.shape[:-1], bool) if valid is None else valid
     placed = {"pixels": pixels, "valid": valid, "time": time, "location": sample["location"]}
+    share = 1.0 if box is None else box[2] * height / size  # of a stored pixel's side
+    placed["gsd"] = jnp.float32(info.gsd * share)
     if shows.grounded:
         placed["ground"] = boxes.ground(box, look.mirrored, look.quarters)
     return placed

@@ -40,6 +40,7 @@ from ringmoe_jax.models.layers import (
     PyramidDecoder,
     layer_norm,
 )
+from ringmoe_jax.models.metadata import Metadata, MetadataConfig
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
 from ringmoe_jax.models.physics import RANK, PhysicsDecoder, PhysicsStem
 from ringmoe_jax.models.stack import REMAT_POLICIES
@@ -81,6 +82,7 @@ class RingMoEConfig(ModelConfig):
             its files and does not in the other; the logarithm and one channel a polarisation are our choice.
         band_dropout: chance that a band is hidden from the encoder in a whole training image; one stays. Decoders are
             asked for all. Only with the stem "physics", which is told. Panopticon and DOFA sample bands likewise.
+        metadata: where, when and how fine images are, added to their tokens; None tells nothing of it.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         moe: the mixture in every block.
         dtype: "float32" or "bfloat16" for activations; parameters, router, norms' statistics,
@@ -109,6 +111,7 @@ class RingMoEConfig(ModelConfig):
     norm_gain: float = 0.0
     power_input: bool = False
     band_dropout: float = 0.0
+    metadata: MetadataConfig | None = None
     drop_path: float = 0.0
     moe: MoEConfig = MoEConfig()
     dtype: str = "float32"
@@ -316,6 +319,7 @@ class RingMoE(nnx.Module):
                     for name, sensor in sensors.items()
                 }
             )
+        self.metadata = Metadata(config.metadata, config.width, rngs) if config.metadata else None
         self.mask_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
         options = dict(dtype=dtype, strangers=strangers)
         make_ffn = lambda width, rngs, layer: MoEFeedForward(  # noqa: E731
@@ -363,6 +367,11 @@ class RingMoE(nnx.Module):
             bands = self._drop_bands(entries, draw)
         stems = {n: self._embed(n, images[n], entry.get("mask"), bands[n]) for n, entry in entries.items()}
         embedded = {name: tokens for name, (tokens, _) in stems.items()}
+        if self.metadata is not None:
+            key, *draws = [None] * (1 + len(entries)) if key is None else jax.random.split(key, 1 + len(entries))
+            for (name, entry), draw in zip(entries.items(), draws, strict=True):
+                told = self.metadata(entry, self.sensors[name], draw if train else None)
+                embedded[name] += told[:, :, None, None].astype(embedded[name].dtype)
         observed = {name: entry["valid"].any(axis=(2, 3)) for name, entry in entries.items()}
         x, slots, layout = self._interleave(embedded, observed)
         stages, routing = self.backbone(x, slots, key=key, train=train, mesh=self.mesh)

@@ -52,11 +52,13 @@ def test_batch_is_as_the_contract_says(pair):
         "/sensors/s2_12/valid": ((4, 1, 8, 8), "bool"),
         "/sensors/s2_12/time": ((4, 1), "int32"),
         "/sensors/s2_12/location": ((4, 2), "float32"),
+        "/sensors/s2_12/gsd": ((4,), "float32"),
         "/sensors/s2_12/mask": ((4, 2, 2), "bool"),
         "/sensors/slc_dual/pixels": ((4, 1, 8, 8, 4), "float32"),
         "/sensors/slc_dual/valid": ((4, 1, 8, 8), "bool"),
         "/sensors/slc_dual/time": ((4, 1), "int32"),
         "/sensors/slc_dual/location": ((4, 2), "float32"),
+        "/sensors/slc_dual/gsd": ((4,), "float32"),
         "/sensors/slc_dual/mask": ((4, 2, 2), "bool"),
         "/labels/kind": ((4,), "int32"),
         "/labels/map": ((4, 8, 8), "int32"),
@@ -286,6 +288,20 @@ def test_evaluation_says_how_much_ground_it_shows(tiny, pair):
     assert EvalBatches(tiny, ["rgb"], image_size=4, batch_size=3).ground == 8 * 10  # pixels of 10 m
     assert EvalBatches(pair, ["slc_dual"], image_size=16, batch_size=3).ground == 16 * 10
     assert EvalBatches(pair, ["slc_dual"], image_size=8, batch_size=3).ground == 8 * 10
+
+
+@pytest.mark.parametrize("reader", ["tf", "device"])
+def test_batches_say_how_fine_they_are(tiny, pair, reader):
+    """Metres between pixels as they are shown: resized tiles, complex samples as they are, crops by their boxes."""
+    fine = lambda source, name, size: next(  # noqa: E731
+        iter(EvalBatches(source, [name], image_size=size, batch_size=3, reader=reader))
+    )["sensors"][name]["gsd"]
+    np.testing.assert_allclose(fine(tiny, "rgb", 4), 20.0)  # 8 px of 10 m shown in 4
+    np.testing.assert_allclose(fine(tiny, "rgb", 8), 10.0)
+    np.testing.assert_allclose(fine(pair, "slc_dual", 8), 10.0)
+    crops = np.concatenate([b["sensors"]["rgb"]["gsd"] for b in take(train_batches(config(tiny, reader=reader)), 9)])
+    assert len(np.unique(crops)) > 20
+    assert crops.min() < crops.max() <= 10.0 * 8 / 8 + 1e-5
 
 
 def test_evaluation_of_complex_data_takes_the_centre(pair):

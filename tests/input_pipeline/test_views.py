@@ -113,7 +113,7 @@ def test_views_are_as_the_contract_says(snapped):
         view: {n: {k: v.shape[1:] for k, v in e.items()} for n, e in s.items()}
         for view, s in every_view(snapped).items()
     }
-    rest = {"location": (2,), "ground": (2, 3)}
+    rest = {"location": (2,), "gsd": (), "ground": (2, 3)}
     fine = {"pixels": (1, 24, 24, 4), "valid": (1, 24, 24), "time": (1,), **rest}
     coarse = {"pixels": (6, 6, 6, 10), "valid": (6, 6, 6), "time": (6,), **rest}
     local = {"ms4": {**fine, "pixels": (1, 8, 8, 4), "valid": (1, 8, 8)}}
