@@ -5,6 +5,7 @@
     python -m experiments.evaluate --checkpoint runs/micro --features stages          # pooled, of every stage, of all
     python -m experiments.evaluate --checkpoint runs/micro --fractions 0.01 0.1 1     # few labels
     python -m experiments.evaluate --checkpoint runs/micro --beside runs/galileo_nano   # a released model's rows, too
+    python -m experiments.evaluate --checkpoint runs/any --dataset data/dove --sensors own_sensor:DOVE  # never seen
     python -m experiments.evaluate --checkpoint runs/seg --split validation --without s1_grd     # a fine-tuned run
 
 Writes `evaluation.json` and PNG files to `<checkpoint>/report`, and of other data sets, splits and hidden sensors than
@@ -21,7 +22,7 @@ from pathlib import Path
 from experiments.run import cli
 
 # Options that the score of a task does not have.
-ONLY_PROBES = ("protocol", "fractions", "draws", "max_tiles", "features", "neighbours", "beside")
+ONLY_PROBES = ("sensors", "protocol", "fractions", "draws", "max_tiles", "features", "neighbours", "beside")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -48,6 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", help='the one to score; default: "test" where there is one, else "validation"')
     parser.add_argument("--beside", nargs="+", metavar="RUN", help="other runs that are probed on the same tiles")
     parser.add_argument("--without", nargs="+", help="sensors that are hidden in the split that is scored")
+    parser.add_argument("--sensors", nargs="+", help="that were not there in training, or all bands of one that was")
     parser.add_argument("--seed", type=int, help="of baselines, inner splits, draws and intervals; default: 0")
     parser.add_argument(
         "--out", type=cli.folder, help="folder for the results; default: <checkpoint>/report, or a folder in it"
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
     cli.start()
     checkpoint = options["checkpoint"]
-    asked = {name: options[name] for name in ("datasets", "split", "without") if name in options}
+    asked = {name: options[name] for name in ("datasets", "split", "without", "sensors") if name in options}
     folder = options.get("out") or results.folder_of(Path(checkpoint) / "report", **asked)
     if kind_of(read_record(checkpoint)) == TASK:
         if foreign := [name for name in options if name in ONLY_PROBES]:

@@ -146,3 +146,12 @@ def test_an_unseen_sensor_is_exported(run, tmp_path):
     assert set(compared) == {"pooled/dove", "tokens/dove"}
     assert max(of["max"] for of in compared.values()) < 1e-4
     assert compared["tokens/dove"]["size"] > 0.01
+
+
+def test_patches_of_another_size(run):
+    """Images of twice as many pixels, with as many tokens; the configuration of data follows."""
+    finer = run.with_patch(8)
+    assert (finer.config.data.image_size, finer.config.data.mask_unit) == (32, 16)
+    pixels = np.repeat(np.repeat(reflectance(10), 2, axis=1), 2, axis=2)
+    features = rm.encode(finer, {"s2_10": pixels}, gsd={"s2_10": 5.0})
+    assert features.tokens["s2_10"].shape == rm.encode(run, {"s2_10": reflectance(10)}).tokens["s2_10"].shape

@@ -10,6 +10,7 @@ import numpy as np
 
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.reader import BatchIterator, train_batches
+from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax import tasks
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError, nearest
@@ -54,6 +55,25 @@ def open_for(run: Run, directories: Sequence[str] = ()) -> list[Dataset]:
             raise DataError(f"{directory} holds {', '.join(stored)}, the model reads {', '.join(run.sensors)}")
         opened.append(open_dataset(directory, sensors, run.data.bands))
     return opened
+
+
+def meets(run: Run, sensors: Sequence[str], directories: Sequence[str] = ()) -> Run:
+    """A run with sensors that were not there in training, normalised as the first data set that holds them was.
+
+    Args:
+        run: of features.
+        sensors: see `Run.with_sensors`.
+        directories: of data sets; by default those that the run was trained on.
+
+    Raises:
+        ConfigError: see `Run.with_sensors`.
+    """
+    statistics = {}
+    for directory in directories or [stream.directory for stream in run.data.streams.values()] if sensors else ():
+        stored = open_dataset(directory, ()).metadata.sensors
+        names = [n for n in sensor_table.own_names(sensors) if n in stored and stored[n].mean is not None]
+        statistics = {name: open_dataset(directory, (name,)).statistics(name) for name in names} | statistics
+    return run.with_sensors(sensors, statistics)
 
 
 def by_name(folders: Sequence[str]) -> dict[str, str]:

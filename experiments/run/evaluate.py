@@ -60,6 +60,7 @@ def evaluate(
     draws: int = probe.DRAWS,
     split: str = "",
     without: Sequence[str] = (),
+    sensors: Sequence[str] = (),
     seed: int = 0,
     features: str = POOLED,
     neighbours: Sequence[int] = probe.NEIGHBOURS,
@@ -78,6 +79,7 @@ def evaluate(
         draws: how many draws of each share below 1; see `ringmoe_jax.evaluate.probes.Probe`.
         split: the one to score; default "test" where a data set has one, else "validation".
         without: sensors that the model is not shown in that split: their pixels are taken for not observed.
+        sensors: that were not there in training, see `Run.with_sensors`, normalised as the data sets that hold them.
         seed: of random baselines, inner splits, draws and the bootstrap.
         features: "pooled", or "stages" to probe every stage and all of them side by side as well.
         neighbours: of knn probes, one each.
@@ -93,9 +95,9 @@ def evaluate(
         protocol, tuple(sorted(set(fractions))), draws, split, tuple(without), seed, features, tuple(neighbours)
     )
     started = time.perf_counter()
-    run = Run.open(checkpoint, kinds=FEATURES).frozen
+    run = run_data.meets(Run.open(checkpoint, kinds=FEATURES), sensors, datasets).frozen
     run_data.check_hidden(without, run.sensors)
-    folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without)
+    folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without, sensors)
     print(f"checkpoint  {checkpoint} at step {run.step}, on {processes.count()} x {jax.devices()[0].device_kind}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))

@@ -103,6 +103,8 @@ class Tiles:
                 self.run.parts.statistics[name], dataset.statistics(name)
             ):
                 yield f'the pixels of "{name}" are distributed differently than those the model was normalised with'
+            if name in self.run.unseen:
+                yield f'"{name}" was {self.run.unseen[name]}'
         first = next(iter(self(self.scored)))
         if not np.isfinite(next(iter(first["sensors"].values()))["location"]).any():
             yield "tiles have no coordinates: overlapping ones count as independent, so intervals are too narrow"

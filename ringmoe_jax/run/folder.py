@@ -20,7 +20,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models import Model, Params
+from ringmoe_jax.models import Model, Params, resampling
 from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import build, results
 from ringmoe_jax.run.build import Encoder, Parts, TaskSpec
@@ -224,6 +224,22 @@ class Run:
             values = (statistics or {}).get(name) or _normalisation(said[name][0], known.get(name), self.statistics)
             record["statistics"][name] = values.to_json()
         return dataclasses.replace(self, record=record)
+
+    def with_patch(self, patch: int) -> Run:
+        """The same for finer or coarser images: as many tokens of patches of another size, see `resampling.repatch`.
+
+        Raises:
+            ConfigError: the run is a task, or its model's patches cannot be resized.
+        """
+        if self.kind == TASK:
+            raise ConfigError("the head of this run is made for its patches: resize those of the run before it")
+        network = resampling.repatch(self.network, patch)
+        record, old = copy.deepcopy(self.record), models.complete(self.network.model)["patch"]
+        record["config"]["model"] = network.model
+        data, scaled = record["config"]["data"], lambda pixels: pixels * patch // old
+        data["image_size"], data["mask_unit"] = scaled(data["image_size"]), scaled(data.get("mask_unit", 32))
+        data["sizes"] = {name: scaled(size) for name, size in data.get("sizes", {}).items()}
+        return dataclasses.replace(self, record=record, params=network.params)
 
     @property
     def unseen(self) -> dict[str, str]:

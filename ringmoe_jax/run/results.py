@@ -137,7 +137,13 @@ def parse(kind: Any, value: Any) -> Any:
     return math.nan if kind is float and value is None else value
 
 
-def folder_of(report: Path, datasets: Sequence[str] = (), split: str = "", without: Sequence[str] = ()) -> Path:
+def folder_of(
+    report: Path,
+    datasets: Sequence[str] = (),
+    split: str = "",
+    without: Sequence[str] = (),
+    sensors: Sequence[str] = (),
+) -> Path:
     """Where results lie that were asked for other data than the run's own, so that no result replaces another.
 
     Args:
@@ -145,11 +151,13 @@ def folder_of(report: Path, datasets: Sequence[str] = (), split: str = "", witho
         datasets: folders of data sets that were asked for; none are the run's own.
         split: that was asked for; "" is the default one.
         without: sensors that were hidden.
+        sensors: that were not there in training.
 
     Returns:
         `report`, or a folder in it, for example `report/mine,train,without s1_grd`.
     """
     asked = [Path(directory).name for directory in datasets] + [split] * bool(split)
+    asked += [f"with {name.rpartition(':')[2]}" for name in sorted(sensors)]
     return report / ",".join([*asked, *(f"without {name}" for name in sorted(without))])
 
 

@@ -1,13 +1,19 @@
-"""Position tables at another image size: closed forms, what stays, and what is refused."""
+"""Position tables at another image size, patches of another size: closed forms, what stays, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from ringmoe_jax import models, sensors
-from ringmoe_jax.errors import DataError
+from ringmoe_jax.compress import Network
+from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models import resampling
 from ringmoe_jax.models.resampling import fitted
 from tests.helpers import tiny
+from tests.helpers.parameters import stirred
+from tests.helpers.tiny import RINGMOE, SKYSENSE
 
 
 def offsets(window):
@@ -71,3 +77,54 @@ def test_every_parameter_of_every_model_finds_its_shape(name, side):
         assert fitted(np.ones(before.shape, np.float32), after.shape, where).shape == after.shape
         changed += before.shape != after.shape
     assert changed
+
+
+# ---- Patches ---------------------------------------------------------------------------------------
+
+
+def enlarged(batch, factor, patch):
+    """Pixels whose patches were enlarged one by one, bilinearly."""
+    entries = {}
+    for name, entry in batch["sensors"].items():
+        b, t, h, w, c = entry["pixels"].shape
+        squares = entry["pixels"].reshape(b, t, h // patch, patch, w // patch, patch, c)
+        shape = (b, t, h // patch, patch * factor, w // patch, patch * factor, c)
+        wide = jax.image.resize(squares, shape, "bilinear", antialias=False)
+        entries[name] = {
+            "pixels": wide.reshape(b, t, h * factor, w * factor, c),
+            "valid": jnp.ones((b, t, h * factor, w * factor), bool),
+        }
+    return {"sensors": entries}
+
+
+@pytest.mark.parametrize(("stem", "decoder"), [("linear", "last"), ("physics", "pyramid")])
+def test_enlarged_patches_give_the_tokens_that_patches_gave(stem, decoder):
+    model = RINGMOE | dict(stem=stem, decoder=decoder, depths=(1, 1))
+    heads = {"rgb": {"pixels": 3}}
+    built = models.build(model, heads=heads)
+    network = Network(model, stirred(built.shapes()))
+    finer = resampling.repatch(network, 8)
+    assert (finer.model["patch"], finer.model["image_size"]) == (8, 32)
+    shown = tiny.batch(model)
+    before = jax.jit(built.apply)(network.params, shown)
+    after = jax.jit(models.build(finer.model, heads=heads).apply)(finer.params, enlarged(shown, 2, 4))
+    for name in model["sensors"]:
+        assert_allclose(after["tokens"][name], before["tokens"][name], atol=1e-4)
+    said, expected = after["heads"]["rgb"]["pixels"], before["heads"]["rgb"]["pixels"]
+    assert said.shape == (2, 1, 32, 32, 3)
+    side = 4 if decoder == "pyramid" else 8  # pixels that a decoder says of a token; the resize repeats their corners
+    corners = said[:, :, :: 2 * side, :: 2 * side], expected[:, :, ::side, ::side]
+    assert_allclose(*corners, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "patch", "message"),
+    [
+        (RINGMOE | dict(stem="convolutional"), 8, 'patches of model.name = "ringmoe" cannot be resized'),
+        (SKYSENSE, 8, 'patches of model.name = "skysense" cannot be resized'),
+        (RINGMOE, 0, "patch = 0: wanted pixels"),
+    ],
+)
+def test_patches_that_cannot_be_resized(model, patch, message):
+    with pytest.raises(ConfigError, match=message):
+        resampling.repatch(Network(model, {}), patch)
