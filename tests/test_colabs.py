@@ -217,6 +217,19 @@ def test_routing_atlas(elsewhere, monkeypatch):
 
 
 @pytest.mark.slow
+def test_any_sensor(tmp_path, elsewhere, monkeypatch):
+    """The reduced form: a satellite that training never saw, in two orders of its bands, and errors by band."""
+    folders = {name: str(tmp_path / name.lower()) for name in ("DATA", "WORKDIR")}
+    notebook = _run("07_any_sensor.ipynb", elsewhere, monkeypatch, STEPS=2, SCENES=10, **folders)
+    text = "".join(output.get("text", "") for output in _outputs(notebook))
+    assert "trained on B01 B02 B03 B04 B07 B08 B09 B11 B12" in text
+    assert "its tokens choose among the experts of multispectral and the collaborative ones" in text
+    assert float(re.search(r"another order: features differ by at most (\S+)", text)[1]) < 1e-4
+    assert "missing bands told" in text
+    assert sum("image/png" in output.get("data", {}) for output in _outputs(notebook)) == 2  # wavelengths, and bands
+
+
+@pytest.mark.slow
 def test_swap_a_loss(tmp_path, elsewhere, monkeypatch):
     """The reduced form: two steps, two seeds, both arms; a table with both losses and a figure."""
     notebook = _run("02_swap_a_loss.ipynb", elsewhere, monkeypatch, STEPS=2, SEEDS=[0, 1], OUT=str(tmp_path))

@@ -183,7 +183,7 @@ class _Reader:
                 std=tuple(statistics.std[i] for i in index),
             )
             run = run.with_sensors([whole.select(union)], {name: chosen})
-        self.run, self.name = run, name
+        self.run, self.name = run.frozen, name
         self.bands = run.sensors[name].band_names
         self.index = np.array([whole.band_names.index(band) for band in self.bands])
         self.shown = np.array([band in show for band in self.bands])
