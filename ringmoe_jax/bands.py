@@ -45,8 +45,12 @@ def describe(sensor: Sensor) -> np.ndarray:
         (1 / sqrt(looks), 0 where not SAR) and kind of unit.
 
     Raises:
-        ConfigError: nothing tells two bands apart, or a polarisation is none.
+        ConfigError: nothing tells two bands apart, a polarisation is none, or a length is not above 0.
     """
+    for band in sensor.bands:
+        for name, length in (("gsd", band.gsd), ("wavelength", band.wavelength), ("width", band.width)):
+            if length is not None and not 0 < length < math.inf:
+                raise ConfigError(f'sensor "{sensor.name}": band {band.name} has {name} = {length}: wanted above 0')
     contrast = 0.0 if sensor.looks is None else sensor.looks**-0.5
     kind = re.split(r"[,(]", sensor.unit)[0].strip()
     of_sensor = [contrast, *(float(kind == known) for known in KINDS)]

@@ -60,6 +60,7 @@ def test_radar_is_told_by_frequency_polarisation_and_looks():
     [
         ((Band("red", 0.1, 0.1, 10.0), Band("nir", 0.3, 0.1, 10.0)), "nothing but their names tells red and nir apart"),
         ((Band("VV", 0.1, 0.1, 10.0, polarisation="RL"),), 'band VV has polarisation = "RL"'),
+        ((Band("red", 0.1, 0.1, 10.0, wavelength=0.0),), "band red has wavelength = 0.0: wanted above 0"),
     ],
 )
 def test_what_cannot_be_told_is_refused(bands, message):

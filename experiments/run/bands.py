@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,18 +214,20 @@ class _Reader:
         else:
             mean = np.asarray(self.run.parts.statistics[self.name].mean, np.float32)
             pixels = np.where(self.shown, pixels, mean)
-        said = self._predict(self.run.params, {"sensors": {self.name: own | {"pixels": pixels}}})
+        said = _said(
+            self.run.model.apply, self.name, self.run.params, {"sensors": {self.name: own | {"pixels": pixels}}}
+        )
+        if said is None:
+            raise ConfigError(f'{self.run.folder} has no decoder of the pixels of "{self.name}"')
         return np.asarray(said) @ self.mixing
 
-    @functools.cached_property
-    def _predict(self) -> Any:
-        def predict(params: Params, batch: Mapping) -> jax.Array:
-            outputs = self.run.model.apply(params, batch)
-            if PIXELS not in (heads := outputs["heads"].get(self.name, {})):
-                raise ConfigError(f'{self.run.folder} has no decoder of the pixels of "{self.name}"')
-            return restore(heads[PIXELS], outputs["statistics"][self.name])
 
-        return jax.jit(predict)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _said(apply: Callable, name: str, params: Params, batch: Mapping) -> jax.Array | None:
+    """What a model says of all its bands, in the sensor's unit; None without a decoder of them."""
+    outputs = apply(params, batch)
+    heads = outputs["heads"].get(name, {})
+    return restore(heads[PIXELS], outputs["statistics"][name]) if PIXELS in heads else None
 
 
 def _errors(

@@ -86,7 +86,8 @@ class ModelConfig(abc.ABC):
         if not self.sensors:
             raise ConfigError("model.sensors is empty: name at least one sensor")
         object.__setattr__(self, "sensors", sensor_table.own_names(self.sensors))
-        object.__setattr__(self, "unseen", sensor_table.own_names(self.unseen))
+        if self.unseen:
+            object.__setattr__(self, "unseen", sensor_table.own_names(self.unseen))
         if both := set(self.unseen) & set(self.sensors):
             raise ConfigError(f'model.unseen names "{min(both)}", which model.sensors has: name it once')
 

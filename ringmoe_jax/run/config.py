@@ -94,13 +94,16 @@ class PretrainConfig:
         }
 
     def check_streams(self) -> None:
-        """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks."""
+        """Raises a `ConfigError` where the model has a sensor that no stream reads, or a stream reads one it lacks.
+
+        A model that goes on with sensors that it had not seen need not be shown those that it had.
+        """
         model, streams = names_of(self.model), self.data.streams
         read = {name for stream in streams.values() for name in stream.sensors}
         both = [name for name in model if name in read]
         fix = f"take the sensor out everywhere with --sensors {' '.join(both)}, or " if both else ""
         for name in model:
-            if name not in read:
+            if name not in read and not self.model.get("unseen"):
                 raise ConfigError(f'config.model.sensors has "{name}", which no stream reads: {fix}add a stream')
         for label, stream in streams.items():
             for name in stream.sensors:

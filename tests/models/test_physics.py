@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, sensors
+from ringmoe_jax.compress import Network
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
@@ -129,6 +130,14 @@ def test_unseen_sensors_use_the_experts_that_there_are(built, whole):
     assert_allclose(
         out["routing"]["specialised"].balance, whole["routing"]["specialised"].balance, rtol=0.5
     )  # a router that nobody asked is not averaged in
+
+
+def test_a_sub_model_keeps_the_stem_that_all_share(built, whole):
+    _, params, shown = built
+    part = models.read(MODEL).submodel(Network(MODEL, params), ("s1_grd",))
+    assert "stem" in part.params
+    out = jax.jit(models.build(part.model).apply)(part.params, {"sensors": {"s1_grd": shown["sensors"]["s1_grd"]}})
+    assert_allclose(out["tokens"]["s1_grd"], whole["tokens"]["s1_grd"], atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["capacity", "blocks"])
