@@ -18,6 +18,12 @@ def unchecked(sensor: Sensor) -> Sensor:
     return dataclasses.replace(sensor, valid_range=(-math.inf, math.inf))
 
 
+def within(sensor: Sensor, ends: np.ndarray) -> bool:
+    """Whether the smallest and the largest of some values say that `check` has nothing against any of them."""
+    low, high = sensor.valid_range
+    return sensor.resampling != DECIBEL and bool(low <= ends.min() and ends.max() <= high)
+
+
 def check(sensor: Sensor, values: np.ndarray, where: str, advice: str) -> None:
     """Raises where values cannot be the sensor's unit, and says what they look like.
 

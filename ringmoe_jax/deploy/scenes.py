@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
@@ -18,7 +19,8 @@ from ringmoe_jax.sensors import Sensor
 
 DISORDER = f"{rasters.DISORDER} (the order of the command line counts)"
 SHIFT = 0.1  # pixels that grids may lie apart, the errors of writing a transform (our choice)
-CACHE = 256  # MB of decoded blocks that GDAL may keep
+CACHE = 64  # MB of decoded blocks that GDAL may keep
+DECODED = 2**28  # bytes of a row of a file's blocks that are kept decoded, at most (our choice)
 
 
 class Scene:
@@ -50,6 +52,7 @@ class Scene:
         except DataError:
             self._file.close()
             raise
+        self._decoded = _Decoded(self._file)
         self.grid = rasters.grid(self._file)
         self.day, odd = rasters.day(self._file)
         self._said = dict.fromkeys((*self._plan.notes, *odd))
@@ -86,7 +89,7 @@ class Scene:
         wanted = mirrored(first, rows, self.grid.height)
         low = int(wanted.min())
         window = Window(0, low, self.grid.width, int(wanted.max()) + 1 - low)
-        stored, valid, notes = rasters.read(self.path, self._file, self._plan, window)
+        stored, valid, notes = rasters.read(self.path, self._decoded, self._plan, window)
         self._said |= dict.fromkeys(notes)
         return stored[wanted - low], valid[wanted - low]
 
@@ -132,15 +135,23 @@ class Stack:
     def __exit__(self, *error) -> None:
         self._opened.close()
 
-    def strip(self, first: int, rows: int) -> Strip:
-        """Rows `first` to before `first + rows` of all scenes, see `Scene.read`."""
-        read = {name: [scene.read(first, rows) for scene in dates] for name, dates in self.scenes.items()}
-        return Strip(
-            self,
-            first,
-            {name: [stored for stored, _ in dates] for name, dates in read.items()},
-            {name: np.stack([valid for _, valid in dates]) for name, dates in read.items()},
-        )
+    def strip(self, first: int, rows: int, before: Strip | None = None) -> Strip:
+        """Rows `first` to before `first + rows` of all scenes, see `Scene.read`.
+
+        Args:
+            first: row, negative above the scene.
+            rows: how many.
+            before: a strip above or at it: rows that both hold are read once.
+        """
+        shared = max(0, before.first + before.rows - first) if before and before.first <= first else 0
+        pixels, valid = {}, {}
+        for name, scenes in self.scenes.items():
+            read = [_floats(*scene.read(first + shared, rows - shared), scene.sensor) for scene in scenes]
+            pixels[name], valid[name] = (np.stack(parts) for parts in zip(*read, strict=True))
+            if shared:
+                pixels[name] = np.concatenate([before.pixels[name][:, -shared:], pixels[name]], axis=1)
+                valid[name] = np.concatenate([before.valid[name][:, -shared:], valid[name]], axis=1)
+        return Strip(self, first, rows, pixels, valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,48 +161,105 @@ class Strip:
     Attributes:
         stack: whose rows they are.
         first: row of the scene, negative above it.
-        stored: [rows, width, C] of every date, by sensor.
+        rows: how many.
+        pixels: [T, rows, width, C] float32 in the sensor's unit, 0 where not valid, by sensor.
         valid: [T, rows, width] bool, by sensor.
     """
 
     stack: Stack
     first: int
-    stored: dict[str, list[np.ndarray]]
+    rows: int
+    pixels: dict[str, np.ndarray]
     valid: dict[str, np.ndarray]
 
-    def observed(self, every_date: bool) -> np.ndarray:
-        """[rows, width] bool, True where every sensor saw the ground, on every date or on one at least."""
-        return np.all([valid.all(0) if every_date else valid.any(0) for valid in self.valid.values()], axis=0)
+    def ground(self, every_date: bool) -> Ground:
+        """Where every sensor saw the ground, on every date or on one at least."""
+        seen = [valid.all(0) if every_date else valid.any(0) for valid in self.valid.values()]
+        return Ground(self.first, np.all(seen, axis=0))
 
-    def seen(self, first: int, columns: int) -> bool:
-        """Whether any scene has a valid pixel in these columns."""
-        wanted = mirrored(first, columns, self.stack.grid.width)
-        return any(valid[..., wanted.min() : wanted.max() + 1].any() for valid in self.valid.values())
+    def seen(self, row: int, column: int, side: int) -> bool:
+        """Whether any scene has a valid pixel in the window that begins at a row and column of the scene."""
+        wanted = self._window(row, column, side)
+        return any(valid[wanted].any() for valid in self.valid.values())
 
-    def batch(self, firsts: Sequence[int], size: int) -> dict:
-        """Square windows as high as the strip, as `ringmoe_jax.contracts` describes a batch.
+    def batch(self, corners: Sequence[tuple[int, int]], side: int, size: int) -> dict:
+        """Square windows, as `ringmoe_jax.contracts` describes a batch.
 
         Args:
-            firsts: column at which each begins; columns beside the scene are mirrored.
+            corners: row and column of the scene at which each begins; columns beside the scene are mirrored.
+            side: of the windows; their rows are the strip's.
             size: B; rows beyond the windows are zeros that are not valid.
         """
-        side = next(iter(self.valid.values())).shape[1]
-        columns = [mirrored(first, side, self.stack.grid.width) for first in firsts]
         location = np.full((size, 2), np.nan, np.float32)
-        middle = np.asarray(firsts, float) + side / 2
-        location[: len(firsts)] = self.stack.grid.locations(np.full(len(firsts), self.first + side / 2), middle)
+        middle = np.array(corners, float).reshape(-1, 2) + side / 2
+        location[: len(corners)] = self.stack.grid.locations(*middle.T)
         sensors = {}
         for name, scenes in self.stack.scenes.items():
-            sensor = scenes[0].sensor
-            pixels = np.zeros((size, len(scenes), side, side, sensor.channels), np.float32)
-            valid = np.zeros(pixels.shape[:-1], np.bool_)
-            for row, wanted in enumerate(columns):
-                valid[row] = self.valid[name][..., wanted]
-                for date, stored in enumerate(self.stored[name]):
-                    pixels[row, date] = physical(stored[:, wanted], valid[row, date], sensor)
+            shape = (size, len(scenes), side, side)
+            pixels = np.zeros((*shape, scenes[0].sensor.channels), np.float32)
+            valid = np.zeros(shape, np.bool_)
+            for i, corner in enumerate(corners):
+                wanted = self._window(*corner, side)
+                pixels[i], valid[i] = self.pixels[name][wanted], self.valid[name][wanted]
             time = np.tile(np.array([scene.day for scene in scenes], np.int32), (size, 1))
             sensors[name] = {"pixels": pixels, "valid": valid, "time": time, "location": location}
         return {"sensors": sensors}
+
+    def _window(self, row: int, column: int, side: int) -> tuple:
+        """Where a window lies in `pixels` and `valid`."""
+        width = self.stack.grid.width
+        inside = 0 <= column <= width - side
+        columns = slice(column, column + side) if inside else mirrored(column, side, width)
+        return slice(None), slice(row - self.first, row - self.first + side), columns
+
+
+class Ground(NamedTuple):
+    """Which ground was observed: `seen` [rows, width] bool, whose first row is row `first` of the scene."""
+
+    first: int
+    seen: np.ndarray
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """[stop - first, width] bool, rows of the scene."""
+        return self.seen[first - self.first : stop - self.first]
+
+
+class _Decoded:
+    """An open file whose rows are decoded once, where they are read from top to bottom.
+
+    GDAL decodes blocks of several bands anew for every read that touches them: whole rows of blocks are read, and the
+    last one is kept, unless it is larger than `DECODED`.
+    """
+
+    def __init__(self, file):
+        self._file, self._height = file, max(height for height, _ in file.block_shapes)
+        self._kept: dict[str, tuple[int, np.ndarray]] = {}
+
+    def read(self, indexes: list[int], window: Window) -> np.ndarray:
+        """[bands, h, w], as rasterio's."""
+        return self._rows("pixels", window, len(indexes), lambda rows: self._file.read(indexes, window=rows))
+
+    def read_masks(self, index: int, window: Window) -> np.ndarray:
+        """[h, w], as rasterio's."""
+        return self._rows("mask", window, 1, lambda rows: self._file.read_masks(index, window=rows))
+
+    def _rows(self, name: str, window: Window, bands: int, read: Callable[[Window], np.ndarray]) -> np.ndarray:
+        high, (first, rows) = self._height, (window.row_off, window.height)
+        if rows > high or high * window.width * bands * np.dtype(self._file.dtypes[0]).itemsize > DECODED:
+            return read(window)
+        parts = []
+        for block in range(first // high, (first + rows - 1) // high + 1):
+            top = block * high
+            if self._kept.get(name, (-1,))[0] != block:
+                parts, _ = [part.copy() for part in parts], self._kept.pop(name, None)
+                self._kept[name] = block, read(Window(0, top, window.width, min(high, self._file.height - top)))
+            parts.append(self._kept[name][1][..., max(first - top, 0) : first + rows - top, :])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2)
+
+
+def _floats(stored: np.ndarray, valid: np.ndarray, sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
+    """See `physical`; channels lie side by side, so that windows are copied fast."""
+    return np.ascontiguousarray(physical(stored, valid, sensor)), valid
 
 
 def physical(stored: np.ndarray, valid: np.ndarray, sensor: Sensor) -> np.ndarray:

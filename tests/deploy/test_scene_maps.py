@@ -116,7 +116,7 @@ def segmented(tmp_path_factory):
         with Stack({"s2_12": [tif(folder / "train.tif", pixels)]}, {"s2_12": sensors.get("s2_12")}) as stack:
             for _ in range(40):
                 top, *lefts = generator.integers(0, 160 - SIZE, 9)
-                batch = stack.strip(top, SIZE).batch(lefts, 8)
+                batch = stack.strip(top, SIZE).batch([(top, left) for left in lefts], SIZE, 8)
                 labels = np.stack([cover[top : top + SIZE, left : left + SIZE] for left in lefts])
                 state, _ = learn(state, batch | {"labels": {"cover": labels}})
         return state
@@ -318,9 +318,9 @@ def test_another_command_does_not_go_on(tmp_path):
         return brightness(x)
 
     with pytest.raises(Killed):
-        predict(said(answer), scene, tmp_path / "new.tif")
+        predict(said(answer), scene, tmp_path / "new.tif", batch=8)
     with pytest.raises(DataError, match=r"new\.tif\.draft was begun with step = 1, this command says 2"):
-        predict(said(brightness, facts={"checkpoint": "runs/fake", "step": 2}), scene, tmp_path / "new.tif")
+        predict(said(brightness, facts={"checkpoint": "runs/fake", "step": 2}), scene, tmp_path / "new.tif", batch=8)
 
 
 # ---- Memory ---------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_values_and_no_data_are_those_of_a_prepared_data_set(tmp_path):
     batches = EvalBatches(tmp_path / "out", known, split="train", image_size=16, batch_size=1)
     prepared = next(iter(batches))["sensors"]
     with Stack({n: [tmp_path / "in" / n / "p0.tif"] for n in known}, {n: sensors.get(n) for n in known}) as stack:
-        read = stack.strip(0, 16).batch([0], 1)["sensors"]
+        read = stack.strip(0, 16).batch([(0, 0)], 16, 1)["sensors"]
     for name in known:
         assert not read[name]["valid"].all()
         for key in ("pixels", "valid", "time"):
@@ -56,7 +56,7 @@ def test_windows_are_parts_of_the_scene(tmp_path):
     tif(tmp_path / "s.tif", numbers)
     with Stack({"s2_12": [tmp_path / "s.tif"]}, {"s2_12": S2}) as stack:
         strip = stack.strip(-2, 8)
-        batch = strip.batch([-3, 10, 25], 4)["sensors"]["s2_12"]
+        batch = strip.batch([(-2, -3), (-2, 10), (-2, 25)], 8, 4)["sensors"]["s2_12"]
         rows = mirrored(-2, 8, 20)
         for i, first in enumerate((-3, 10, 25)):
             want = numbers[rows][:, mirrored(first, 8, 30)]
@@ -64,7 +64,7 @@ def test_windows_are_parts_of_the_scene(tmp_path):
         assert not batch["valid"][0, 0, :, :8].all()
         assert not batch["valid"][3].any()
         assert not batch["pixels"][3].any()
-        assert [strip.seen(first, 8) for first in (-3, 0, 2)] == [False, False, True]
+        assert [strip.seen(-2, first, 8) for first in (-3, 0, 2)] == [False, False, True]
         place = geo.latitude_longitude("EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_000_000), 2, 14)
         np.testing.assert_allclose(batch["location"][1], place, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_a_place_is_known_on_one_date_or_on_all(tmp_path, every, known):
     for name, pixels in dict(before=before, after=after).items():
         tif(tmp_path / f"{name}.tif", pixels)
     with Stack({"s2_12": [tmp_path / "before.tif", tmp_path / "after.tif"]}, {"s2_12": S2}) as stack:
-        assert stack.strip(0, 1).observed(every).tolist() == [[bool(k) for k in known]]
+        assert stack.strip(0, 1).ground(every).seen.tolist() == [[bool(k) for k in known]]
 
 
 def test_dates_keep_their_order_and_times_that_contradict_it_are_unknown(tmp_path):
@@ -87,7 +87,7 @@ def test_dates_keep_their_order_and_times_that_contradict_it_are_unknown(tmp_pat
             file.update_tags(TIFFTAG_DATETIME=date)
     for order, days in (("2019", "2020"), [18022, 18388]), (("2020", "2019"), [NO_TIME] * 2):
         with Stack({"s2_12": [tmp_path / f"{year}.tif" for year in order]}, {"s2_12": S2}) as stack:
-            assert stack.strip(0, 2).batch([0], 1)["sensors"]["s2_12"]["time"].tolist() == [days]
+            assert stack.strip(0, 2).batch([(0, 0)], 2, 1)["sensors"]["s2_12"]["time"].tolist() == [days]
             assert len(stack.scenes["s2_12"][0].notes) == (days[0] == NO_TIME)
 
 

@@ -263,7 +263,7 @@ def test_c37_the_order_given_counts_and_not_the_time_of_processing(made, untagge
     paths = [out / f"{name}{untagged}.tif" for name in ("before_2019", "after_2021")]
     with Stack({"rgb": paths}, {"rgb": sensors.get("rgb")}) as stack:
         assert [scene.path for scene in stack.scenes["rgb"]] == paths
-        batch = stack.strip(0, 160).batch([0], 1)["sensors"]["rgb"]
+        batch = stack.strip(0, 160).batch([(0, 0)], 160, 1)["sensors"]["rgb"]
         assert batch["time"].tolist() == [[-(2**31)] * 2]
         np.testing.assert_allclose(batch["pixels"][0, 1, 40:120, 40:120], 250 / 255, rtol=1e-6)
         assert any("of processing" in note for note in stack.scenes["rgb"][0].notes) == (not untagged)
