@@ -495,7 +495,6 @@ def settle(
     low, high = sensor.flags or (np.inf, -np.inf)
     flagged = valid & ((stored >= low) & (stored <= high)).any(-1)
     valid = valid & ~flagged
-    physical = lambda x: x * np.float64(sensor.scale) + sensor.offset  # noqa: E731
-    if valid.sum() >= LEAST and not units.within(sensor, physical(np.array([stored.min(), stored.max()]))):
-        units.check(sensor, physical(stored[valid]), where, OWN_SENSOR)
+    if valid.sum() >= LEAST and not units.within(sensor, stored):
+        units.check(sensor, stored[valid] * np.float64(sensor.scale) + sensor.offset, where, OWN_SENSOR)
     return stored, valid, (FLAGGED,) if flagged.any() else ()

@@ -18,9 +18,9 @@ def unchecked(sensor: Sensor) -> Sensor:
     return dataclasses.replace(sensor, valid_range=(-math.inf, math.inf))
 
 
-def within(sensor: Sensor, ends: np.ndarray) -> bool:
-    """Whether the smallest and the largest of some values say that `check` has nothing against any of them."""
-    low, high = sensor.valid_range
+def within(sensor: Sensor, stored: np.ndarray) -> bool:
+    """Whether the smallest and the largest stored value say that `check` has nothing against any of them."""
+    (low, high), ends = sensor.valid_range, np.array([stored.min(), stored.max()]) * sensor.scale + sensor.offset
     return sensor.resampling != DECIBEL and bool(low <= ends.min() and ends.max() <= high)
 
 

@@ -81,9 +81,9 @@ class Canvas:
         )
         return seen / pixels
 
-    def write(self, draft: Draft, out: Path) -> int:
+    def write(self, draft: Draft, out: Path) -> dict[str, int]:
         grid = self._grid.coarser(self.rows.cell)
         if self._form == PARQUET:
-            return maps.write_geoparquet(draft, out, grid, self._layers.tags)
+            return {"left_out": maps.write_geoparquet(draft, out, grid, self._layers.tags)}
         maps.write_cog(draft, out, grid, self._layers)
-        return 0
+        return {}

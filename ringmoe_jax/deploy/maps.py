@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,41 +222,61 @@ def write_geoparquet(draft: Draft, out: Path, grid: Grid, tags: Mapping[str, str
     Returns:
         Number of cells that were left out, for none of their pixels was observed.
     """
-    final, left_out = draft.folder / "final.parquet", 0
-    width = draft.read(0, 1).shape[-1] - 1
-    schema = pa.schema(
-        {
-            "geometry": pa.binary(),
-            "embedding": pa.list_(pa.float32(), width),
-            "valid": pa.float32(),
-            "row": pa.int32(),
-            "column": pa.int32(),
-        },
-        metadata={"geo": json.dumps(_geo(grid)), **tags, SETTINGS: identity(draft.settings)},
-    )
+    left_out, width = 0, draft.read(0, 1).shape[-1] - 1
+    fields = {
+        "embedding": pa.list_(pa.float32(), width),
+        "valid": pa.float32(),
+        "row": pa.int32(),
+        "column": pa.int32(),
+    }
     step = max(1, ROWS // grid.width)
-    with files.writing(out), parquet.ParquetWriter(final, schema, compression="zstd") as file:
+
+    def tables() -> Iterator[dict]:
+        nonlocal left_out
         for first in range(0, grid.height, step):
             cells = draft.read(first, step)
             rows, columns = np.nonzero(cells[..., -1] > 0)
             known = cells[rows, columns]
             left_out += cells.shape[0] * cells.shape[1] - len(known)
             values = pa.array(np.ascontiguousarray(known[:, :-1]).ravel())
-            file.write_table(
-                pa.table(
-                    {
-                        "geometry": shapely.to_wkb(_polygons(grid, rows + first, columns)),
-                        "embedding": pa.FixedSizeListArray.from_arrays(values, width),
-                        "valid": np.ascontiguousarray(known[:, -1]),
-                        "row": (rows + first).astype(np.int32),
-                        "column": columns.astype(np.int32),
-                    },
-                    schema=schema,
-                )
-            )
-    with files.writing(out):
-        final.replace(out)
+            yield {
+                "geometry": shapely.to_wkb(_polygons(grid, rows + first, columns)),
+                "embedding": pa.FixedSizeListArray.from_arrays(values, width),
+                "valid": np.ascontiguousarray(known[:, -1]),
+                "row": (rows + first).astype(np.int32),
+                "column": columns.astype(np.int32),
+            }
+
+    write_table(draft, out, geo(grid), fields, tables(), tags)
     return left_out
+
+
+def write_table(
+    draft: Draft,
+    out: Path,
+    place: Mapping[str, Any],
+    fields: Mapping[str, pa.DataType],
+    tables: Iterable[Mapping[str, Any]],
+    tags: Mapping[str, str],
+) -> None:
+    """A GeoParquet 1.1 table, a row group a part, complete or absent.
+
+    Args:
+        draft: of whose folder and settings it is.
+        out: the file.
+        place: of `geo`.
+        fields: columns beside `geometry`.
+        tables: parts, columns by name; `geometry` is WKB.
+        tags: further facts in the metadata, text by name.
+    """
+    final = draft.folder / "final.parquet"
+    metadata = {"geo": json.dumps(place), **tags, SETTINGS: identity(draft.settings)}
+    schema = pa.schema({"geometry": pa.binary()} | dict(fields), metadata=metadata)
+    with files.writing(out):
+        with parquet.ParquetWriter(final, schema, compression="zstd") as file:
+            for columns in tables:
+                file.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
+        final.replace(out)
 
 
 def _check_written(path: Path, draft: Draft, block: int) -> None:
@@ -269,17 +289,18 @@ def _check_written(path: Path, draft: Draft, block: int) -> None:
                 raise OSError(f"what is on the disk differs from row {first} on")
 
 
-def _geo(grid: Grid) -> dict[str, Any]:
-    """Value of the metadata key "geo" (GeoParquet 1.1)."""
-    xs, ys = grid.coordinates(np.array([0, 0, 1, 1]) * grid.height, np.array([0, 1, 0, 1]) * grid.width)
+def geo(grid: Grid, *, bounded: bool = True) -> dict[str, Any]:
+    """Value of the metadata key "geo" (GeoParquet 1.1); `bounded`: nothing lies outside the grid."""
     column = {
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
         "crs": grid.crs.to_dict(projjson=True) if grid.crs else None,
         "orientation": "counterclockwise",
         "edges": "planar",
-        "bbox": [float(edge) for edge in (xs.min(), ys.min(), xs.max(), ys.max())],
     }
+    if bounded:
+        xs, ys = grid.coordinates(np.array([0, 0, 1, 1]) * grid.height, np.array([0, 1, 0, 1]) * grid.width)
+        column["bbox"] = [float(edge) for edge in (xs.min(), ys.min(), xs.max(), ys.max())]
     return {"version": GEOPARQUET, "primary_column": "geometry", "columns": {"geometry": column}}
 
 

@@ -55,8 +55,8 @@ class Product(Protocol):
     def finish(self, row: int, ground: Ground) -> tuple[np.ndarray, int]:
         """Ends a strip: rows of the draft, and in how many cells something is known."""
 
-    def write(self, draft: Draft, out: Path) -> int:
-        """The file of a whole draft, complete or absent; gives the number of cells that it leaves out."""
+    def write(self, draft: Draft, out: Path) -> dict[str, int]:
+        """The file of a whole draft, complete or absent; gives what there is to count, fields of `Summary`."""
 
 
 class Group(NamedTuple):

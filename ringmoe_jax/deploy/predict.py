@@ -17,6 +17,7 @@ import jax
 from ringmoe_jax.deploy import maps
 from ringmoe_jax.deploy.canvas import Canvas
 from ringmoe_jax.deploy.maps import Draft
+from ringmoe_jax.deploy.objects import Objects
 from ringmoe_jax.deploy.passes import Pass, Product
 from ringmoe_jax.deploy.scenes import Stack
 from ringmoe_jax.deploy.windows import WindowModel
@@ -37,21 +38,23 @@ class Summary:
         windows: that the model was shown, in this run, of the strips that it finished.
         empty: of these strips, windows in which nothing was observed: the model was not asked.
         resumed: strips that an earlier, stopped run had finished.
-        left_out: rows that a GeoParquet does not have, for nothing was observed there.
         notes: what files declare otherwise than the sensor table, and that nothing was mapped.
         batch: windows that the model was shown at a time.
         seconds: of this run.
         busy: seconds by what went on at the same time, see `Pass.seconds`.
+        left_out: rows that a GeoParquet does not have, for nothing was observed there.
+        found: boxes, or boxes of tracks, that were written.
     """
 
     windows: int
     empty: int
     resumed: int
-    left_out: int
     batch: int
     notes: tuple[str, ...]
     seconds: float
     busy: Mapping[str, float]
+    left_out: int = 0
+    found: int = 0
 
 
 def predict(
@@ -83,11 +86,14 @@ def predict(
     """
     started, out, first = time.perf_counter(), Path(out), processes.number() == 0
     _check(model, files, batch)
-    form = Canvas.form(model, form, out)
+    form = (Objects if model.objects else Canvas).form(model, form, out)
     scenes = _identities(files)
     with Stack(files, model.sensors) as stack:
         shapes = lambda count: _shapes(model, stack, count)  # noqa: E731
-        product = Canvas(model, stack.grid, jax.eval_shape(model.answer, shapes(1)), overlap, form)
+        if model.objects:
+            product = Objects(model, stack.grid, overlap)
+        else:
+            product = Canvas(model, stack.grid, jax.eval_shape(model.answer, shapes(1)), overlap, form)
         batch = batch or _batch(ahead.live_bytes(model.answer, shapes(1)), product)
         chosen = dict(output=model.output, overlap=overlap, batch=batch, format=form)
         settings = dict(model.facts) | chosen | {"scenes": scenes, "versions": versions()}
@@ -97,21 +103,21 @@ def predict(
         draft = Draft(out, settings, *product.shape, product.dtype) if first else None
         with draft or contextlib.nullcontext():
             resumed = work.run(draft, progress)
-            left_out = processes.from_first(lambda: _written(product, draft, out, work.seconds))
+            counted = processes.from_first(lambda: _written(product, draft, out, work.seconds))
         notes = tuple(note for scenes in stack.scenes.values() for scene in scenes for note in scene.notes)
         if not resumed and not work.mapped:
             notes += (f"the map holds nothing but no data: no pixel was observed by every one of {', '.join(files)}",)
-    counts = dict(windows=work.shown, empty=work.empty, resumed=resumed, left_out=left_out, batch=batch)
-    return Summary(**counts, notes=notes, seconds=time.perf_counter() - started, busy=work.seconds)
+    counted |= dict(windows=work.shown, empty=work.empty, resumed=resumed, batch=batch)
+    return Summary(**counted, notes=notes, seconds=time.perf_counter() - started, busy=work.seconds)
 
 
-def _written(product: Product, draft: Draft, out: Path, seconds: dict[str, float]) -> int:
+def _written(product: Product, draft: Draft, out: Path, seconds: dict[str, float]) -> dict[str, int]:
     """Writes a whole draft, which is then removed, and adds to the seconds of writing."""
     started = time.perf_counter()
-    left_out = product.write(draft, out)
+    counted = product.write(draft, out)
     draft.remove()
     seconds["writing"] += time.perf_counter() - started
-    return left_out
+    return counted
 
 
 # ---- Windows at a time --------------------------------------------------------------------------------

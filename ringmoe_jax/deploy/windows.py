@@ -22,6 +22,7 @@ from ringmoe_jax.models.heads.neck import PAIR
 from ringmoe_jax.run import TASK, Run
 from ringmoe_jax.sensors import Sensor
 from ringmoe_jax.tasks.base import CLASSES
+from ringmoe_jax.tasks.objects import Objects
 
 EMBEDDINGS = "embeddings"  # what a run without a task says
 ENGINE = "dropless"  # an answer does not depend on which windows share a batch
@@ -42,7 +43,9 @@ class WindowModel:
         names: of the K numbers; () for vectors, as long as the sensors that are shown make them.
         colours: "#rrggbb" of the classes, or none.
         answer: `answer(batch) -> [B, h, w, K]` float32; h = w divides the window, or is 1: one answer for the whole.
+            Where it finds objects, what the task's `answer` gives.
         facts: what decides the answers, JSON types.
+        objects: the task, where it finds some.
     """
 
     sensors: Mapping[str, Sensor]
@@ -53,18 +56,23 @@ class WindowModel:
     output: str
     names: tuple[str, ...]
     colours: tuple[str, ...]
-    answer: Callable[[Mapping], jax.Array]
+    answer: Callable[[Mapping], Any]
     facts: Mapping[str, Any]
+    objects: Objects | None = None
 
     @property
     def is_classes(self) -> bool:
         """Whether a map holds the index of the largest number instead of the numbers."""
         return self.output == CLASSES
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The facts as texts."""
+        return {name: str(value) for name, value in self.facts.items()}
+
     def layers(self, channels: int) -> Layers:
         """What a map of K = `channels` blended numbers holds."""
-        names = self.names or tuple(f"embedding_{i}" for i in range(channels))
-        tags = {name: str(value) for name, value in self.facts.items()}
+        names, tags = self.names or tuple(f"embedding_{i}" for i in range(channels)), self.tags
         if not self.is_classes:
             return Layers(names, "float32", float("nan"), tags=tags)
         if len(names) > NO_CLASS:
@@ -117,6 +125,11 @@ def _of_task(run: Run, output: str) -> WindowModel:
     output = _check_output(output, task.maps, f'the task "{name}" of {run.folder}')
     model = _on_grid_of(run.model, target.sensor)
     sensors = {name: sensor for name, sensor in run.sensors.items() if name != target.name}
+
+    def speak(outputs: Mapping, batch: Mapping) -> Any:
+        predictions = outputs["predictions"]
+        return task.answer(predictions, target) if task.finds else task.windows(predictions).astype(jnp.float32)
+
     return WindowModel(
         sensors=sensors,
         dates={name: run.spec.dates[name] for name in sensors},
@@ -124,10 +137,11 @@ def _of_task(run: Run, output: str) -> WindowModel:
         every_date=task.head_spec(target).dates == PAIR,
         size=_one_size([*sensors, *filter(None, [target.sensor])], run.config.data),
         output=output,
-        names=task.map_names(target),
+        names=target.names if task.finds else task.map_names(target),
         colours=target.colours,
-        answer=_jitted(model, run.params, lambda outputs, batch: task.windows(outputs["predictions"])),
+        answer=_jitted(model, run.params, speak),
         facts=_facts(run, name),
+        objects=task if task.finds else None,
     )
 
 
@@ -137,17 +151,17 @@ def _of_task(run: Run, output: str) -> WindowModel:
 def _embeddings(outputs: Mapping, batch: Mapping) -> jax.Array:
     """Tokens of all sensors and dates in one, else of all sensors side by side, each the mean of its dates."""
     if FUSED in outputs:
-        return outputs[FUSED]
+        return outputs[FUSED].astype(jnp.float32)
     means = []
     for name, tokens in outputs["tokens"].items():
         shown = batch["sensors"][name]["valid"].any(axis=(2, 3))[:, :, None, None, None]
         means.append((tokens * shown).sum(1) / jnp.maximum(shown.sum(1), 1))
-    return jnp.concatenate(means, axis=-1)
+    return jnp.concatenate(means, axis=-1).astype(jnp.float32)
 
 
 def _jitted(model: Model, params: Params, speak: Callable[[Mapping, Mapping], jax.Array]) -> Callable:
     params = jax.device_put(params)  # where they are not on a device yet
-    apply = jax.jit(lambda params, batch: speak(model.apply(params, batch), batch).astype(jnp.float32))
+    apply = jax.jit(lambda params, batch: speak(model.apply(params, batch), batch))
     return lambda batch: apply(params, batch)
 
 

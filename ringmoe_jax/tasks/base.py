@@ -81,6 +81,7 @@ class Task(abc.ABC):
         answers: what `answer` gives, for exports.
         stac_task: name in the enumeration of STAC's extension for models; "" where none fits.
         maps: what the task can say of whole scenes, the default first; () where it is not offered for them.
+        finds: whether that are objects, as those of `tasks.objects` are: `answer` says them, and not `windows`.
         joined: in words, how `join` makes answers to tiles one to their scene; "" where every tile is scored by itself.
     """
 
@@ -90,6 +91,7 @@ class Task(abc.ABC):
     answers: ClassVar[Mapping[str, Meaning]] = {}
     stac_task: ClassVar[str] = ""
     maps: ClassVar[tuple[str, ...]] = ()
+    finds: ClassVar[bool] = False
     joined: ClassVar[str] = ""
 
     def check(self, target: Target) -> None:

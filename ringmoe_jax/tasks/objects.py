@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ringmoe_jax.contracts import BOX_UNITS, BOXES, TRACKS, Meaning
+from ringmoe_jax.contracts import BOX_UNITS, BOXES, TRACK, TRACKS, Meaning
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate import task_figures
 from ringmoe_jax.evaluate.metrics.boxes import nms
@@ -30,7 +31,7 @@ NOTHING = (np.zeros((0, 5)), np.zeros(0), np.zeros(0, np.int64))  # of these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Objects(Task):
+class Objects(Task):
     """Boxes with classes and scores.
 
     Attributes:
@@ -38,6 +39,7 @@ class _Objects(Task):
         most: boxes of an image before non-maximum suppression. Several points find each object, so it bounds how many
             objects of a dense scene are found; 2000 is what is usual for rotated boxes (MMRotate's configurations).
         threshold: least score of a box.
+        listing: further columns of what is written of a scene, with their dtypes.
         overlap: IoU from which the better of two boxes of a class suppresses the other; 0.3 was better than 0.5 for
             ships and vehicles of simulated scenes.
     """
@@ -52,6 +54,8 @@ class _Objects(Task):
         "classes": Meaning(("object",), "their classes' indices, -1 for rows not to use", of_classes=True),
     }
     stac_task: ClassVar = "object-detection"
+    finds: ClassVar = True
+    listing: ClassVar[Mapping[str, str]]
     dates: ClassVar[str]
 
     def head_spec(self, target: Target) -> HeadSpec:
@@ -100,14 +104,27 @@ class _Objects(Task):
             shown |= tile.place.holds(scene.objects)
             for name, answer in tile.answers.items():
                 dates = found.setdefault(name, [])
-                for date, frame in self.frames(answer, tile.place):
+                for date, placed in self.placed(answer, tile.place, most):
                     dates += [[NOTHING] for _ in range(date + 1 - len(dates))]
-                    boxes, scores, classes = self.kept(*frame)
-                    best = np.sort([i for c in np.unique(classes) for i in np.flatnonzero(classes == c)[:most]])
-                    best = best.astype(np.int64)
-                    dates[date].append((moved(boxes[best], tile.place), scores[best], classes[best]))
+                    dates[date].append(placed)
         joined = {n: [tuple(map(np.concatenate, zip(*f, strict=True))) for f in dates] for n, dates in found.items()}
         return joined, scene.objects[shown]
+
+    def placed(self, answer: Mapping[str, np.ndarray], place: Place, most: int = sys.maxsize):
+        """Dates of a scene, and what a tile keeps on them: boxes where they lie in the scene, scores and classes."""
+        for date, frame in self.frames(answer, place):
+            boxes, scores, classes = self.kept(*frame)
+            best = np.sort([i for c in np.unique(classes) for i in np.flatnonzero(classes == c)[:most]])
+            best = best.astype(np.int64)
+            yield date, (moved(boxes[best], place), scores[best], classes[best])
+
+    @abc.abstractmethod
+    def listed(self, found: Iterable[tuple[int, tuple]]) -> Iterable[dict[str, np.ndarray]]:
+        """What is written of a scene, part by part: boxes [n, 5], classes [n], and columns `listing` [n].
+
+        Args:
+            found: dates, and boxes, scores and classes on them after non-maximum suppression, in any order of dates.
+        """
 
     def frames(self, answer: Mapping[str, np.ndarray], place: Place) -> Iterable[tuple[int, tuple]]:
         """Dates of the scene, and a tile's boxes, scores and classes on them."""
@@ -116,7 +133,7 @@ class _Objects(Task):
 
 @register("detection")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detection(_Objects):
+class Detection(Objects):
     """Horizontal or rotated boxes. Scores: COCO's AP, AP50, AP75, and AP50 by the rules of VOC 2007 and 2012.
 
     Attributes:
@@ -125,6 +142,8 @@ class Detection(_Objects):
 
     scored: int = MOST
     kinds: ClassVar = (BOXES,)
+    maps: ClassVar = (BOXES,)
+    listing: ClassVar = {"score": "float32"}
     dates: ClassVar = MEAN
     joined: ClassVar = (
         "an object counts once, whole, and boxes of all tiles suppress each other (task.overlap); task.scored bounds "
@@ -146,6 +165,11 @@ class Detection(_Objects):
     def add(self, metric: DetectionMetric, answer: Mapping[str, np.ndarray], truth: Any) -> None:
         metric.add(*self.kept(*(answer[name] for name in PARTS)), truth)
 
+    def listed(self, found: Iterable[tuple[int, tuple]]) -> Iterable[dict[str, np.ndarray]]:
+        """Boxes with their scores, as they come."""
+        for _, (boxes, scores, classes) in found:
+            yield {"box": boxes, "class": classes, "score": scores.astype("float32")}
+
     def figures(
         self, title: str, metric: DetectionMetric, examples: Sequence[Example], target: Target
     ) -> dict[str, Figure]:
@@ -160,7 +184,7 @@ class Detection(_Objects):
 
 @register("tracking")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tracking(_Objects):
+class Tracking(Objects):
     """Detection on every date, then association. Scores: HOTA, MOTA, MOTP, IDF1 and the counts behind them.
 
     Attributes:
@@ -172,6 +196,8 @@ class Tracking(_Objects):
     tracker: TrackerConfig = TrackerConfig()
     distance: float = 0.0
     kinds: ClassVar = (TRACKS,)
+    maps: ClassVar = (TRACKS,)
+    listing: ClassVar = {"track": "int32", "date": "int32"}
     dates: ClassVar = EACH
     joined: ClassVar = (
         "boxes of all tiles suppress each other (task.overlap), and tracks run through the whole series, whose objects "
@@ -194,7 +220,7 @@ class Tracking(_Objects):
         return {n: dict(zip(PARTS, zip(*dates, strict=True), strict=True)) for n, dates in found.items()}, objects
 
     def frames(self, answer: Mapping[str, np.ndarray], place: Place) -> Iterable[tuple[int, tuple]]:
-        """See `_Objects.frames`; dates on which nothing was observed, behind the end of a series, are left out."""
+        """See `Objects.frames`; dates on which nothing was observed, behind the end of a series, are left out."""
         for date in np.flatnonzero(place.observed):
             yield place.date + int(date), tuple(answer[name][date] for name in PARTS)
 
@@ -207,6 +233,16 @@ class Tracking(_Objects):
         """[m, 8] rows of tracks in one sample's detections."""
         frames = zip(*(answer[name] for name in PARTS), strict=True)
         return track([self.kept(*frame) for frame in frames], self.tracker)
+
+    def listed(self, found: Iterable[tuple[int, tuple]]) -> Iterable[dict[str, np.ndarray]]:
+        """A box a track and date on which it was seen, both counted from 0."""
+        dates: dict[int, list[tuple]] = {}
+        for date, frame in found:
+            dates.setdefault(date, [NOTHING]).append(frame)
+        whole = {date: tuple(map(np.concatenate, zip(*frames, strict=True))) for date, frames in dates.items()}
+        rows = track([whole.get(date, NOTHING) for date in range(max(whole, default=-1) + 1)], self.tracker)
+        columns = {name: rows[:, TRACK.index(name)].astype(dtype) for name, dtype in self.listing.items()}
+        yield {"box": rows[:, 1:6], "class": rows[:, 0].astype(np.int64)} | columns
 
     def figures(
         self, title: str, metric: TrackingMetric, examples: Sequence[Example], target: Target

@@ -22,7 +22,7 @@ from ringmoe_jax.deploy.scenes import Stack
 from ringmoe_jax.deploy.windows import WindowModel, window_model
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
-from ringmoe_jax.tasks import SENSOR, Target
+from ringmoe_jax.tasks import SENSOR, Segmentation, Target
 from tests.helpers import tiny_runs
 from tests.helpers.tiny import RINGMOE
 
@@ -245,6 +245,26 @@ def test_every_task_answers(name, target, names, bands, tmp_path):
     assert (found >= 0).all()
 
 
+def test_a_detection_finds_in_a_scene_of_one_window_what_it_finds_in_an_image(tmp_path):
+    head = dict(channels=8, depth=1, groups=2)
+    target = Target("boxes", BOXES, COVER, "s2_12")
+    folder = fine_tuned(tmp_path / "run", dict(name="detection", most=50), target, head=head)
+    scene = {"s2_12": [tif(tmp_path / "scene.tif", ground(SIZE, SIZE)[0])]}
+    done = predict(opened(folder), scene, tmp_path / "map.parquet", overlap=0.0)
+    table = parquet.read_table(tmp_path / "map.parquet")
+    run = Run.open(folder, engine="dropless")
+    with Stack(scene, run.sensors) as stack:
+        outputs = run.model.apply(run.params, stack.strip(0, SIZE).batch([(0, 0)], SIZE, 1))
+    answer = run.parts.task.answer(outputs["predictions"], target)
+    boxes, scores, classes = run.parts.task.kept(*(np.asarray(answer[n])[0] for n in ("boxes", "scores", "classes")))
+    inside = ((boxes[:, :2] >= 0) & (boxes[:, :2] < SIZE)).all(1)
+    assert done.found == table.num_rows == inside.sum() > 0
+    np.testing.assert_allclose(table["score"].to_numpy(), scores[inside], rtol=1e-5)
+    found = np.stack([table[name].to_numpy() for name in ("x", "y", "width", "height", "angle")], 1)
+    np.testing.assert_allclose(found, boxes[inside], rtol=1e-4, atol=1e-3)
+    assert table["class"].to_pylist() == [COVER[i] for i in classes[inside]]
+
+
 def test_embeddings_are_tokens_of_all_sensors(tmp_path):
     model = opened(pretrained(tmp_path / "run", ("s2_12", "s1_grd")))
     pixels, _ = ground(70, 64)
@@ -351,17 +371,16 @@ def test_memory_does_not_grow_with_the_height_of_a_scene(tmp_path):
 # ---- What a user did wrong --------------------------------------------------------------------------------
 
 
-def test_what_a_run_does_not_offer(segmented, tmp_path):
+def test_what_a_run_does_not_offer(segmented, monkeypatch):
     with pytest.raises(
         ConfigError, match=r'--output "heights" is not what the task "segmentation" of .* gives: .*known'
     ):
         opened(segmented, "heights")
-    target = Target("boxes", BOXES, COVER, "s2_12")
-    run = fine_tuned(tmp_path / "run", dict(name="detection"), target, head=dict(channels=8, depth=1, groups=2))
+    monkeypatch.setattr(Segmentation, "maps", ())
     with pytest.raises(
-        ConfigError, match=r'learnt the task "detection", which is not offered for scenes \(offered: .*segmentation'
+        ConfigError, match=r'learnt the task "segmentation", which is not offered for scenes \(offered: .*detection'
     ):
-        opened(run)
+        opened(segmented)
 
 
 @pytest.mark.parametrize(

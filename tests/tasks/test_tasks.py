@@ -170,8 +170,8 @@ def test_what_answers_and_predictions_mean():
 
 def test_what_tasks_are_called_elsewhere_and_say_of_whole_scenes():
     assert {name: (task.stac_task, task.maps) for name, task in tasks.TASKS.items()} == {
-        "detection": ("object-detection", ()),
-        "tracking": ("object-detection", ()),
+        "detection": ("object-detection", ("boxes",)),
+        "tracking": ("object-detection", ("tracks",)),
         "segmentation": ("semantic-segmentation", ("classes", "probabilities")),
         "change": ("semantic-segmentation", ("classes", "probabilities")),
         "height": ("regression", ("heights",)),

@@ -32,10 +32,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         [n, m] float64 in 0..1; 0 where both boxes are empty.
     """
-    (low_a, high_a), (low_b, high_b) = _limits(a), _limits(b)
-    sides = np.minimum(high_a[:, None], high_b) - np.maximum(low_a[:, None], low_b)
-    shared = np.maximum(sides, 0).prod(axis=-1)
-    return _ratio(shared, (high_a - low_a).prod(axis=-1)[:, None] + (high_b - low_b).prod(axis=-1) - shared)
+    (low, high), others = limits(a), limits(b)
+    return _upright((low[:, None], high[:, None]), others)
 
 
 def rotated_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -52,11 +50,8 @@ def rotated_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     reach = np.hypot(*a[:, 2:4].T)[:, None] + np.hypot(*b[:, 2:4].T)  # diameters of the circles around the boxes
     apart = np.hypot(a[:, None, 0] - b[:, 0], a[:, None, 1] - b[:, 1])
     i, j = np.nonzero(2 * apart < reach)
-    import shapely  # where a box is turned: programs that score none do without it
-
-    shared = shapely.area(shapely.intersection(shapely.polygons(corners(a[i])), shapely.polygons(corners(b[j]))))
     overlap = np.zeros((len(a), len(b)))
-    overlap[i, j] = _ratio(shared, a[i, 2] * a[i, 3] + b[j, 2] * b[j, 3] - shared)
+    overlap[i, j] = _rotated(a[i], b[j])
     return overlap
 
 
@@ -88,6 +83,63 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: f
     return np.array(kept, np.int64)
 
 
+class Suppression:
+    """What `nms` keeps of boxes that come from top to bottom, in the memory of those that are not decided yet.
+
+    A box is decided once no later one can lie on it, and all better ones that it overlaps are.
+
+    Args:
+        threshold: see `nms`.
+        rotated: likewise.
+    """
+
+    def __init__(self, threshold: float, rotated: bool):
+        self._threshold, self._overlap = threshold, _rotated if rotated else lambda a, b: _upright(limits(a), limits(b))
+        self._open = np.zeros((0, 5)), np.zeros(0), np.zeros(0, np.int64)
+
+    def decided(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, frontier: float) -> tuple:
+        """Takes further boxes, and gives those that stay for good.
+
+        Args:
+            boxes: [n, 5].
+            scores: [n], higher is better; among equal ones the first wins.
+            classes: [n] int.
+            frontier: y in pixels; nothing of later boxes lies above it. Infinity: there are none.
+
+        Returns:
+            Boxes [k, 5], scores and classes, the best first.
+        """
+        rows = [np.concatenate(pair) for pair in zip(self._open, (boxes, scores, classes), strict=True)]
+        better = self._better(*rows)
+        bottom, fate = limits(rows[0])[1][:, 1], np.zeros(len(rows[1]), np.int8)  # 0: open, 1: stays, -1: goes
+        order = np.argsort(-rows[1], kind="stable")
+        for i in order:
+            others = [fate[j] for j in better.get(i, ())]
+            if 1 in others:
+                fate[i] = -1
+            elif 0 not in others and bottom[i] <= frontier:
+                fate[i] = 1
+        self._open = tuple(x[fate == 0] for x in rows)
+        chosen = order[fate[order] == 1]
+        return tuple(x[chosen] for x in rows)
+
+    def _better(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> dict[int, list[int]]:
+        """By box the better ones of its class that it overlaps."""
+        import shapely
+
+        low, high = limits(boxes)
+        around = shapely.box(*low.T, *high.T)
+        i, j = shapely.STRtree(around).query(around)
+        first = (scores[j] > scores[i]) | ((scores[j] == scores[i]) & (j < i))
+        i, j = (x[first & (classes[i] == classes[j])] for x in (i, j))
+        found: dict[int, list[int]] = {}
+        for a, b in zip(
+            *(x[self._overlap(boxes[i], boxes[j]) > self._threshold].tolist() for x in (i, j)), strict=True
+        ):
+            found.setdefault(a, []).append(b)
+        return found
+
+
 def check(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The boxes as float64 [n, 5], if they and their scores can be used.
 
@@ -113,7 +165,22 @@ def _columns(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     return x, y, width, height, angle[0] if angle else np.zeros(len(boxes))
 
 
-def _limits(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _upright(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Intersection over union of boxes by their limits [..., 2]."""
+    (low_a, high_a), (low_b, high_b) = a, b
+    shared = np.maximum(np.minimum(high_a, high_b) - np.maximum(low_a, low_b), 0).prod(axis=-1)
+    return _ratio(shared, (high_a - low_a).prod(axis=-1) + (high_b - low_b).prod(axis=-1) - shared)
+
+
+def _rotated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n] exact intersection over union of rotated boxes a[i] and b[i], [n, 5]."""
+    import shapely  # where a box is turned: programs that score none do without it
+
+    shared = shapely.area(shapely.intersection(shapely.polygons(corners(a)), shapely.polygons(corners(b))))
+    return _ratio(shared, a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - shared)
+
+
+def limits(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper (x, y), [n, 2] each, of the smallest upright boxes that hold `boxes`."""
     x, y, width, height, angle = _columns(boxes)
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))

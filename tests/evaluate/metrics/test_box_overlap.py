@@ -140,3 +140,27 @@ def test_suppression_keeps_no_two_alike_and_drops_none_without_a_reason(seed, ro
 def test_boxes_that_cannot_be_used_are_an_error(boxes, scores, message):
     with pytest.raises(DataError, match=message):
         geometry.nms(boxes, np.array(scores), np.zeros(len(scores), int), 0.5, rotated=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_suppression_from_top_to_bottom_keeps_what_it_keeps_at_once(seed, rotated):
+    """Boxes of bands of 10 px, each of which has nothing above its first row, given band by band."""
+    generator = np.random.default_rng(seed)
+    boxes, scores = drawn(generator, 60, 80.0), generator.integers(0, 20, 60) / 20  # with ties
+    classes = generator.integers(0, 2, 60)
+    top = geometry.limits(boxes)[0][:, 1]
+    order = np.argsort(top // 10, kind="stable")
+    boxes, scores, classes, top = boxes[order], scores[order], classes[order], top[order]
+    whole, parts = geometry.Suppression(0.2, rotated), []
+    for band in range(-4, 9):
+        mine = top // 10 == band
+        frontier = 10.0 * (band + 1) if band < 8 else np.inf
+        parts.append(whole.decided(boxes[mine], scores[mine], classes[mine], frontier))
+    found = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    kept = geometry.nms(boxes, scores, classes, 0.2, rotated)
+    rank = np.lexsort(found[0].T)
+    again = np.lexsort(boxes[kept].T)
+    for each, wanted in zip(found, (boxes[kept], scores[kept], classes[kept]), strict=True):
+        np.testing.assert_array_equal(each[rank], wanted[again])
+    assert sum(len(part[0]) for part in parts[:-1]) > 0  # decided before the end
