@@ -6,6 +6,7 @@
     python -m experiments.benchmark --suite input --config configs/ringmoe_micro.py
     python -m experiments.benchmark --suite gpu --minutes 4           # on one accelerator; small sizes elsewhere
     python -m experiments.benchmark --suite reference --minutes 10    # what the reference recipe is worth by then
+    python -m experiments.benchmark --suite scene --checkpoint runs/seg   # a drawn scene through a model
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 
@@ -127,12 +129,31 @@ def suite_reference(arguments: argparse.Namespace) -> dict:
         return reference.measure(values, arguments.minutes, folder, setting)
 
 
+def suite_scene(arguments: argparse.Namespace) -> dict:
+    """A prediction of a whole scene over its computing alone, and what its time goes into."""
+    from experiments.benchmarks import scene
+
+    values = None if arguments.checkpoint else cli.read_config(arguments.config, arguments.overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        shown = scene.model(values, arguments.checkpoint)
+        found = scene.measure(shown, arguments.megapixels, arguments.repeats, arguments.batch, Path(folder))
+    windows = f"{found['windows']} windows of {shown.size} px, {found['batch']} at a time"
+    print(f"{found['megapixels']:.3g} megapixels, {windows}")
+    for name, seconds in found["seconds_a_megapixel"].items():
+        print(f"{name:<16}{seconds:8.3f} s a megapixel{found['seconds'][name]:10.2f} s")
+    print(f"ratio           {found['ratio']:8.2f}")
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["shares"].items())
+    print(f"of a prediction's time: {shares}; all but waiting go on at the same time")
+    return found
+
+
 SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "moe": suite_moe,
     "train": suite_train,
     "input": suite_input,
     "gpu": suite_gpu,
     "reference": suite_reference,
+    "scene": suite_scene,
 }
 
 
@@ -174,7 +195,7 @@ def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help="moe, train, input, gpu or reference")
+    parser.add_argument("--suite", required=True, help="moe, train, input, gpu, reference or scene")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
@@ -185,7 +206,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     layer.add_argument("--dtypes", type=listed(str, moe.DTYPES), default="float32,bfloat16")
     layer.add_argument("--routing", type=listed(str, tuple(moe.POPULARITY)), default="even,zipf")
     parser.add_argument(
-        "--config", default="", help=f"of suite reference (default {REFERENCE}), train and input (default {MICRO})"
+        "--config", default="", help=f"of reference (default {REFERENCE}), train, input and scene (default {MICRO})"
     )
     host = parser.add_argument_group("suite input")
     host.add_argument("--step", type=float, default=200.0, help="milliseconds of a train step (%(default)s)")
@@ -197,6 +218,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")
     card.add_argument("--threads", type=int, default=8, help="that compile")
     card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU")
+    scene = parser.add_argument_group("suite scene")
+    scene.add_argument("--checkpoint", default="", help="a run instead of a new model of --config")
+    scene.add_argument("--megapixels", type=float, default=4.0, help="of the drawn scene (%(default)s)")
+    scene.add_argument("--batch", type=int, help="windows at a time (default: as experiments.predict chooses)")
     parsed, parsed.overrides = parser.parse_known_args(arguments)
     parsed.config = parsed.config or (REFERENCE if parsed.suite == "reference" else MICRO)
     return parsed

@@ -19,7 +19,7 @@ from ringmoe_jax.contracts import validate
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
-from tests.helpers import tiny_data
+from tests.helpers import tiny, tiny_data, tiny_runs
 
 TINY = moe.Point(tokens=64, width=8, experts=4, top_k=2)
 
@@ -223,6 +223,20 @@ def test_command_prints_ratios_and_json(capsys):
     assert any(line.startswith("geometric mean, float32 even") for line in lines)
 
 
+def test_scene_suite_times_a_prediction_against_its_computing(tmp_path, capsys):
+    model = tiny.RINGMOE | dict(sensors=("s2_12", "s1_grd"), depths=(1,))
+    run = tiny_runs.pretraining(tmp_path / "run", model)
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(f"--suite scene --checkpoint {run} --megapixels 0.004 --repeats 2 --json".split())
+    assert not stop.value.code
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["windows"] == 8 * 8  # 63 px, every 8 of which a window of 16 px begins
+    assert found["ratio"] == pytest.approx(found["seconds"]["predict"] / found["seconds"]["compute alone"])
+    assert found["seconds_a_megapixel"]["predict"] == pytest.approx(found["seconds"]["predict"] / 63**2 * 1e6)
+    assert set(found["shares"]) == {"reading", "computing", "writing", "waiting"}
+    assert all(0 < share <= 1 for share in found["shares"].values())
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
     """The configuration of 12 tiles of rgb, 8 px, read 4 at a time."""
@@ -265,7 +279,7 @@ def test_a_slow_store_gives_the_same_later_and_reading_ahead_hides_it(tiles):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference'),
+        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference, scene'),
         ("--suite moe --widths wide", '"wide": wanted whole numbers, separated by commas'),
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
