@@ -14,10 +14,10 @@ observed by one of the sensors, the map holds no data.
 
 Maps are cloud-optimised GeoTIFFs: classes (uint8, 255 = no data, with colours and names), probabilities, heights in
 metres, or embeddings (float32, NaN = no data). A classification is one answer a window, for the window's core;
-embeddings are one vector a token, also as GeoParquet. Boxes and tracks are GeoParquet: a polygon in the scene's CRS with
-class, score or track and date, and x, y, width, height and angle in pixels of the scene. An object that several windows
-show counts once; a window leaves what its border cuts to the one that sees it whole. The same command goes on where a
-killed one stopped, and writes the same bytes.
+embeddings are one vector a token, also as GeoParquet. Boxes and tracks are GeoParquet: a polygon in the scene's CRS,
+class, score (of tracks: track and date), and x, y, width, height and angle in pixels of the scene. An object that
+several windows show counts once; what a window's border cuts is left to the one that sees it whole. The same command
+goes on where a killed one stopped, and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"went on after {summary.resumed} strips of an earlier run")
     print(f"{summary.windows} windows in {clock(summary.seconds)}; {summary.empty} more hold no data", end="")
     print(f"; {summary.left_out} cells without data are left out" if summary.left_out else "", end="")
-    print(f"; {summary.found} {model.output} found" if model.objects else "")
+    print(f"; {summary.found} boxes" if model.objects else "")
     busy = ", ".join(f"{name} {clock(seconds)}" for name, seconds in summary.busy.items())
     print(f"of that, at the same time: {busy} for windows to be read; {summary.batch} windows at a time")
     return 0

@@ -183,6 +183,25 @@ def test_maps_do_not_depend_on_the_batch_nor_on_where_windows_lie(probabilities,
     np.testing.assert_allclose(read(tmp_path / "three.tif"), read(tmp_path / "a0.5.tif"), atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "batch", "calls"), [(64, None, 2), (64, 16, 5), (64, 5, 18), (1100, None, 4 * 3)])
+def test_strips_share_batches(width, batch, calls, tmp_path):
+    """Of windows of 16 px every 8: nine strips of eight windows in two halves, two strips or one at a
+    time; and four strips of 138, in three parts each."""
+    height = 72 if width == 64 else 32
+    scene = {"s2_12": [tif(tmp_path / "scene.tif", ground(height, width)[0])]}
+    asked = []
+
+    def answer(x):
+        asked.append(len(x))
+        return brightness(x)
+
+    done = predict(said(answer), scene, tmp_path / "map.tif", batch=batch)
+    assert asked[1:] == [done.batch] * calls  # the first one is traced
+    found = read(tmp_path / "map.tif")[0]
+    wanted = read(tmp_path / "scene.tif").mean(0) * 1e-4
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 def test_one_answer_a_window(tmp_path):
     """Every cell is the answer of the window around it; half a window is the distance."""
     generator = np.random.default_rng(0)
@@ -250,13 +269,12 @@ def test_a_detection_finds_in_a_scene_of_one_window_what_it_finds_in_an_image(tm
     target = Target("boxes", BOXES, COVER, "s2_12")
     folder = fine_tuned(tmp_path / "run", dict(name="detection", most=50), target, head=head)
     scene = {"s2_12": [tif(tmp_path / "scene.tif", ground(SIZE, SIZE)[0])]}
-    done = predict(opened(folder), scene, tmp_path / "map.parquet", overlap=0.0)
+    model = opened(folder)
+    done = predict(model, scene, tmp_path / "map.parquet", overlap=0.0)
     table = parquet.read_table(tmp_path / "map.parquet")
-    run = Run.open(folder, engine="dropless")
-    with Stack(scene, run.sensors) as stack:
-        outputs = run.model.apply(run.params, stack.strip(0, SIZE).batch([(0, 0)], SIZE, 1))
-    answer = run.parts.task.answer(outputs["predictions"], target)
-    boxes, scores, classes = run.parts.task.kept(*(np.asarray(answer[n])[0] for n in ("boxes", "scores", "classes")))
+    with Stack(scene, model.sensors) as stack:
+        answer = model.answer(stack.strip(0, SIZE).batch([(0, 0)], SIZE, 1))
+    boxes, scores, classes = model.objects.kept(*(np.asarray(answer[n])[0] for n in ("boxes", "scores", "classes")))
     inside = ((boxes[:, :2] >= 0) & (boxes[:, :2] < SIZE)).all(1)
     assert done.found == table.num_rows == inside.sum() > 0
     np.testing.assert_allclose(table["score"].to_numpy(), scores[inside], rtol=1e-5)
@@ -294,8 +312,11 @@ class Killed(Exception):
     """What ends a run half-way."""
 
 
-@pytest.mark.parametrize("overlap", [0.5, 0.7])
-def test_a_killed_run_goes_on_to_the_same_bytes(overlap, tmp_path):
+@pytest.mark.parametrize(
+    ("overlap", "batch", "kills"), [(0.5, 2, (8, 25, 20)), (0.7, 2, (8, 25, 20)), (0.5, 24, (2, 2, 2))]
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(overlap, batch, kills, tmp_path):
+    """With 24 windows at a time three strips share a batch, and a draft may end within them."""
     pixels, _ = ground(90, 60)
     pixels[:30, :30] = 0
     scene = {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}
@@ -307,9 +328,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(overlap, tmp_path):
             raise Killed
         return jnp.concatenate([x.mean(-1, keepdims=True), x[..., :1] * jnp.linspace(0, 1, x.shape[2])[:, None]], -1)
 
-    run = functools.partial(predict, said(answer, names=("a", "b")), scene, overlap=overlap, batch=2)
+    run = functools.partial(predict, said(answer, names=("a", "b")), scene, overlap=overlap, batch=batch)
     whole = run(tmp_path / "whole.tif")
-    for calls in (8, 25, 20):
+    for calls in kills:
         left[0] = calls
         with pytest.raises(Killed):
             run(tmp_path / "parts.tif")

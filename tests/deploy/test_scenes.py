@@ -69,6 +69,51 @@ def test_windows_are_parts_of_the_scene(tmp_path):
         np.testing.assert_allclose(batch["location"][1], place, atol=1e-5)
 
 
+class Watched:
+    """An open file that notes what is asked of it, and from which row on."""
+
+    def __init__(self, file, asked):
+        self._file, self._asked = file, asked
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def read(self, indexes, window):
+        self._asked.append(("pixels", window.row_off))
+        return self._file.read(indexes, window=window)
+
+    def read_masks(self, index, window):
+        self._asked.append(("mask", window.row_off))
+        return self._file.read_masks(index, window=window)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_strips_that_follow_each_other_are_decoded_once(masked, tmp_path):
+    """Blocks of 16 rows, strips of 12 rows every 5: blocks are asked for once, and strips are what they are alone."""
+    numbers = digital_numbers(70, 40)
+    numbers[20:33, 7:15] = 0
+    tif(tmp_path / "s.tif", numbers, tiled=True, blockxsize=16, blockysize=16, compress="deflate")
+    if masked:
+        with rasterio.open(tmp_path / "s.tif", "r+") as file:
+            file.write_mask(np.arange(70 * 40).reshape(70, 40) % 7 > 0)
+    asked = []
+    with Stack({"s2_12": [tmp_path / "s.tif"]}, {"s2_12": S2}) as stack:
+        decoded = stack.scenes["s2_12"][0]._decoded
+        decoded._file = Watched(decoded._file, asked)
+        strip = None
+        for first in range(-3, 70, 5):
+            strip = stack.strip(first, 12, strip)
+            with Stack({"s2_12": [tmp_path / "s.tif"]}, {"s2_12": S2}) as other:
+                alone = other.strip(first, 12)
+            np.testing.assert_array_equal(strip.pixels["s2_12"], alone.pixels["s2_12"])
+            np.testing.assert_array_equal(strip.valid["s2_12"], alone.valid["s2_12"])
+            if first == 52:  # further ones are mirrored, and so read from below
+                inside = list(asked)
+    blocks = [0, 16, 32, 48]
+    assert [row for kind, row in inside if kind == "pixels"] == blocks
+    assert [row for kind, row in inside if kind == "mask"] == (blocks if masked else [])
+
+
 @pytest.mark.parametrize(("every", "known"), [(True, [1, 0, 0, 0]), (False, [1, 1, 1, 0])])
 def test_a_place_is_known_on_one_date_or_on_all(tmp_path, every, known):
     before, after = digital_numbers(1, 4), digital_numbers(1, 4)
