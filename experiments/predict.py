@@ -1,4 +1,4 @@
-"""Runs a full, compressed or fine-tuned model over a scene of any size, in the memory of one strip of windows.
+"""Runs a full, compressed or fine-tuned model over a scene of any size, in the memory of some strips of windows.
 
     python -m experiments.predict --checkpoint runs/seg scene.tif --out map.tif
     python -m experiments.predict --checkpoint runs/seg s2_12=scene_s2.tif s1_grd=scene_s1.tif --out map.tif

@@ -184,8 +184,8 @@ def _finetune(folder: Path, metadata: Metadata, target: Target, samples: Mapping
     python -m experiments.finetune --config {path} --workdir {run}
     python -m experiments.report   --workdir {run}
 """
-    if kind in _MAPPED:
-        predict = f"python -m experiments.predict  --checkpoint {run} --out map.tif {scenes}"
+    if kind in _WRITTEN:
+        predict = f"python -m experiments.predict  --checkpoint {run} --out {_WRITTEN[kind]} {scenes}"
         options = dict(break_long_words=False, break_on_hyphens=False)
         head += "    " + " \\\n        ".join(textwrap.wrap(predict, 108, **options)) + "\n"
     head += f"\n{_counted(folder, samples)}\nAn encoder of pretrain.py: --config.init_from=runs/{folder.name}"
@@ -239,7 +239,9 @@ def _pretrain(folder: Path, metadata: Metadata, samples: Mapping[str, int], own:
     return _file(head, "configs", lines)
 
 
-_MAPPED = ("segmentation", "change", "classification", "multilabel", "height")  # tasks that `experiments.predict` maps
+# What `experiments.predict` writes of a scene, by task.
+_WRITTEN = dict.fromkeys(("segmentation", "change", "classification", "multilabel", "height"), "map.tif")
+_WRITTEN |= {"detection": "boxes.parquet", "tracking": "tracks.parquet"}
 
 
 def _pyramids(size: int) -> list[tuple[int, int]]:

@@ -7,13 +7,17 @@ stac        what it takes and gives, as a STAC Item with the Machine Learning Mo
 directory   the folder: written, checked, read
 export      what of a run is exported: features, or a task's answers
 
-A scene of any size in the memory of one strip:
+A scene of any size in the memory of some strips:
 
 scenes      rasters, read by strips and windows
 windows     a run as something that answers windows
+overlap     work that goes on in a thread of its own
+passes      one pass over a scene: reading, computing and writing at the same time
 blending    one map of what overlapping windows say
-maps        maps on disk, in parts until they are whole
-predict     the job: from rasters and a model to a map
+canvas      a map of numbers, made of windows' answers
+objects     boxes and tracks, each once, made of them
+maps        maps and tables on disk, in parts until they are whole
+predict     the job: from rasters and a model to a file
 """
 
 from ringmoe_jax.deploy.directory import check_target, load, save

@@ -1,7 +1,9 @@
-"""The map of a scene of any size, in the memory of one strip of windows; of several processes, of one block of strips.
+"""The map or the objects of a scene of any size, in the memory of some strips of windows; of several processes, of one
+block of strips.
 
 Windows as large as the images that a run was trained on overlap; what they say of a place is averaged with weights that
-fall smoothly towards a window's rim, and at the borders of the scene it is mirrored.
+fall smoothly towards a window's rim, and at the borders of the scene it is mirrored. What they find counts once, see
+`objects.Objects`.
 """
 
 from __future__ import annotations
