@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import json
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -425,6 +426,19 @@ def test_one_clear_line(change, message, tmp_path):
     with pytest.raises((ConfigError, DataError), match=message) as error:
         predict(model, files, out, **change)
     assert "\n" not in str(error.value)
+
+
+def test_a_scene_that_is_damaged_further_down_ends_in_its_line_and_no_thread_stays(tmp_path):
+    noise = np.random.default_rng(0).integers(1, 9000, (200, 64, 12), dtype=np.uint16)
+    scene, threads = tif(tmp_path / "scene.tif", noise), threading.active_count()
+    scene.write_bytes(scene.read_bytes()[:200_000])
+    with pytest.raises(
+        DataError, match=r"scene\.tif cannot be read .* the file is damaged at row \d+ or below"
+    ) as error:
+        predict(said(brightness), {"s2_12": [scene]}, tmp_path / "map.tif", batch=8)
+    assert "\n" not in str(error.value)
+    assert threading.active_count() == threads
+    assert json.loads((tmp_path / "map.tif.draft" / "journal.json").read_text())["strips"] > 0
 
 
 @pytest.mark.slow
