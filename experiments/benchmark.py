@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
-    if parsed.suite in ("moe", "gpu") and parsed.overrides:
+    if (parsed.suite in ("moe", "gpu") or parsed.checkpoint) and parsed.overrides:
         raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))

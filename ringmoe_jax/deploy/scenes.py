@@ -20,7 +20,7 @@ from ringmoe_jax.sensors import Sensor
 DISORDER = f"{rasters.DISORDER} (the order of the command line counts)"
 SHIFT = 0.1  # pixels that grids may lie apart, the errors of writing a transform (our choice)
 CACHE = 64  # MB of decoded blocks that GDAL may keep
-DECODED = 2**28  # bytes of a row of a file's blocks that are kept decoded, at most (our choice)
+DECODED = 2**29  # bytes of decoded blocks that all files of a stack keep, at most (our choice)
 
 
 class Scene:
@@ -33,7 +33,7 @@ class Scene:
         notes: what the file says otherwise than the sensor table, and what reading it met so far; one line each.
     """
 
-    def __init__(self, path: str | Path, sensor: Sensor):
+    def __init__(self, path: str | Path, sensor: Sensor, decoded: int = DECODED):
         """Opens a raster that GDAL can read.
 
         Args:
@@ -41,6 +41,7 @@ class Scene:
                 number, and then there must be as many as the sensor has. Complex sensors: one complex band a
                 polarisation.
             sensor: what the file has to hold, in its storage dtype.
+            decoded: bytes of its blocks that may be kept, see `_Decoded`.
 
         Raises:
             DataError: no raster, other bands or another dtype.
@@ -52,7 +53,7 @@ class Scene:
         except DataError:
             self._file.close()
             raise
-        self._decoded = _Decoded(self._file)
+        self._decoded = _Decoded(self._file, decoded)
         self.grid = rasters.grid(self._file)
         self.day, odd = rasters.day(self._file)
         self._said = dict.fromkeys((*self._plan.notes, *odd))
@@ -115,8 +116,9 @@ class Stack:
         """
         with contextlib.ExitStack() as opened:
             opened.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+            share = DECODED // sum(map(len, files.values()))
             self.scenes = {
-                name: [opened.enter_context(Scene(path, sensors[name])) for path in paths]
+                name: [opened.enter_context(Scene(path, sensors[name], share)) for path in paths]
                 for name, paths in files.items()
             }
             first, *others = [scene for dates in self.scenes.values() for scene in dates]
@@ -228,11 +230,11 @@ class _Decoded:
     """An open file whose rows are decoded once, where they are read from top to bottom.
 
     GDAL decodes blocks of several bands anew for every read that touches them: whole rows of blocks are read, and the
-    last one is kept, unless it is larger than `DECODED`.
+    last one is kept, unless it is larger than `most` bytes.
     """
 
-    def __init__(self, file):
-        self._file, self._height = file, max(height for height, _ in file.block_shapes)
+    def __init__(self, file, most: int):
+        self._file, self._most, self._height = file, most, max(height for height, _ in file.block_shapes)
         self._kept: dict[str, tuple[int, np.ndarray]] = {}
 
     def read(self, indexes: list[int], window: Window) -> np.ndarray:
@@ -245,7 +247,7 @@ class _Decoded:
 
     def _rows(self, name: str, window: Window, bands: int, read: Callable[[Window], np.ndarray]) -> np.ndarray:
         high, (first, rows) = self._height, (window.row_off, window.height)
-        if rows > high or high * window.width * bands * np.dtype(self._file.dtypes[0]).itemsize > DECODED:
+        if rows > high or high * window.width * bands * np.dtype(self._file.dtypes[0]).itemsize > self._most:
             return read(window)
         parts = []
         for block in range(first // high, (first + rows - 1) // high + 1):

@@ -284,6 +284,7 @@ def test_a_slow_store_gives_the_same_later_and_reading_ahead_hides_it(tiles):
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
         ("--suite gpu --parts peek", '--parts "peek" does not exist: wanted some of peak, values, experts'),
+        ("--suite scene --checkpoint runs/seg --pixels 3", 'unknown argument "--pixels"'),
         ("--suite gpu --config.model.width=8", 'unknown argument "--config.model.width=8"'),
         ("--suite moe --experts 4 --top-k 8", "top-8 routing, but modality 0 may choose 4 of 4 experts"),
     ],
