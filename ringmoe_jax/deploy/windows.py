@@ -25,7 +25,6 @@ from ringmoe_jax.tasks.base import CLASSES
 from ringmoe_jax.tasks.objects import Objects
 
 EMBEDDINGS = "embeddings"  # what a run without a task says
-ENGINE = "dropless"  # an answer does not depend on which windows share a batch
 NO_CLASS = 255  # where there is no data
 
 
@@ -95,7 +94,7 @@ def window_model(run: Run, output: str = "") -> WindowModel:
     Raises:
         UserError: a task that says nothing of scenes, or an output that the run does not give.
     """
-    return (_of_task if run.kind == TASK else _of_encoder)(run.with_engine(ENGINE), output)
+    return (_of_task if run.kind == TASK else _of_encoder)(run.frozen, output)
 
 
 def _of_encoder(run: Run, output: str) -> WindowModel:
