@@ -18,7 +18,7 @@ def plain(*bands):
     return Sensor("own", "own", "reflectance", bands, "uint16", (0.0, 2.0), "test")
 
 
-@pytest.mark.parametrize("name", [name for name in sensors.SENSORS if name not in UNTOLD])
+@pytest.mark.parametrize("name", [sensor.name for sensor in sensors._TABLE if sensor.name not in UNTOLD])
 def test_every_sensor_of_the_table_can_be_told(name):
     table = describe(sensors.get(name))
     assert table.shape == (sensors.get(name).channels, WIDTH)

@@ -67,6 +67,7 @@ def _entry_shapes(channels: int, image: Images) -> dict:
             "valid": shape((b, t, size, size), jnp.bool_),
             "time": shape((b, t), jnp.int32),
             "location": shape((b, 2), jnp.float32),
+            "gsd": shape((b,), jnp.float32),
         }
         | mask
         | ground

@@ -138,6 +138,7 @@ def test_the_licence_of_imported_weights_stays(checkpoint, tmp_path):
     assert encoder.origin == origin
 
 
+@pytest.mark.slow
 def test_a_released_model_teaches_and_stays_as_it_is(data, tmp_path):
     """The student is half as wide and has another grid; what is opened afterwards is the student alone."""
     teacher = str(tiny_runs.pretraining(tmp_path / "teacher", MODEL | dict(width=16, head_width=16, sensors=("rgb",))))

@@ -126,6 +126,7 @@ def test_what_two_processes_saved_one_loads(two):
     assert run.record["data"]["batches"] == step
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(two, tmp_path):
     """Three batches of training tiles, of which the second process has one, and one of validation tiles."""
     found = []
