@@ -14,7 +14,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,7 +29,6 @@ from ringmoe_jax.evaluate.metrics import ClassificationMetric, Metric, MultiLabe
 KNN, LINEAR = ("knn5", "knn20"), ("linear",)
 PENALTIES = tuple(10.0**e for e in range(-6, 5))  # inverse regularisation C; torchgeo-bench: 40 over the same range
 INNER_SHARE = 0.2
-PATIENCE = 2  # weaker penalties in a row that do worse, after which the rest, the slowest to fit, are left out
 MOST_JOBS = 8  # at the same time: each holds copies of its features
 
 
@@ -212,16 +211,14 @@ def neighbours(train: Split, features: np.ndarray, counts: Sequence[int], classe
     return [np.einsum("nkc,k->nc", holds[found[:, : len(vote)]], vote / vote.sum()) for vote in votes]
 
 
-def logistic(train: Split, features: np.ndarray, penalties: Sequence[float], classes: int) -> Iterator[np.ndarray]:
+def logistic(train: Split, features: np.ndarray, penalties: Sequence[float], classes: int) -> list[np.ndarray]:
     """Class probabilities [N, C] of other features [N, D] for every C, see `LogisticPath`; ascending C are fastest."""
     path = LogisticPath(train.features, train.labels, classes)
-    return (path.fit(penalty).probabilities(features) for penalty in penalties)
+    return [path.fit(penalty).probabilities(features) for penalty in penalties]
 
 
 def choose_penalty(inner: Split, outer: Split, classes: int) -> tuple[float, float]:
     """C with the best main metric, and that; the strongest penalty among equals, but 1 where all are equal.
-
-    After `PATIENCE` values of C in a row that do worse than the best, larger ones are not tried (our choice).
 
     Args:
         inner: tiles to fit.
@@ -231,13 +228,9 @@ def choose_penalty(inner: Split, outer: Split, classes: int) -> tuple[float, flo
     if not _can_choose(inner, outer):
         return 1.0, math.nan
     tiles, features = _standardised(inner, outer.features)
-    quality = []
-    for scores in logistic(tiles, features, PENALTIES, classes):
-        quality.append(_quality(scores, outer.labels))
-        ranked = np.nan_to_num(quality, nan=-1.0)
-        best = int(np.argmax(ranked))
-        if len(ranked) > PATIENCE and ranked[-PATIENCE:].max() < ranked[best]:
-            break
+    quality = [_quality(scores, outer.labels) for scores in logistic(tiles, features, PENALTIES, classes)]
+    ranked = np.nan_to_num(quality, nan=-1.0)
+    best = int(np.argmax(ranked))
     return (PENALTIES[best] if np.ptp(ranked) else 1.0), quality[best]
 
 

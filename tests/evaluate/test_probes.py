@@ -113,22 +113,6 @@ def test_penalty_is_strong_for_noise_and_weak_for_signal():
     assert chosen(noisy) < 1
 
 
-def test_penalties_that_only_do_worse_are_not_tried(monkeypatch):
-    """Many features and noise: the fit is best at C = 0.01, and every weaker penalty does worse."""
-    generator = np.random.default_rng(0)
-    signal, direction = generator.normal(size=(800, 200)), generator.normal(size=200)
-    noisy = split(signal, (signal @ direction + 14 * generator.normal(size=800) > 0).astype(int))
-    inner, outer = noisy.where(np.arange(500)), noisy.where(np.arange(500, 800))
-    tried = []
-    fit = probes.LogisticPath.fit
-    monkeypatch.setattr(probes.LogisticPath, "fit", lambda self, c: (tried.append(c), fit(self, c))[1])
-    early = probes.choose_penalty(inner, outer, 2)
-    assert tried == [10.0**e for e in range(-6, probes.PATIENCE - 1)]
-    assert early[0] == 0.01
-    monkeypatch.setattr(probes, "PATIENCE", len(probes.PENALTIES))
-    assert probes.choose_penalty(inner, outer, 2) == early
-
-
 def test_probes_side_by_side_are_those_alone():
     calls = [partial(probes.probe, clouds(i), clouds(i + 1, tiles=30), "abc", resamples=20) for i in range(3)]
     single = partial(probes.probe, split(np.zeros((5, 2)), np.zeros(5, int)), clouds(0), "abc")
