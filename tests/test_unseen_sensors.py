@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ringmoe_jax as rm
+from ringmoe_jax import encoding
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.deploy.export import Tiles, export
 from ringmoe_jax.errors import ConfigError, DataError
@@ -45,6 +46,9 @@ def test_a_sensor_is_an_object_a_name_or_of_a_file(run, tmp_path, monkeypatch):
     pixels = reflectance(2)
     by_object = rm.encode(run, {DOVE: pixels})
     assert by_object.pooled["dove"].shape == (3, 8)
+    programs = encoding._features._cache_size()
+    rm.encode(run, {DOVE: reflectance(2, seed=1)})
+    assert encoding._features._cache_size() == programs  # met before
     assert_array_equal(rm.encode(run, {"dove": pixels}).pooled["dove"], by_object.pooled["dove"])  # in the table now
     (tmp_path / "own_dove.py").write_text(
         "import dataclasses\nfrom ringmoe_jax import sensors\n"

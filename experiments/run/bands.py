@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.run import data as run_data
 from experiments.run.tables import table, with_interval
 from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
-from ringmoe_jax.contracts import PIXELS, restore
+from ringmoe_jax.contracts import PIXELS, pixel_mask, restore
 from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.evaluate import baselines, bootstrap
 from ringmoe_jax.evaluate.metrics import Score
@@ -208,7 +207,7 @@ class _Reader:
     def __call__(self, entry: Mapping[str, np.ndarray]) -> np.ndarray:
         """What it says of the scored bands, [B, T, H, W, bands], in the sensor's unit."""
         pixels = entry["pixels"][..., self.index]
-        own = {key: entry[key] for key in ("valid", "time", "location", "mask")}
+        own = {key: entry[key] for key in ("valid", "time", "location", "gsd", "mask")}
         if self.missing == TOLD:
             own["bands"] = np.broadcast_to(self.shown, (*pixels.shape[:2], len(self.shown)))
         else:
@@ -238,8 +237,7 @@ def _errors(
     index = [whole.band_names.index(band) for band in scored]
     truth, deviation = entry["pixels"][..., index], np.asarray(statistics.std)[index]
     mean = np.asarray(statistics.mean)[index]
-    size = truth.shape[2] // entry["mask"].shape[1]
-    hidden = np.asarray(jnp.kron(entry["mask"], np.ones((size, size))) > 0)[:, None] & entry["valid"]
+    hidden = np.asarray(pixel_mask(entry))
     said = {label: reader(entry) for label, reader in readers.items()} | {MEAN: np.broadcast_to(mean, truth.shape)}
     for row in np.flatnonzero(batch["real"]):
         seen = hidden[row][..., None]

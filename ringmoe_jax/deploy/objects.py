@@ -12,6 +12,7 @@ import shapely
 
 from ringmoe_jax.deploy import maps
 from ringmoe_jax.deploy.blending import Lattice
+from ringmoe_jax.deploy.canvas import PARQUET
 from ringmoe_jax.deploy.maps import Draft
 from ringmoe_jax.deploy.scenes import Ground
 from ringmoe_jax.deploy.windows import WindowModel
@@ -20,7 +21,6 @@ from ringmoe_jax.evaluate.metrics.boxes import Suppression, corners, limits
 from ringmoe_jax.geo import Grid
 from ringmoe_jax.tasks.joining import Place
 
-PARQUET = "parquet"
 EDGE = 2.0  # pixels from a window's border, within which a box counts as cut by it (our choice)
 ROWS = 2**15  # boxes of a draft that are read at a time
 # Of a row of the draft: strip, date, box, score, class.

@@ -95,6 +95,7 @@ class Probe:
     validation: float = math.nan
 
 
+@threadpool_limits.wrap(limits=1)  # tiles are few and products small: threads of one probe only wait for each other
 def probe(
     train: Split,
     test: Split,
@@ -144,7 +145,7 @@ def probe(
     return results
 
 
-@threadpool_limits.wrap(limits=1)  # tiles are few and products small: threads of one probe only wait for each other
+@threadpool_limits.wrap(limits=1)  # around all of them: in threads, limits that begin and end would undo each other
 def side_by_side(jobs: Sequence[Callable[[], list[Probe]]]) -> list[list[Probe] | DataError]:
     """Runs several probes at the same time, each on one core.
 

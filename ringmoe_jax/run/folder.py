@@ -199,7 +199,10 @@ class Run:
         """
         known, said = self.encoder.sensors, {}
         for sensor in sensors:
-            said[_joined(sensor).name] = (_joined(sensor), sensor if isinstance(sensor, str) else sensor.name)
+            joined = _joined(sensor)
+            said[joined.name] = (joined, sensor if isinstance(sensor, str) else joined.name)
+        if statistics is None and (met := self._met.get(tuple(sensors))):
+            return met
         new = [name for name in said if name not in known]
         changed = [name for name, (sensor, _) in said.items() if name in known and sensor != known[name]]
         if not new and not changed:
@@ -223,7 +226,15 @@ class Run:
         for name in (*new, *changed):
             values = (statistics or {}).get(name) or _normalisation(said[name][0], known.get(name), self.statistics)
             record["statistics"][name] = values.to_json()
-        return dataclasses.replace(self, record=record)
+        run = dataclasses.replace(self, record=record)
+        if statistics is None:
+            self._met[tuple(sensors)] = run
+        return run
+
+    @functools.cached_property
+    def _met(self) -> dict[tuple[str | Sensor, ...], Run]:
+        """What `with_sensors` gave, so that features of one sensor are one program however often they are asked for."""
+        return {}
 
     def with_patch(self, patch: int) -> Run:
         """The same for finer or coarser images: as many tokens of patches of another size, see `resampling.repatch`.

@@ -218,3 +218,12 @@ def test_links_between_hosts():
     apart = Collective("all-to-all", (), (0, 1, 8, 9), 1, 3e9)
     assert link_seconds(apart, chip) == pytest.approx(2e9 / chip.network)
     assert link_seconds(across, CHIPS["v5p"]) == pytest.approx(15e9 / CHIPS["v5p"].interconnect)
+
+
+def test_live_bytes_are_those_of_the_values_that_are_still_needed():
+    """Three arrays of 4,000 bytes where the first is needed again, two where it is not."""
+    x = jax.ShapeDtypeStruct((1000,), np.float32)
+    assert ahead.live_bytes(lambda x: (2 * x) + 1, x) == 8000
+    assert ahead.live_bytes(lambda x: (2 * x) + x, x) == 12000
+    inner = jax.jit(lambda y: jax.lax.concatenate([y, y], 0).sum())  # 8,000 more inside
+    assert 12000 <= ahead.live_bytes(lambda x: inner(2 * x), x) <= 12004  # the sum is 4
