@@ -220,8 +220,9 @@ def _architecture(model: Mapping[str, Any]) -> str:
 
 
 def flatten(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"<sensor>/<entry>": array} of a batch of `ringmoe_jax.contracts`."""
-    return {f"{name}/{key}": np.asarray(entry[key]) for name, entry in batch["sensors"].items() for key in ENTRIES}
+    """{"<sensor>/<entry>": array} of a batch of `ringmoe_jax.contracts`, of what may be an input."""
+    sensors = batch["sensors"].items()
+    return {f"{name}/{key}": np.asarray(entry[key]) for name, entry in sensors for key in ENTRIES if key in entry}
 
 
 def as_batch(inputs: Mapping[str, jax.Array]) -> dict[str, Any]:

@@ -204,7 +204,8 @@ class Strip:
                 wanted = self._window(*corner, side)
                 pixels[i], valid[i] = self.pixels[name][wanted], self.valid[name][wanted]
             time = np.tile(np.array([scene.day for scene in scenes], np.int32), (size, 1))
-            sensors[name] = {"pixels": pixels, "valid": valid, "time": time, "location": location}
+            metres = np.full(size, self.stack.grid.gsd or scenes[0].sensor.gsd, np.float32)
+            sensors[name] = {"pixels": pixels, "valid": valid, "time": time, "location": location, "gsd": metres}
         return {"sensors": sensors}
 
     def _window(self, row: int, column: int, side: int) -> tuple:

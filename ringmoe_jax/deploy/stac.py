@@ -31,6 +31,7 @@ ENTRIES = {
     "valid": (("time", "height", "width"), "boolean, True where every band was observed"),
     "time": (("time",), "days since 1970-01-01, -2147483648 where unknown"),
     "location": (("coordinate",), "latitude and longitude in degrees (WGS 84), NaN where unknown"),
+    "gsd": ((), "metres between pixels, NaN where unknown"),
 }
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from ringmoe_jax import deploy, models
 from ringmoe_jax.contracts import BOXES, CLASSES, MAP, MULTILABEL, TRACKS
-from ringmoe_jax.deploy.export import Tiles, as_batch, export, select_sensors
+from ringmoe_jax.deploy.export import Tiles, as_batch, export, flatten, select_sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Target
@@ -209,6 +209,15 @@ def test_other_tasks(task, tmp_path):
     assert set(shapes(item, "mlm:input", "input")) == {"rgb/pixels", "rgb/valid"}
     assert all("axis" not in axis for o in item["properties"]["mlm:output"] for axis in o["result"]["dim_order"])
     assert max(differences(item).values()) < 1e-3
+
+
+def test_a_model_that_is_told_how_fine_images_are_is_told_by_its_callers():
+    """What a model does not read is no input of its program: of metadata, only what it is told."""
+    model = models.build(DENSE | dict(metadata=dict(location=False, date=False)))
+    batch = tiles(("rgb",)).batch
+    apply = lambda params, inputs: model.apply(params, as_batch(inputs))["pooled"]["rgb"]  # noqa: E731
+    shapes = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in flatten(batch).items()}
+    assert set(deploy.trim(apply, model.shapes(), shapes).inputs) == {"rgb/pixels", "rgb/valid", "rgb/gsd"}
 
 
 @pytest.mark.slow

@@ -47,13 +47,14 @@ def test_values_and_no_data_are_those_of_a_prepared_data_set(tmp_path):
         assert not read[name]["valid"].all()
         for key in ("pixels", "valid", "time"):
             np.testing.assert_array_equal(read[name][key], prepared[name][key], err_msg=f"{name} {key}")
-        np.testing.assert_allclose(read[name]["location"], prepared[name]["location"], atol=1e-5)
+        for key in ("location", "gsd"):
+            np.testing.assert_allclose(read[name][key], prepared[name][key], rtol=1e-6, atol=1e-5)
 
 
 def test_windows_are_parts_of_the_scene(tmp_path):
     numbers = digital_numbers(20, 30)
     numbers[:6, :9] = 0
-    tif(tmp_path / "s.tif", numbers)
+    tif(tmp_path / "s.tif", numbers, pixel=20.0)
     with Stack({"s2_12": [tmp_path / "s.tif"]}, {"s2_12": S2}) as stack:
         strip = stack.strip(-2, 8)
         batch = strip.batch([(-2, -3), (-2, 10), (-2, 25)], 8, 4)["sensors"]["s2_12"]
@@ -65,8 +66,9 @@ def test_windows_are_parts_of_the_scene(tmp_path):
         assert not batch["valid"][3].any()
         assert not batch["pixels"][3].any()
         assert [strip.seen(-2, first, 8) for first in (-3, 0, 2)] == [False, False, True]
-        place = geo.latitude_longitude("EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_000_000), 2, 14)
+        place = geo.latitude_longitude("EPSG:32633", Affine(20, 0, 500_000, 0, -20, 5_000_000), 2, 14)
         np.testing.assert_allclose(batch["location"][1], place, atol=1e-5)
+        np.testing.assert_allclose(batch["gsd"], [20] * 4)
 
 
 class Watched:

@@ -43,5 +43,6 @@ def batch(model: dict, rows: int = 2, dates: int = 1, size: int | None = None, s
             "valid": jnp.ones((rows, dates, side, side), bool),
             "time": jnp.full((rows, dates), 18000, jnp.int32) + 30 * jnp.arange(dates, dtype=jnp.int32),
             "location": jnp.full((rows, 2), np.nan, jnp.float32),
+            "gsd": jnp.full(rows, sensor.gsd, jnp.float32),
         }
     return {"sensors": entries}
