@@ -14,7 +14,8 @@ It returns a dict of float32 predictions, which become `outputs["predictions"]`:
 
     linear, mlp                             {"logits": [N, C]}
     fcn, upernet                            {"logits": [N, H, W, C]}, and of upernet "auxiliary", the same
-    change_difference, change_transformer   {"logits": [N, H, W, C]}
+    change_difference, change_concat        {"logits": [N, H, W, C]}
+    change_transformer                      {"logits": [N, H, W, C]}
     height                                  {"height": [N, H, W] metres, "bins": [N, K] metres}
     fcos                                    see `detection.DetectionHead`
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -24,27 +25,56 @@ class ChangeDifferenceConfig(DenseConfig, HeadConfig):
     gives: ClassVar = {"logits": PIXEL_LOGITS}
     pairs: ClassVar[bool] = True
 
-    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDifference:
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDense:
         """See `HeadConfig`."""
-        return ChangeDifference(self, widths, outputs, rngs, dtype=dtype)
+        return ChangeDense(DenseHead(self, widths, outputs, rngs, dtype=dtype), _difference)
 
 
-class ChangeDifference(nnx.Module):
-    """A dense head on the absolute difference of the two dates' features, level by level (our choice).
+@HEADS.register("change_concat")
+@dataclasses.dataclass(frozen=True)
+class ChangeConcatConfig(DenseConfig, HeadConfig):
+    """As `DenseConfig`."""
 
-    It cannot tell before from after: exchanging the dates changes nothing.
+    gives: ClassVar = {"logits": PIXEL_LOGITS}
+    pairs: ClassVar[bool] = True
+
+    def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDense:
+        """See `HeadConfig`."""
+        head = DenseHead(self, tuple(2 * width for width in widths), outputs, rngs, dtype=dtype)
+        return ChangeDense(head, _side_by_side)
+
+
+class ChangeDense(nnx.Module):
+    """A dense head on what becomes of the two dates' features, level by level.
+
+    "change_difference" looks at their absolute difference (as FC-Siam-diff, Daudt et al. 2018), which cannot tell
+    before from after: exchanging the dates changes nothing. "change_concat" looks at both side by side (FC-Siam-conc of
+    the same paper): it knows which came first, what was there before, and radar's growing darker from its growing
+    brighter.
     Call: levels [N, 2, h_i, w_i, D_i] and size -> {"logits": [N, H, W, C] float32}.
+
+    Args:
+        head: reads what `join` gives.
+        join: [N, 2, h, w, D] -> [N, h, w, D'].
 
     Raises:
         DataError: when called with levels that have not two dates.
     """
 
-    def __init__(self, config: DenseConfig, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype):
-        self.head = DenseHead(config, widths, outputs, rngs, dtype=dtype)
+    def __init__(self, head: DenseHead, join: Callable[[jax.Array], jax.Array]):
+        self.head, self.join = head, join
 
     def __call__(self, levels: tuple[jax.Array, ...], size: tuple[int, int], *, key, train: bool) -> dict:
         _check_dates(levels)
-        return self.head(tuple(jnp.abs(x[:, 1] - x[:, 0]) for x in levels), size, key=key, train=train)
+        return self.head(tuple(self.join(x) for x in levels), size, key=key, train=train)
+
+
+def _difference(x: jax.Array) -> jax.Array:
+    return jnp.abs(x[:, 1] - x[:, 0])
+
+
+def _side_by_side(x: jax.Array) -> jax.Array:
+    return jnp.concatenate([x[:, 0], x[:, 1]], axis=-1)
 
 
 @HEADS.register("change_transformer")
