@@ -62,6 +62,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         _check_beginning(self)
+        self.optimizer.warmup(self.train.steps)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> PretrainConfig:
@@ -162,6 +163,7 @@ class FinetuneConfig:
         if len(self.data.streams) != 1:
             raise ConfigError(f"data.streams has {len(self.data.streams)} streams: a task reads one data set")
         _check_beginning(self)
+        self.optimizer.warmup(self.train.steps)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> FinetuneConfig:

@@ -11,6 +11,7 @@ import rasterio
 from numpy.testing import assert_allclose
 from rasterio.transform import from_origin
 
+from experiments.run.ablate import scores_of
 from experiments.run.evaluate import evaluate
 from experiments.run.score import score
 from ringmoe_jax.compress import counting
@@ -36,6 +37,22 @@ def get_config():
     config.train.update(steps=100000, log_every=1, checkpoint_every=1000, evaluate_every=100000)
     config.mesh.expert = 2
     return config
+"""
+
+
+STUDY = """
+import importlib.util
+from ml_collections import ConfigDict
+
+def get_config():
+    spec = importlib.util.spec_from_file_location("base", "{config}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    base = module.get_config()
+    base.train.update(steps=2, log_every=1)
+    base.optimizer.warmup_steps = 1
+    arms = dict(even=dict(), quick=dict(override=dict(optimizer=dict(learning_rate=0.02))))
+    return ConfigDict(dict(studies=dict(rates=dict(config=base, baseline="even", arms=arms))))
 """
 
 
@@ -142,6 +159,29 @@ def test_two_processes_evaluate_as_one(two, tmp_path):
     assert found[0] == found[1]
     assert len(found[0]["probes"]) == 12
     assert len(found[0]["pictures"]) > 3
+
+
+@pytest.mark.slow
+def test_two_processes_ablate_and_report(config, tmp_path):
+    """Scores of an arm by two processes are those of its checkpoint by one; the same command then finds all done."""
+    (tmp_path / "study.py").write_text(STUDY.replace("{config}", str(config)))
+    out = tmp_path / "out"
+    asked = ["--config", str(tmp_path / "study.py"), "--out", str(out), "--seeds", "0"]
+    for _ in range(2):
+        job = jobs.start(tmp_path, ["-m", "experiments.ablate", *asked], 2)
+        assert job.finish() == [0, 0], job.said() + job.said(1)
+    metrics = json.loads((out / "ablation.json").read_text())["rates"]["metrics"]
+    workdir = out / "rates" / "quick" / "seed0"
+    assert (workdir / "log.txt").read_text().count("step 2/2") == 1
+    evaluation = evaluate(str(workdir), brief=True, out=str(tmp_path / "again"))
+    again = scores_of(evaluation, {"rgb": {"name": "masked_l1", "sensor": "rgb"}})
+    assert metrics.keys() == again.keys()
+    for name, value in again.items():
+        assert_allclose(metrics[name]["quick"]["mean"]["mean"], value, rtol=1e-5)
+    job = jobs.start(tmp_path, ["-m", "experiments.report", "--workdir", str(workdir)], 2)
+    assert job.finish() == [0, 0], job.said() + job.said(1)
+    assert "</html>" in (workdir / "report.html").read_text()
+    assert "report.html" not in job.said(1)  # the first process speaks for all
 
 
 @pytest.mark.slow
