@@ -1,6 +1,8 @@
 """The script as a user runs it: start, kill at a random step, resume exactly, and be told what is wrong."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import pretrain as verb
 from experiments.run import cli, pretrain
 from experiments.run.dry_run import dry_run
 from ringmoe_jax import run as runs
@@ -75,10 +78,25 @@ def records(workdir):
 
 @pytest.fixture(scope="module")
 def uninterrupted(config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("uninterrupted")
+    """Folder of a run of the command in this process, on one device, and what it said."""
+    workdir, said = tmp_path_factory.mktemp("uninterrupted"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(runs, "make_mesh", lambda config: None)
+        patch.setattr(cli, "start", lambda *_, **__: None)
+        patch.setattr(sys, "argv", ["pretrain", "--config", str(config), "--workdir", str(workdir)])
+        with pytest.raises(SystemExit) as ended:
+            verb.main()
+    assert ended.value.code == 0
+    return workdir, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def program(config, tmp_path_factory):
+    """Folder of a run of a program of its own, with which others are compared bit for bit."""
+    workdir = tmp_path_factory.mktemp("program")
     code, output = finish(start(config, workdir))
     assert code == 0, output
-    return workdir, output
+    return workdir
 
 
 def test_it_says_what_it_does_and_learns(uninterrupted):
@@ -93,7 +111,7 @@ def test_it_says_what_it_does_and_learns(uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_killed_at_a_random_step_and_started_again(config, uninterrupted, tmp_path, seed):
+def test_killed_at_a_random_step_and_started_again(config, program, tmp_path, seed):
     target = random.Random(seed).randint(12, 36)  # the checkpoint of step 10 waited for that of step 5
     process = start(config, tmp_path, "--config.train.steps=40")
     metrics = tmp_path / "metrics.jsonl"
@@ -110,11 +128,11 @@ def test_killed_at_a_random_step_and_started_again(config, uninterrupted, tmp_pa
     assert "resuming" in output
     assert records(tmp_path)[-1]["step"] == 40
     ours = [r for r in records(tmp_path) if "loss" in r]
-    reference = {r["step"]: r for r in records(uninterrupted[0]) if "loss" in r}
+    reference = {r["step"]: r for r in records(program) if "loss" in r}
     assert len(ours) == 40
     for record in ours:
         assert record == reference[record["step"]]  # bit for bit
-    assert records(tmp_path)[-1] == records(uninterrupted[0])[-1]  # validation
+    assert records(tmp_path)[-1] == records(program)[-1]  # validation
 
 
 @pytest.mark.slow
@@ -166,11 +184,11 @@ def test_a_record_that_states_fewer_keys_resumes(config, uninterrupted, capsys, 
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
-    before = records(uninterrupted[0])
-    code, output = finish(start(config, uninterrupted[0]))
+def test_a_finished_run_is_left_as_it_is(config, program):
+    before = records(program)
+    code, output = finish(start(config, program))
     assert code == 0, output
-    assert records(uninterrupted[0]) == before
+    assert records(program) == before
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from experiments.run.finetune import several
 from experiments.run.score import score
 from input_pipeline.builder import write_dataset
 from input_pipeline.schema import CLASSES, Image, LabelInfo, Metadata, Sample, SensorInfo
+from ringmoe_jax import run as runs
 from ringmoe_jax import sensors
 from ringmoe_jax.errors import DataError
 from ringmoe_jax.evaluate.metrics import HeightMetric, Score, SegmentationMetric, TrackingMetric
@@ -50,7 +51,9 @@ def folder(tmp_path_factory):
         "optimizer": {"warmup_steps": 0},
         "train": {"steps": 1, "log_every": 1, "seed": 0},
     }
-    several(values, str(folder / "runs"), (0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "make_mesh", lambda config: None)  # a page is not about meshes, which take long to compile
+        several(values, str(folder / "runs"), (0, 1))
     return folder / "runs"
 
 

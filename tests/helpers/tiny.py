@@ -31,7 +31,7 @@ SKYSENSE = dict(
 
 
 def batch(model: dict, rows: int = 2, dates: int = 1, size: int | None = None, seed: int = 0) -> dict:
-    """A batch of random pixels of all sensors of a model."""
+    """A batch of random pixels of all sensors of a model; what is constant comes from NumPy, which compiles nothing."""
     side = size or model.get("image_size", 8)
     entries = {}
     for i, name in enumerate(model["sensors"]):
@@ -40,9 +40,9 @@ def batch(model: dict, rows: int = 2, dates: int = 1, size: int | None = None, s
         statistics = sensor.statistics
         entries[name] = {
             "pixels": noise * jnp.asarray(statistics.std, jnp.float32) + jnp.asarray(statistics.mean, jnp.float32),
-            "valid": jnp.ones((rows, dates, side, side), bool),
-            "time": jnp.full((rows, dates), 18000, jnp.int32) + 30 * jnp.arange(dates, dtype=jnp.int32),
-            "location": jnp.full((rows, 2), np.nan, jnp.float32),
-            "gsd": jnp.full(rows, sensor.gsd, jnp.float32),
+            "valid": jnp.asarray(np.ones((rows, dates, side, side), bool)),
+            "time": jnp.asarray(np.tile(18000 + 30 * np.arange(dates, dtype=np.int32), (rows, 1))),
+            "location": jnp.asarray(np.full((rows, 2), np.nan, np.float32)),
+            "gsd": jnp.asarray(np.full(rows, sensor.gsd, np.float32)),
         }
     return {"sensors": entries}

@@ -217,7 +217,8 @@ def test_complex_samples_that_a_box_cannot_hit_say_what_they_show(tmp_path):
 
 @pytest.mark.parametrize("two", [True, False])
 def test_sub_sequences_are_sorted_distinct_and_observed(places, two):
-    batch = first_batch(places, frames={"s2_10": 3}, views=SNAPPED if two else None)
+    chosen = ViewsConfig(grid="s2_10", overlap=0.5) if two else None
+    batch = first_batch(places, "s2_10", sizes={"s2_10": 6}, frames={"s2_10": 3}, views=chosen)
     entries = [batch["sensors"], *([batch["views"]["second"]] if two else [])]
     for entry in (e["s2_10"] for e in entries):
         assert entry["pixels"].shape[:2] == (COUNT, 3)
@@ -251,7 +252,8 @@ def test_chosen_frames(shown, data):
 
 def test_frames_are_drawn_evenly_in_training_and_spaced_evenly_in_evaluation():
     shown = tf.constant([True, False, True, True, True, True])
-    draws = [views.choose_frames(shown, 2, tf.constant([seed, 0]))[0].numpy() for seed in range(400)]
+    draw = tf.function(lambda seed: views.choose_frames(shown, 2, seed)[0])
+    draws = [draw(tf.constant([seed, 0])).numpy() for seed in range(400)]
     counts = np.bincount(np.concatenate(draws), minlength=6)
     assert counts[1] == 0
     np.testing.assert_allclose(counts[[0, 2, 3, 4, 5]], 160, atol=45)  # binomial(400, 0.4): deviation 9.8
@@ -259,9 +261,10 @@ def test_frames_are_drawn_evenly_in_training_and_spaced_evenly_in_evaluation():
 
 
 def test_dates_move_within_bounds_and_stay_sorted(places):
-    options = {"frames": {"s2_10": 4}, "views": ViewsConfig(grid="s2_10", date_jitter=7)}
-    still = first_batch(places, **{**options, "views": ViewsConfig(grid="s2_10")})
-    moved = first_batch(places, **options)
+    options = {"frames": {"s2_10": 4}, "sizes": {"s2_10": 6}}
+    still, moved = (
+        first_batch(places, "s2_10", **options, views=ViewsConfig(grid="s2_10", date_jitter=days)) for days in (0, 7)
+    )
     differences = []
     for before, after in zip(every_view(still).values(), every_view(moved).values(), strict=True):
         before, after = before["s2_10"], after["s2_10"]

@@ -19,7 +19,7 @@ from tests.helpers.parameters import stirred
 from tests.helpers.tiny import RINGMOE, batch
 
 MOE = dict(specialised=2, collaborative=2, engine="dense")
-MODEL = RINGMOE | dict(sensors=("s2_10", "s1_grd"), stem="physics", moe=MOE)
+MODEL = RINGMOE | dict(sensors=("s2_10", "s1_grd"), depths=(2,), stem="physics", moe=MOE)  # a stem needs no 2nd stage
 HEADS = {"s2_10": {"pixels": 10}}
 LANDSAT = Sensor(
     name="landsat_like",
@@ -140,15 +140,20 @@ def test_a_sub_model_keeps_the_stem_that_all_share(built, whole):
     assert_allclose(out["tokens"]["s1_grd"], whole["tokens"]["s1_grd"], atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["capacity", "blocks"])
-def test_tokens_without_experts_take_no_rows(built, engine):
+@pytest.fixture(scope="module")
+def with_thermal(built):
+    """A batch with a sensor of a new modality, and what the dense engine says of it."""
     _, params, shown = built
     sensors.register(THERMAL)
+    data = {"sensors": shown["sensors"] | batch({**MODEL, "sensors": (THERMAL.name,)})["sensors"]}
+    return data, jax.jit(models.build(MODEL | dict(unseen=(THERMAL.name,))).apply)(params, data)
+
+
+@pytest.mark.parametrize("engine", ["capacity", "blocks"])
+def test_tokens_without_experts_take_no_rows(built, with_thermal, engine):
+    (_, params, _), (data, want) = built, with_thermal
     config = MODEL | dict(unseen=(THERMAL.name,), moe=MOE | dict(engine=engine, eval_capacity_factor=4.0))
-    guests = batch({**config, "sensors": (THERMAL.name,)})["sensors"]
-    data = {"sensors": shown["sensors"] | guests}
     got = jax.jit(models.build(config).apply)(params, data)
-    want = jax.jit(models.build(config | dict(moe=MOE)).apply)(params, data)
     assert got["routing"]["specialised"].dropped.sum() == 0
     assert_allclose(got["tokens"][THERMAL.name], want["tokens"][THERMAL.name], atol=1e-4)
 

@@ -5,20 +5,26 @@ import re
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 import rasterio
 from numpy.testing import assert_allclose
 from rasterio.transform import from_origin
 
+from experiments import predict
+from experiments.run import cli
 from experiments.run.ablate import scores_of
 from experiments.run.evaluate import evaluate
+from experiments.run.pretrain import pretrain
 from experiments.run.score import score
+from ringmoe_jax import run as runs
 from ringmoe_jax.compress import counting
 from ringmoe_jax.compress.results import Quality
+from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.run import Run, results
-from ringmoe_jax.training import metrics
-from tests.helpers import jobs, quick, tiny_data
+from ringmoe_jax.training import loop, metrics
+from tests.helpers import jobs, quick, tiny_data, verbs
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -116,9 +122,18 @@ def two(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(config, two, tmp_path_factory):
-    """Trained by one process with as many devices, for longer."""
-    workdir = tmp_path_factory.mktemp("one") / "run"
-    stop_after(start(config, workdir, 1, devices=2), workdir, two[1] + 20)
+    """Trained by this process on as many devices, for longer, until it is asked to stop."""
+    workdir, last, after = tmp_path_factory.mktemp("one") / "run", two[1] + 10, loop.Stop.after
+
+    def asked(stop, step):
+        if step == last:
+            signal.raise_signal(signal.SIGTERM)
+        return after(stop, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "make_mesh", lambda config: meshes.make(config, jax.devices()[:2]))
+        patch.setattr(loop.Stop, "after", asked)
+        assert pretrain(cli.read_config(str(config)), str(workdir)).step == last
     return records(workdir)
 
 
@@ -202,7 +217,7 @@ def test_two_processes_learn_from_few_labels(config, two, tmp_path):
         assert rows[arm][name]["value"] == found.value
 
 
-def test_two_processes_map_a_scene_as_one(two, tmp_path):
+def test_two_processes_map_a_scene_as_one(two, tmp_path, capsys, monkeypatch):
     """Blocks of strips that lie between windows which reach into the next one, and a place without data."""
     pixels = np.random.default_rng(0).integers(1, 255, (3, 150, 90), np.uint8)
     pixels[:, 40:70, 20:80] = 0
@@ -210,15 +225,16 @@ def test_two_processes_map_a_scene_as_one(two, tmp_path):
     place = dict(crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10))
     with rasterio.open(tmp_path / "in.tif", "w", driver="GTiff", **size, **place) as file:
         file.write(pixels)
-    said = []
-    for count in (1, 2):
-        asked = [tmp_path / "in.tif", "--checkpoint", two[0], "--overlap", 0.7, "--out", tmp_path / f"{count}.tif"]
-        job = jobs.start(tmp_path, ["-m", "experiments.predict", *map(str, asked)], count)
-        assert job.finish() == [0] * count, job.said() + job.said(count - 1)
-        said.append(re.search(r"(\d+) windows in .*; (\d+) more hold no data", job.said()).groups())
+    asked = [tmp_path / "in.tif", "--checkpoint", two[0], "--overlap", 0.7, "--out"]
+    job = jobs.start(tmp_path, ["-m", "experiments.predict", *map(str, [*asked, tmp_path / "2.tif"])], 2)
+    monkeypatch.setattr(cli, "start", lambda: None)
+    assert verbs.run(predict, *asked, tmp_path / "1.tif") == 0
+    assert job.finish() == [0, 0], job.said() + job.said(1)
+    windows = re.compile(r"(\d+) windows in .*; (\d+) more hold no data")
+    by_two, by_one = (windows.search(said).groups() for said in (job.said(), capsys.readouterr().out))
     assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "2.tif").read_bytes()
-    assert said[0] == said[1]
-    assert int(said[0][1]) > 0
+    assert by_two == by_one
+    assert int(by_one[1]) > 0
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ def taught(seed=0, unseen=()):
 
 
 def term(**fields):
-    return objectives.build({"x": dict(name="relation_matching", sensor="rgb", temperature=TEMPERATURE) | fields})["x"]
+    """As one program: by itself every operation is compiled for every shape."""
+    values = dict(name="relation_matching", sensor="rgb", temperature=TEMPERATURE) | fields
+    return jax.jit(objectives.build({"x": values})["x"].__call__)
 
 
 def likeness(*maps):
