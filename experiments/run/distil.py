@@ -54,8 +54,8 @@ def distil(student: Run, teacher: Run, steps: int, workdir: Path) -> Run:
     parts = lesson.build(mesh)
     parts = dataclasses.replace(parts, pretext=distilled(parts.pretext, teacher.build(mesh).model, teacher.params))
     record = {name: lesson.record[name] for name in ("config", "statistics")}
-    state = _state(student.params, parts, config)
-    state = fit(workdir, state, data, parts, config, record, SECTIONS, goodput=goodput)
+    create = lambda: _state(student.params, parts, config)  # noqa: E731
+    state = fit(workdir, create, data, parts, config, record, SECTIONS, goodput=goodput)
     require_done(state, steps, workdir)
     trained = jax.device_get(parts.pretext.export(state.params, state.pretext))
     return student.with_network(Network(student.network.model, trained), steps)
@@ -92,7 +92,7 @@ def _objective(name: str, sensor: str, **fields: str) -> dict[str, Any]:
 def _state(params: Params, parts: Parts, config: PretrainConfig) -> TrainState:
     """A new state around given parameters; nothing in it is shared with them, for a step donates its state."""
     trained, own = parts.pretext.init(params, jax.random.key(config.train.seed))
-    rule = optimizer.build(config.optimizer, config.train.steps)
+    rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
     state = TrainState(jnp.int32(0), trained, rule.init(trained), own)
     return jax.device_put(
         jax.tree.map(np.array, state), None if parts.mesh is None else state_shardings(state, parts.mesh)

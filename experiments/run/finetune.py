@@ -12,7 +12,7 @@ import jax
 from experiments.run import data as run_data
 from experiments.run import score
 from experiments.run.encoder import encoder_of
-from experiments.run.fit import fit, new_state, require_done
+from experiments.run.fit import fit, new_shapes, new_state, require_done
 from input_pipeline.reader import BatchIterator
 from ringmoe_jax import run as runs
 from ringmoe_jax.evaluate import seeds
@@ -45,11 +45,12 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
     kept = encoder.statistics if config.statistics == CHECKPOINT else {}
     spec = run_data.task_spec(config, dataset)
     parts = runs.finetuning(config, encoder, spec, dict(data.statistics) | kept, mesh)
-    trained = config.init_from and config.weights == CHECKPOINT
-    state = new_state(
-        parts, config, known_of(parts.model, {ENCODER: Run.open(config.init_from).params}) if trained else {}
-    )
-    describe(config, encoder, parts, state, data)
+    describe(config, encoder, parts, new_shapes(parts, config), data)
+
+    def create() -> TrainState:
+        trained = config.init_from and config.weights == CHECKPOINT
+        known = known_of(parts.model, {ENCODER: Run.open(config.init_from).params}) if trained else {}
+        return new_state(parts, config, known)
 
     record = {
         "config": config.complete(),
@@ -57,7 +58,7 @@ def finetune(values: Mapping[str, Any], workdir: str) -> TaskScore:
         "encoder": dataclasses.asdict(encoder),
         "subject": dataclasses.asdict(spec),
     }
-    state = fit(workdir, state, CheckedTruth(data, parts), parts, config, record, SECTIONS, goodput=goodput)
+    state = fit(workdir, create, CheckedTruth(data, parts), parts, config, record, SECTIONS, goodput=goodput)
     require_done(state, config.train.steps, workdir)
     return score.score(Run.open(workdir, kinds=(TASK,)))
 

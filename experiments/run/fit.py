@@ -38,14 +38,14 @@ def new_state(
 
 
 def new_shapes(parts: Parts, config: PretrainConfig | FinetuneConfig) -> TrainState:
-    """Shapes and dtypes of `new_state`, without making it."""
+    """Shapes, dtypes and places of `new_state`, without making it."""
     rule = optimizer.build(config.optimizer, config.train.steps, parts.model.blocks_above)
-    return shapes(parts.model, parts.pretext, rule)
+    return shapes(parts.model, parts.pretext, rule, parts.mesh)
 
 
 def fit(
     workdir: str | Path,
-    state: TrainState,
+    create: Callable[[], TrainState],
     data: BatchIterator,
     parts: Parts,
     config: PretrainConfig | FinetuneConfig,
@@ -60,7 +60,7 @@ def fit(
 
     Args:
         workdir: folder of the run.
-        state: a new one.
+        create: makes a new state, where there is no checkpoint.
         data: batches.
         parts: forward passes, objectives, mesh.
         config: optimiser, length and, with `rebuild`, which experts go.
@@ -88,8 +88,10 @@ def fit(
     processes.agree({**record, "versions": versions(), "data": data.get_state()}, "run")
     with lock(workdir):
         checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
-        if checkpointer.latest is not None:
-            state = _resume(checkpointer, state, data, config, record, sections, goodput)
+        if checkpointer.latest is None:
+            state = create()
+        else:
+            state = _resume(checkpointer, new_shapes(parts, config), data, config, record, sections, goodput)
             print(f"resuming {workdir} at step {int(state.step)}")
         writer = MetricsWriter(workdir, resume_step=int(state.step))
         callbacks: list[loop.Callback] = [Validation(processes.from_first(lambda: _validated(workdir)))]
@@ -137,14 +139,15 @@ def require_done(state: TrainState, steps: int, workdir: str | Path) -> None:
 
 def _resume(
     checkpointer: Checkpointer,
-    state: TrainState,
+    like: TrainState,
     data: BatchIterator,
     config: PretrainConfig | FinetuneConfig,
     record: Mapping[str, Any],
     sections: Sequence[str],
     goodput: Goodput,
 ) -> TrainState:
-    """The newest state; batches go on from there. Defaults that a checkpoint does not state are filled in."""
+    """The newest state, in the places of `like`; batches go on from there. Defaults that a checkpoint does not state
+    are filled in."""
     step = processes.from_first(checkpointer.newest_whole)
     saved = checkpointer.record(step)
     if (kind := kind_of(saved)) in (COMPRESSED, IMPORTED):
@@ -156,7 +159,7 @@ def _resume(
     for section in sections:
         check_same({section: before[section]}, {section: now[section]}, "config")
     check_same(saved["statistics"], record["statistics"], "statistics")
-    state = checkpointer.restore(state, step)
+    state = checkpointer.restore(like, step)
     checkpointer.set_aside_after(step)
     data.set_state(saved["data"])
     goodput.resume(saved.get("seconds", {}), processes.from_first(lambda: _seconds(checkpointer.directory.parent)))

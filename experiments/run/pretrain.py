@@ -11,7 +11,7 @@ import jax
 from experiments.run import data as run_data
 from experiments.run.data import VALIDATION
 from experiments.run.encoder import begun
-from experiments.run.fit import fit, new_state, with_experts_left
+from experiments.run.fit import fit, new_shapes, new_state, with_experts_left
 from input_pipeline.evaluation import EvalBatches
 from input_pipeline.reader import BatchIterator
 from ringmoe_jax import run as runs
@@ -43,15 +43,18 @@ def pretrain(values: Mapping, workdir: str) -> TrainState:
     goodput = Goodput()
     config, data, parts = open_parts(values, workdir)
     begins = Run.open(config.init_from, kinds=FEATURES) if config.init_from else None
-    known = known_of(parts.model, begins.params) if begins else {}
-    state = new_state(parts, config, known)
-    describe(parts, state, data)
-    if begins:
-        terms = f" ({begins.origin['licence']})" if begins.origin else ""
-        print(f"begins with {begins.folder} at step {begins.step}{terms}: {count(known):,} of the parameters")
+
+    def create() -> TrainState:
+        known = known_of(parts.model, begins.params) if begins else {}
+        if begins:
+            terms = f" ({begins.origin['licence']})" if begins.origin else ""
+            print(f"begins with {begins.folder} at step {begins.step}{terms}: {count(known):,} of the parameters")
+        return new_state(parts, config, known)
+
+    describe(parts, new_shapes(parts, config), data)
     return fit(
         workdir,
-        state,
+        create,
         data,
         parts,
         config,

@@ -91,9 +91,12 @@ def known_of(model: Model, params: Params) -> Params:
     return found
 
 
-def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of what `create` makes, without making it."""
-    return jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0), {})
+def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformation, mesh=None) -> TrainState:
+    """Shapes, dtypes and places of what `create` makes, without making it."""
+    found = jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0), {})
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = jax.tree.map(lambda _: one, found) if mesh is None else state_shardings(found, mesh)
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), found, places)
 
 
 def _init(
