@@ -12,15 +12,16 @@ from flax import nnx
 
 from ringmoe_jax.models.adapters import Convpass
 from ringmoe_jax.models.attention import WindowAttention
-from ringmoe_jax.models.layers import PatchMerging, drop_path, layer_norm
+from ringmoe_jax.models.layers import EPSILON, PatchMerging, drop_path, layer_norm
 from ringmoe_jax.models.stack import scan, stack
 
 
 class SwinBlock(nnx.Module):
     """x + LN(attention(x)), then x + LN(feed_forward(x)) (released RingMoE code: res-post-norm).
 
-    Both norms start at a gain of `norm_gain`; at zero a new block is the identity (released SwinV2 code). With
-    `pre_norm` it is x + attention(LN(x)), then x + feed_forward(LN(x)) (Swin, ViT), and they start at 1.
+    Both norms start at a gain of `norm_gain`; at zero a new block is the identity (SwinV2 as its authors published it;
+    the code of RingMoE and of SkySense starts at 1). With `pre_norm` it is x + attention(LN(x)), then
+    x + feed_forward(LN(x)) (Swin, ViT), and they start at 1.
 
     Args:
         width: D.
@@ -31,6 +32,7 @@ class SwinBlock(nnx.Module):
         pre_norm: norms come before the branches, not after them.
         norm_gain: initial gain of norms after the branches.
         adapter: width of a `Convpass` beside each of the two branches, added to what they add; 0 is none.
+        epsilon: of both norms.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class SwinBlock(nnx.Module):
         pre_norm: bool = False,
         norm_gain: float = 0.0,
         adapter: int = 0,
+        epsilon: float = EPSILON,
     ):
         gain = 1.0 if pre_norm else norm_gain
         self.pre_norm = pre_norm
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
-        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
+        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain, epsilon=epsilon)
         self.ffn = make_ffn(rngs)
-        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
+        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=gain, epsilon=epsilon)
         self.adapter = adapter
         if adapter:
             self.convpass = nnx.Dict({b: Convpass(width, adapter, rngs, dtype=dtype) for b in ("attention", "ffn")})
@@ -171,6 +174,8 @@ class SwinConfig:
         remat: key of `stack.REMAT_POLICIES`.
         unroll: see `stack.scan`.
         adapter: see `SwinBlock`.
+        epsilon: of the blocks' norms.
+        merge_epsilon: of those behind patch merging.
         breaks: layers whose feed-forward module has other shapes than that of the layer below.
     """
 
@@ -188,6 +193,8 @@ class SwinConfig:
     remat: str = "none"
     unroll: bool = False
     adapter: int = 0
+    epsilon: float = EPSILON
+    merge_epsilon: float = EPSILON
     breaks: tuple[int, ...] = ()
 
     def runs(self, stage: int) -> tuple[range, ...]:
@@ -248,7 +255,10 @@ class SwinPyramid(nnx.Module):
         self.config, self.constrain, self.spread = config, constrain, spread
         self.stages = nnx.Dict({f"stage{i}": self._stage(i, make_ffn, rngs, dtype) for i in range(len(config.depths))})
         self.merges = nnx.Dict(
-            {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
+            {
+                f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype, epsilon=config.merge_epsilon)
+                for i in range(len(config.depths) - 1)
+            }
         )
 
     def _stage(self, i: int, make_ffn: Callable, rngs: nnx.Rngs, dtype) -> SwinStage:
@@ -265,6 +275,7 @@ class SwinPyramid(nnx.Module):
             pre_norm=config.pre_norm,
             norm_gain=config.norm_gain,
             adapter=config.adapter,
+            epsilon=config.epsilon,
         )
         return SwinStage(
             width,
