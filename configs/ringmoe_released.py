@@ -21,11 +21,12 @@ def get_config(size: str) -> ConfigDict:
 def released(config: ConfigDict) -> ConfigDict:
     """A configuration of RingMoE with the released code's choices in place of ours; it is changed and returned.
 
-    Objectives named `total_power` are scaled by their tiles; the released file of all modalities has `masked_l1` there.
+    There are as many token groups as images of a sensor, as on the released code's 32 ranks. Objectives named
+    `total_power` are scaled by their tiles; the released file of all modalities has `masked_l1` there.
     """
     config.model.update(norm_gain=1.0, epsilon=1e-6, merge_epsilon=1e-4, decoder_kernel="uniform")
     gates = dict(normalise_gates=True, after_drops=True, rounds=True, router_kernel="uniform")
-    config.model.moe.update(by_modality=True, groups=32, balance_groups=True, **gates)
+    config.model.moe.update(by_modality=True, groups=config.data.batch_size, balance_groups=True, **gates)
     for objective in config.objectives.values():
         if objective.name == "total_power":
             objective.limits, config.data.tile_power = "tile", True

@@ -26,7 +26,7 @@ SHARED = "shared"  # in statistics, where contributions are measured
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The mixture in every block. Defaults follow the released RingMoE configuration.
+    """The mixture in every block. Defaults follow the released RingMoE configuration, but where a field says "ours".
 
     Attributes:
         specialised: experts of each modality's own, N_S; 0 leaves the group out.
@@ -36,7 +36,8 @@ class MoEConfig:
         top_k: experts chosen per token in each group.
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
-        normalise_gates: the released code's gate, see `moe.routing.route`.
+        normalise_gates: whether gates are divided by their sum over the chosen experts (released code: with `top_k` = 1
+            they are 1, and the task does not train the routers), or are the softmax probabilities (Switch, ours).
         after_drops: whether `normalise_gates` divides by the sum over the chosen experts that had a row for the token
             (released code), so that what it loses elsewhere is made up for; or over all chosen ones (V-MoE, ours).
             The same with `top_k` = 1, or where nothing is dropped.
@@ -104,6 +105,10 @@ class MoEConfig:
     def build_router(self) -> routing.Router:
         """What `router` names; raises ConfigError where there is no such router or field."""
         return routing.ROUTERS.build(self.router, "config.model.moe.router", "softmax_top_k")
+
+    def with_engine(self, engine: str) -> MoEConfig:
+        """The same experts under another engine, without the token groups of the one that trained them."""
+        return dataclasses.replace(self, engine=engine, groups=0, by_modality=False) if engine != self.engine else self
 
     @property
     def routed(self) -> bool:

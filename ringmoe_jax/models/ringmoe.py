@@ -59,7 +59,7 @@ LAST, PYRAMID = DECODERS = ("last", "pyramid")
 @MODELS.register("ringmoe")
 @dataclasses.dataclass(frozen=True)
 class RingMoEConfig(ModelConfig):
-    """Geometry of the model. Defaults are the released configuration except for `width`.
+    """Geometry of the model. Defaults are the released configuration except for `width` and what is called ours.
 
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
@@ -259,7 +259,7 @@ class RingMoEConfig(ModelConfig):
 
     def with_engine(self, engine: str) -> RingMoEConfig:
         """See `ModelConfig`."""
-        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
+        return dataclasses.replace(self, moe=self.moe.with_engine(engine))
 
     def with_unseen(self, names: Sequence[str], changed: Sequence[str] = ()) -> RingMoEConfig:
         """See `ModelConfig`."""

@@ -33,6 +33,8 @@ class SwinBlock(nnx.Module):
         norm_gain: initial gain of norms after the branches.
         adapter: width of a `Convpass` beside each of the two branches, added to what they add; 0 is none.
         epsilon: of both norms.
+        drop_before_norm: a branch that is dropped still gives the bias of the norm after it (released SkySense code);
+            else nothing (released RingMoE code, ours).
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class SwinBlock(nnx.Module):
         norm_gain: float = 0.0,
         adapter: int = 0,
         epsilon: float = EPSILON,
+        drop_before_norm: bool = False,
     ):
         gain = 1.0 if pre_norm else norm_gain
-        self.pre_norm = pre_norm
+        self.pre_norm, self.drop_before_norm = pre_norm, drop_before_norm
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
         self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain, epsilon=epsilon)
         self.ffn = make_ffn(rngs)
@@ -65,25 +68,27 @@ class SwinBlock(nnx.Module):
         batch, slot_count, height, width, depth = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
         images = x.reshape(-1, height, width, depth)
-        y = self._after(self.attention_norm, self.attention(self._before(self.attention_norm, images), shifted))
-        x = x + drop_path(self._beside("attention", images, y), rate, keys[0]).reshape(x.shape)
+        y = self.attention(self._before(self.attention_norm, images), shifted)
+        x = x + self._branch("attention", images, y, rate, keys[0]).reshape(x.shape)
         tokens = self._before(self.ffn_norm, x).reshape(batch, slot_count, height * width, depth)
         y, collected = self.ffn(tokens, slots, train=train, mesh=mesh)
         images = x.reshape(-1, height, width, depth)
-        y = self._beside("ffn", images, self._after(self.ffn_norm, y).reshape(images.shape))
-        return x + drop_path(y, rate, keys[1]).reshape(x.shape), collected
+        y = self._branch("ffn", images, y.reshape(images.shape), rate, keys[1])
+        return x + y.reshape(x.shape), collected
 
     def _before(self, norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
         """What a branch is shown of x."""
         return norm(x) if self.pre_norm else x
 
-    def _after(self, norm: nnx.LayerNorm, y: jax.Array) -> jax.Array:
-        """What a branch gives for y."""
-        return y if self.pre_norm else norm(y)
-
-    def _beside(self, branch: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        """What a branch y of x adds, with its bypass where there is one."""
-        return y + self.convpass[branch](x) if self.adapter else y
+    def _branch(self, branch: str, x: jax.Array, y: jax.Array, rate, key) -> jax.Array:
+        """What a branch adds to images x [B S, h, w, D], given its y: normed, with its bypass, dropped."""
+        if self.drop_before_norm:
+            y, key = drop_path(y, rate, key), None
+        if not self.pre_norm:
+            y = getattr(self, f"{branch}_norm")(y)
+        if self.adapter:
+            y = y + self.convpass[branch](x)
+        return drop_path(y, rate, key)
 
 
 class SwinStage(nnx.Module):
@@ -176,6 +181,7 @@ class SwinConfig:
         adapter: see `SwinBlock`.
         epsilon: of the blocks' norms.
         merge_epsilon: of those behind patch merging.
+        drop_before_norm: see `SwinBlock`.
         breaks: layers whose feed-forward module has other shapes than that of the layer below.
     """
 
@@ -195,6 +201,7 @@ class SwinConfig:
     adapter: int = 0
     epsilon: float = EPSILON
     merge_epsilon: float = EPSILON
+    drop_before_norm: bool = False
     breaks: tuple[int, ...] = ()
 
     def runs(self, stage: int) -> tuple[range, ...]:
@@ -276,6 +283,7 @@ class SwinPyramid(nnx.Module):
             norm_gain=config.norm_gain,
             adapter=config.adapter,
             epsilon=config.epsilon,
+            drop_before_norm=config.drop_before_norm,
         )
         return SwinStage(
             width,

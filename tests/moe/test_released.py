@@ -172,6 +172,14 @@ def test_what_does_not_go_together_is_one_line(fields, said):
         MoEConfig(**fields)
 
 
+def test_groups_are_balanced_alike_on_any_number_of_devices():
+    config = dataclasses.replace(RELEASED, by_modality=False, groups=4)
+    (one, first), (other, second) = computed(config), computed(config, make(MeshConfig(data=2), jax.devices()[:2]))
+    assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for group in first:
+        assert_allclose(first[group].balance, second[group].balance, rtol=1e-5)
+
+
 def test_one_order_of_service_over_several_devices_is_refused():
     mesh = make(MeshConfig(data=2), jax.devices()[:2])
     with pytest.raises(ConfigError, match="by_modality serves the tokens of all devices in one order, and there are 2"):
