@@ -39,7 +39,7 @@ class MoEConfig:
         normalise_gates: whether gates are divided by their sum over the chosen experts (released code: with `top_k` = 1
             they are 1, and the task does not train the routers), or are the softmax probabilities (Switch, ours).
         after_drops: whether `normalise_gates` divides by the sum over the chosen experts that had a row for the token
-            (released code), so that what it loses elsewhere is made up for; or over all chosen ones (V-MoE, ours).
+            (released code), so that what it loses elsewhere is made up for; or over all chosen ones (GShard, ours).
             The same with `top_k` = 1, or where nothing is dropped.
         rounds: whether the `top_k` choices are made one after the other (released code): a token whose choice finds
             its expert full asks it again, in vain, and gets no later one; and balance losses are summed over the
@@ -306,11 +306,15 @@ class MoEFeedForward(nnx.Module):
             rounds=config.rounds,
             after_drops=config.after_drops,
         )
-        parts = [queue.group for queue in queues] or [jnp.arange(len(tokens)) // (len(tokens) // groups)] * len(chosen)
         collected, modality = {}, _counted(modality, observed)
+        apart = [{}] * len(chosen)
+        if config.balance_groups:
+            parts = [queue.group for queue in queues] or [jnp.arange(len(tokens)) // (len(tokens) // groups)] * len(
+                chosen
+            )
+            apart = [dict(group=jnp.asarray(part), groups=groups) for part in parts]
         for i, (name, columns) in enumerate(chosen.items()):
-            balanced = dict(group=jnp.asarray(parts[i]), groups=groups) if config.balance_groups else {}
-            found = statistics.layer(choices[i], kept[i], modality, allowed[name], rounds=config.rounds, **balanced)
+            found = statistics.layer(choices[i], kept[i], modality, allowed[name], rounds=config.rounds, **apart[i])
             if config.measure:
                 found = found._replace(
                     contribution=contribution.measure(tokens, choices[i], experts[i], modality, self.modalities)

@@ -28,8 +28,8 @@ class TotalPower(Reconstruction):
 
     P = clip(span, 0, clip), scaled to 0..1 by the smallest and largest valid value.
     Source: paper (SAR-L1 objective); clip at 1 and scaling from the released code, which has this loss in the file of
-    one modality and a masked L1 of re and im (`masked_l1`) in that of all. Assumes a
-    calibrated product, |S|^2 = sigma0; for an uncalibrated one set `clip` to a high percentile of its power.
+    one modality and a masked L1 of re and im (`masked_l1`) in that of all. Assumes a calibrated product,
+    |S|^2 = sigma0; for an uncalibrated one set `clip` to a high percentile of its power.
 
     Attributes:
         clip: largest power that counts, in the square of the pixels' unit (linear sigma0).

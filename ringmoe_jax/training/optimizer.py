@@ -26,9 +26,9 @@ class OptimizerConfig:
         learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling but `rate_scale`).
         min_learning_rate: at the last step.
         warmup_learning_rate: at step 0.
-        rate_scale: multiplies the three learning rates. 1 is ours; the released code multiplies by b / 512, where b,
-            the images of a sensor on one rank, is 1 in its configuration, whatever the number of ranks: 4.9e-7 at the
-            end of the warm-up, which SimMIM, where the rule is from, would have for all images of a step.
+        rate_scale: multiplies the three learning rates. 1 is ours; the released code multiplies by b / 512, and b, the
+            images of a sensor on one of its ranks, is 1: 4.9e-7 at the end of the warm-up. SimMIM, where the rule is
+            from, counts all images of a step.
         warmup_steps: linear warm-up, shorter than the run; None for the share `warmup_fraction` of it.
         warmup_fraction: of the run, at least 0 and below 1; not looked at where `warmup_steps` is given. 0.05 is our
             choice; the released code warms up for 200 steps.

@@ -150,6 +150,14 @@ def test_a_queue_by_hand():
         table.queue(table.collaborative(2, 3), modality, 3)
 
 
+def test_another_engine_has_no_token_groups():
+    """So that a run that was trained with them takes any number of images."""
+    config = dataclasses.replace(RELEASED, groups=32)
+    assert config.with_engine("capacity") == config
+    other = config.with_engine("dropless")
+    assert (other.engine, other.groups, other.by_modality, other.rounds) == ("dropless", 0, False, True)
+
+
 def test_router_kernels_start_as_the_framework_left_them():
     ffn = MoEFeedForward(
         dataclasses.replace(RELEASED, specialised=0, collaborative=64), 1, 256, 1, nnx.Rngs(0), dtype=float
