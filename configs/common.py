@@ -16,8 +16,8 @@ LIGHT = dict(gain=0.05)  # of series (our choice)
 def ringmoe(width: int, depths: tuple[int, ...], *, head_width: int = 32) -> ConfigDict:
     """The released RingMoE recipe at an embedding width, the one dial that sizes the model.
 
-    Sensors, geometry, mixture, objectives and optimiser are those of the released configuration, except
-    where `ringmoe_jax` documents "our choice". `data` points at folders that a user fills with
+    Sensors, geometry, mixture, objectives and optimiser are those of the released configuration, except where
+    docs/ringmoe.md says so, see `ringmoe_released`. `data` points at folders that a user fills with
     `experiments.prepare --source`.
 
     Args:
@@ -54,7 +54,8 @@ def skysense(
     config = _base()
     blocks = dict(remat="full")
     config.model = ConfigDict(dict(name="skysense", sensors=sensors, high_resolution=high_resolution))
-    config.model.update(frame=blocks, fusion=blocks, modality_dropout=0.1, geo_context={})
+    config.model.update(frame=blocks, fusion=blocks, geo_context={})
+    config.model.modality_dropout = 0.1  # our choice
     config.model.update(dtype="bfloat16", remat="full")
     config.pretext = ConfigDict(dict(name="contrastive", warmup_steps=30_000, tokens=256))
     config.objectives = contrastive_objectives(streams or (*sensors, "fused"), levels)

@@ -8,6 +8,7 @@ small   136 M parameters: aerial images of 1.25 m with Sentinel-2 and Sentinel-1
         `experiments.prepare`. Not run.
 huge    the paper's: SwinV2-H, two ViT-L, a fusion of 24 layers, 4096 regions of 100 prototypes. 2.1 B parameters and
         their teacher want a pod. Not run; planned, see docs/benchmarks.md.
+released  huge with the ways of the released modules, where ours differ; docs/skysense.md names them. Not run.
 moe     beyond the paper: `skysense_micro` with RingMoE's experts in the feed-forward layers of the fusion; routers know
         which sensor a token is from. 60 steps were run on 2 cores, 33 images/s; the loss falls, the balance loss is
         4.02 of 4. Not compared with the dense fusion.
@@ -43,6 +44,16 @@ def huge() -> ConfigDict:
     return config
 
 
+def released() -> ConfigDict:
+    """The paper's sizes, and GELU, windows, positions, dates, initial gains and dropped branches as in its code."""
+    config = huge()
+    config.model.update(exact_gelu=True, shift_thin=False, pad_windows=True, frame_resize="sampled", dated=("s2_10",))
+    config.model.update(norm_gain=1.0, drop_before_norm=True)
+    for blocks in (config.model.frame, config.model.fusion):
+        blocks.update(exact_gelu=True, drop_attention=False)
+    return config
+
+
 def moe() -> ConfigDict:
     """Two own experts a sensor, two common ones and the shared one, under the balance loss."""
     config = skysense_micro.get_config()
@@ -51,7 +62,7 @@ def moe() -> ConfigDict:
     return config
 
 
-CHOICES = {"small": small, "huge": huge, "moe": moe}
+CHOICES = {"small": small, "huge": huge, "released": released, "moe": moe}
 
 
 def get_config(variant: str) -> ConfigDict:

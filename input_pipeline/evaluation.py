@@ -47,6 +47,7 @@ class EvalBatches:
         grid: str = "",
         positions: np.ndarray | None = None,
         reader: str = "tf",
+        tile_power: bool = False,
     ):
         """Opens a split.
 
@@ -71,6 +72,7 @@ class EvalBatches:
             grid: sensor whose stored pixels the window consists of, as in `ViewsConfig`; "" for the whole tile.
             positions: records to show, in this order, for example of `input_pipeline.subset`; all by default.
             reader: "tf", or "device" to compute in JAX, as in `DataConfig`; arrays are NumPy's either way.
+            tile_power: as in `DataConfig`.
 
         Raises:
             ConfigError: a number is out of its range, a position is not in the split or twice, a sensor is unknown,
@@ -84,8 +86,8 @@ class EvalBatches:
             )
         self.dataset = open_dataset(directory, sensors, bands)
         self._batch, show = batch_size, readers.load(reader).evaluation
-        masks = {"mask_unit": mask_unit, "mask_ratio": mask_ratio, "seed": seed}
-        self._shown = self._show(image_size, sizes or {}, frames or {}, grid, masks)
+        further = {"mask_unit": mask_unit, "mask_ratio": mask_ratio, "seed": seed, "tile_power": tile_power}
+        self._shown = self._show(image_size, sizes or {}, frames or {}, grid, further)
         self._read = show(self._shown)
         self._records = self.dataset.records(split, max_bad_records)
         positions = _checked(positions, self.dataset.size(split))
@@ -144,6 +146,7 @@ class EvalBatches:
             max_bad_records=data.max_bad_records,
             positions=positions,
             reader=data.reader,
+            tile_power=data.tile_power,
         )
 
     @property
@@ -188,8 +191,8 @@ class EvalBatches:
     def __iter__(self) -> Iterator[dict]:
         return self._read(self._records, self._order, self._batch)
 
-    def _show(self, image_size: int, sizes: Mapping, frames: Mapping, grid: str, masks: Mapping) -> Shown:
-        unit = masks["mask_unit"]
+    def _show(self, image_size: int, sizes: Mapping, frames: Mapping, grid: str, further: Mapping) -> Shown:
+        unit = further["mask_unit"]
         rules.check_names("sizes", sizes)
         rules.check_names("frames", frames)
         for name, size in sizes.items():
@@ -205,7 +208,7 @@ class EvalBatches:
                     "count all of its dates: leave it out"
                 )
         sizes = {name: sizes.get(name, image_size) for name in self.dataset.sensors}
-        return Shown(self.dataset, self._centre(sizes, grid), sizes, image_size, frames, **masks)
+        return Shown(self.dataset, self._centre(sizes, grid), sizes, image_size, frames, **further)
 
     def _centre(self, sizes: Mapping[str, int], grid: str):
         shapes = {name: self.dataset.shape(name) for name in self.dataset.sensors}

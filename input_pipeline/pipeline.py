@@ -16,6 +16,7 @@ from input_pipeline.dataset import Dataset
 from input_pipeline.views import View
 from ringmoe_jax.contracts import NO_TIME
 from ringmoe_jax.errors import DataError
+from ringmoe_jax.sensors import COMPLEX
 
 PARALLEL = max(2, os.cpu_count() or 2)
 untouched = tf.autograph.experimental.do_not_convert  # our graphs are plain: no Python to translate
@@ -186,13 +187,16 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
     stored, valid, time = entry["stored"], entry["valid"], entry["time"]
     size, resampling = view.sizes[name], dataset.sensors[name].resampling
     frame_seed, date_seed, value_seed = seeds
-    inner = None
+    inner, further = None, {}
+    if view.tile_power and resampling == COMPLEX:
+        further["power"] = power_limits(*physical(dataset, name, stored, valid))
     if view.box is not None:  # only what the crop and the dates need is converted
         stored, valid, inner = augment.window(stored, valid, view.box, size, resampling)
     if name in view.frames:
         index, present = _frames(dataset, name, stored, valid, inner, view.frames[name], frame_seed)
         stored, valid = tf.gather(stored, index), tf.gather(valid, index) & present[:, None, None]
         time = tf.where(present, tf.gather(time, index), NO_TIME)
+        further = {key: tf.where(present[:, None], tf.gather(of, index), 0.0) for key, of in further.items()}
     pixels, valid = physical(dataset, name, stored, valid)
     if inner is not None:
         pixels, valid = augment.resample(pixels, valid, inner, size, resampling)
@@ -207,6 +211,7 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
         "valid": view.move(valid[..., None])[..., 0],
         "time": time,
         "location": entry["location"],
+        **further,
     }
     rows, columns = dataset.shape(name)[1:]
     box = None if view.box is None else augment.shown(view.box, rows, columns, size, resampling)
@@ -215,6 +220,14 @@ def _place(dataset: Dataset, name: str, entry: dict, view: View, seeds: tuple) -
     if view.grounded:
         placed["ground"] = augment.ground(box, *view.turned)
     return placed
+
+
+def power_limits(pixels, valid):
+    """Smallest and largest total power of valid pixels: [T, H, W, C] and [T, H, W] to [T, 2] float32, 0 for none."""
+    power = tf.reduce_sum(tf.square(pixels), -1)
+    low = tf.reduce_min(tf.where(valid, power, power.dtype.max), [1, 2])
+    high = tf.reduce_max(tf.where(valid, power, 0.0), [1, 2])
+    return tf.stack([tf.minimum(low, high), high], 1)
 
 
 def _frames(dataset: Dataset, name: str, stored, valid, inner, count: int, seed):

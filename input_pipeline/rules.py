@@ -133,6 +133,7 @@ class Shown:
         mask_unit: side of a mask cell in pixels, 0 for no masks.
         mask_ratio: fraction of hidden cells.
         seed: of the masks.
+        tile_power: whether entries of complex sensors hold the limits of their tile's total power.
     """
 
     dataset: Dataset
@@ -143,6 +144,7 @@ class Shown:
     mask_unit: int
     mask_ratio: float
     seed: int
+    tile_power: bool = False
 
 
 def centre_box(height: int, width: int, size: int | None = None) -> tuple[float, float, float, float]:

@@ -89,7 +89,7 @@ def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[di
     """
     dataset, parse = shown.dataset, pipeline.parse(shown.dataset)
     box = None if shown.box is None else tf.constant(shown.box, tf.float32)
-    view = View(box, shown.sizes, shown.image_size, shown.frames)
+    view = View(box, shown.sizes, shown.image_size, shown.frames, tile_power=shown.tile_power)
     blank = schema.serialiser(dataset.metadata)(schema.to_example(schema.blank(dataset.metadata), dataset.metadata))
 
     def sample(_, position, payload):

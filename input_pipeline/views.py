@@ -34,6 +34,7 @@ class View:
         statistics: of the sensors that `photometric` names.
         grounded: entries say where they lie in the tile.
         stretched: the box may be no square on the ground, so that images show the ground stretched.
+        tile_power: entries of complex sensors hold the limits of their tile's total power.
     """
 
     box: Any
@@ -47,6 +48,7 @@ class View:
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)
     grounded: bool = False
     stretched: bool = False
+    tile_power: bool = False
 
     def move(self, image):
         """Mirrors and rotates a [..., H, W, C] tensor as the view does."""
@@ -125,7 +127,8 @@ class Views:
         mirrored = (draw[0] < 0.5) if config.flip else tf.constant(False)
         quarters = tf.cast(draw[1] * 4, tf.int32) if config.rotate else tf.constant(0)
         turned, stretched = (mirrored, quarters), self._rules.stretched
-        view = View(box, sizes, config.image_size, config.frames, turned, seed, stretched=stretched)
+        always = dict(stretched=stretched, tile_power=config.tile_power)
+        view = View(box, sizes, config.image_size, config.frames, turned, seed, **always)
         if not config.views:
             return view
         return dataclasses.replace(

@@ -10,6 +10,9 @@ A batch is a nested dict of arrays (a JAX pytree):
         "bands":    [B, T, C] bool, optional: False for a band that was not observed in an image, or is to be hidden;
                     only for models that can be told so; "valid" is then of the other bands
         "gsd":      [B] float32, optional: metres between the pixels as they are shown, NaN where unknown
+        "power":    [B, T, 2] float32, optional: smallest and largest total power, the sum of the squared channels, of
+                    the valid pixels of the stored tile that this image is cut from, before any disturbance; 0 where
+                    none is valid; only of complex sensors
         "mask":     [B, h, w] bool, optional: cells hidden from the encoder (True = hidden)
         "ground":   [B, 2, 3] float32, optional: A x + b from (row, column) of this image, 0..1 between its outer
                     edges, to (row, column) of the stored tile, likewise

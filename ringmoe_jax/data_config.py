@@ -137,6 +137,8 @@ class DataConfig:
         sizes: rows and columns of an image by sensor, in pixels; `image_size` where absent.
         frames: dates shown by sensor, drawn anew for every view; all stored ones, in their order, where absent.
         views: two views of every sample, or None for one.
+        tile_power: whether entries of complex sensors hold "power", the smallest and largest total power of the whole
+            stored tile, which `total_power` with limits = "tile" is scaled by (released RingMoE code).
         reader: "tf" reads records as they are needed, with TensorFlow; "device" holds whole splits in the memory of
             the device and needs no TensorFlow. Order and rules are the same, random numbers are not.
     """
@@ -158,6 +160,7 @@ class DataConfig:
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     frames: dict[str, int] = dataclasses.field(default_factory=dict)
     views: ViewsConfig | None = None
+    tile_power: bool = False
     reader: str = "tf"
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import ringmoe_jax as rm
-from configs import common
+from configs import common, ringmoe_released
 from configs.finetune import common as finetuning
 from experiments.run import ablate
 from experiments.run.cli import read_config
@@ -213,6 +213,7 @@ def test_values_that_make_no_sense_are_one_line(group, field, value):
 
 RECIPES = {
     "ringmoe": lambda: common.ringmoe(width=8, depths=(1,), head_width=4),
+    "released": lambda: ringmoe_released.released(common.ringmoe(width=8, depths=(1,), head_width=4)),
     "skysense": lambda: common.skysense(("s2_12", "s1_grd")),
     "task": lambda: finetuning.base(dict(name="segmentation", target="land_cover")),
 }

@@ -69,6 +69,7 @@ def random_batch(config: PretrainConfig, seed: int) -> dict:
             "time": rng.integers(20_000, size=shape[:2], dtype=np.int32),
             "location": rng.uniform((-60, -180), (60, 180), (shape[0], 2)).astype(np.float32),
             "gsd": np.full(shape[:1], config.sensors[name].gsd, np.float32),
+            "power": np.tile(np.float32([0, 1]), (*shape[:2], 1)),
             "ground": np.tile(np.eye(2, 3, dtype=np.float32), (shape[0], 1, 1)),
         }
         if "mask" in shapes:

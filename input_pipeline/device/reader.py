@@ -87,7 +87,7 @@ def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[di
         and the batch size of this host.
     """
     dataset = shown.dataset
-    shows = Shows(dataset, shown.sizes, shown.image_size, shown.frames)
+    shows = Shows(dataset, shown.sizes, shown.image_size, shown.frames, tile_power=shown.tile_power)
 
     def one(sample, key):
         box = None if shown.box is None else np.array(shown.box, np.float32)

@@ -15,7 +15,7 @@ from input_pipeline.device import boxes, dates, resampling, values
 from input_pipeline.device.looks import Look
 from ringmoe_jax.contracts import NO_TIME, SECOND
 from ringmoe_jax.data_config import DataConfig, PhotometricConfig
-from ringmoe_jax.sensors import Statistics
+from ringmoe_jax.sensors import COMPLEX, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Shows:
         statistics: of the sensors that `photometric` names.
         grounded: entries say where they lie in the tile.
         stretched: boxes may be no squares on the ground.
+        tile_power: entries of complex sensors hold the limits of their tile's total power.
     """
 
     dataset: Dataset
@@ -43,12 +44,14 @@ class Shows:
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)
     grounded: bool = False
     stretched: bool = False
+    tile_power: bool = False
 
     @classmethod
     def of(cls, chosen: rules.ViewRules, dataset: Dataset, sizes: Mapping[str, int]) -> Shows:
         """What training shows of some sensors."""
         config, views = chosen.config, chosen.views
-        shows = cls(dataset, sizes, config.image_size, config.frames, stretched=chosen.stretched)
+        always = dict(stretched=chosen.stretched, tile_power=config.tile_power)
+        shows = cls(dataset, sizes, config.image_size, config.frames, **always)
         if not views:
             return shows
         return dataclasses.replace(
@@ -91,6 +94,7 @@ def _place(shows: Shows, name: str, sample: Mapping, look: Look) -> dict:
     if name in shows.frames:
         stored, time, valid = _frames(stored, time, valid, box, shows.frames[name], drawn[0])
     pixels = values.physical(info, stored, valid)
+    further = {"power": values.power_limits(pixels, valid)} if shows.tile_power and rule == COMPLEX else {}
     if box is not None:
         window = resampling.window(box, look.mirrored, look.quarters, height, width, size, rule)
         pixels, valid = resampling.resample(pixels, valid, window, rule)
@@ -102,7 +106,7 @@ def _place(shows: Shows, name: str, sample: Mapping, look: Look) -> dict:
     if shows.date_jitter:
         time = dates.move_dates(time, shows.date_jitter, drawn[1][: len(time)])
     valid = jnp.ones(pixels.shape[:-1], bool) if valid is None else valid
-    placed = {"pixels": pixels, "valid": valid, "time": time, "location": sample["location"]}
+    placed = {"pixels": pixels, "valid": valid, "time": time, "location": sample["location"]} | further
     share = 1.0 if box is None else box[2] * height / size  # of a stored pixel's side
     placed["gsd"] = jnp.float32(info.gsd * share)
     if shows.grounded:

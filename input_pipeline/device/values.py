@@ -40,6 +40,15 @@ def physical(info: SensorInfo, stored, valid):
     return pixels if valid is None else jnp.where(valid[..., None], pixels, 0.0)
 
 
+def power_limits(pixels, valid):
+    """Smallest and largest total power of valid pixels, [T, 2] float32, 0 for none; see `physical`."""
+    power = jnp.sum(jnp.square(pixels), axis=-1)
+    valid = jnp.ones(power.shape, bool) if valid is None else valid
+    low = jnp.min(jnp.where(valid, power, jnp.inf), axis=(1, 2))
+    high = jnp.max(jnp.where(valid, power, 0.0), axis=(1, 2))
+    return jnp.stack([jnp.minimum(low, high), high], axis=1)
+
+
 def disturb(pixels, valid, draw, config: PhotometricConfig, resampling: str, statistics: Statistics):
     """Random gain, offset, blur, solarisation and loss of bands, in this order; see `input_pipeline.augment.disturb`.
 

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)  # released RingMoE code
+TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)  # released RingMoE code, where it sets kernels
+EPSILON = 1e-5  # of layer norms where nothing else is said (our choice; PyTorch's)
+NORMAL, UNIFORM = KERNELS = ("normal", "uniform")  # how kernels start
 
 
-def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, dtype, bias: bool = True) -> nnx.Linear:
-    """Linear layer, float32 parameters, truncated-normal kernel, zero bias, computed in `dtype`."""
+def start(kernel: str, inputs: int) -> Callable:
+    """Initialiser of a kernel: NORMAL is `TRUNCATED_NORMAL`, UNIFORM is within 1 / sqrt(inputs), as MindSpore's own."""
+    limit = inputs**-0.5
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)  # noqa: E731
+    return TRUNCATED_NORMAL if kernel == NORMAL else uniform
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, dtype, bias: bool = True, kernel: str = NORMAL) -> nnx.Linear:
+    """Linear layer, float32 parameters, computed in `dtype`; biases start at zero, or where `kernel` is UNIFORM so."""
     return nnx.Linear(
-        inputs, outputs, use_bias=bias, kernel_init=TRUNCATED_NORMAL, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
+        inputs,
+        outputs,
+        use_bias=bias,
+        kernel_init=start(kernel, inputs),
+        bias_init=nnx.initializers.zeros_init() if kernel == NORMAL else start(kernel, inputs),
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
     )
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0, epsilon: float = 1e-5) -> nnx.LayerNorm:
+def layer_norm(width: int, rngs: nnx.Rngs, *, dtype, scale: float = 1.0, epsilon: float = EPSILON) -> nnx.LayerNorm:
     """Layer norm with float32 statistics and parameters, output in `dtype`; `scale` is the initial gain."""
     return nnx.LayerNorm(
         width,
@@ -63,10 +79,20 @@ class PatchEmbed(nnx.Module):
     Call: [..., H, W, C] -> [..., H / p, W / p, D].
     """
 
-    def __init__(self, channels: int, patch: int, width: int, rngs: nnx.Rngs, *, dtype, norm: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        patch: int,
+        width: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype,
+        norm: bool = True,
+        epsilon: float = EPSILON,
+    ):
         self.patch = patch
         self.project = linear(patch * patch * channels, width, rngs, dtype=dtype)
-        self.norm = layer_norm(width, rngs, dtype=dtype) if norm else None
+        self.norm = layer_norm(width, rngs, dtype=dtype, epsilon=epsilon) if norm else None
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         x = self.project(patches(pixels, self.patch))
@@ -127,9 +153,9 @@ class PatchMerging(nnx.Module):
     Call: [..., h, w, D] -> [..., h / 2, w / 2, 2 D].
     """
 
-    def __init__(self, width: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, width: int, rngs: nnx.Rngs, *, dtype, epsilon: float = EPSILON):
         self.reduce = linear(4 * width, 2 * width, rngs, dtype=dtype, bias=False)
-        self.norm = layer_norm(2 * width, rngs, dtype=dtype)
+        self.norm = layer_norm(2 * width, rngs, dtype=dtype, epsilon=epsilon)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         *lead, height, width, depth = x.shape
@@ -143,13 +169,23 @@ class PixelDecoder(nnx.Module):
 
     Released RingMoE code (SimMIM decoder); SkySense's up-projection to one token a pixel is the same. With `alike` all
     outputs of a token start equal (ICNR, Aitken et al. 2017), or features that are compared pixel by pixel would
-    carry the pattern of the grid from the start.
+    carry the pattern of the grid from the start; `kernel` says how they start, see `start`.
     Call: [..., h, w, D] -> [..., h * stride, w * stride, channels].
     """
 
-    def __init__(self, width: int, stride: int, channels: int, rngs: nnx.Rngs, *, dtype, alike: bool = False):
+    def __init__(
+        self,
+        width: int,
+        stride: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype,
+        alike: bool = False,
+        kernel: str = NORMAL,
+    ):
         self.stride, self.channels = stride, channels
-        self.project = linear(width, stride * stride * channels, rngs, dtype=dtype)
+        self.project = linear(width, stride * stride * channels, rngs, dtype=dtype, kernel=kernel)
         if alike:
             kernel = self.project.kernel[...][:, :channels]
             self.project.kernel[...] = jnp.tile(kernel, (1, stride * stride))
@@ -173,12 +209,15 @@ class PyramidDecoder(nnx.Module):
         widths: D_i of each stage, finest first.
         stride: pixels of a token of the finest stage.
         channels: of the output.
+        kernel: how that of the `PixelDecoder` starts.
     """
 
-    def __init__(self, widths: tuple[int, ...], stride: int, channels: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(
+        self, widths: tuple[int, ...], stride: int, channels: int, rngs: nnx.Rngs, *, dtype, kernel: str = NORMAL
+    ):
         self.norms = nnx.List([layer_norm(width, rngs, dtype=dtype) for width in widths])
         self.project = nnx.List([linear(width, widths[0], rngs, dtype=dtype) for width in widths])
-        self.pixels = PixelDecoder(widths[0], stride, channels, rngs, dtype=dtype)
+        self.pixels = PixelDecoder(widths[0], stride, channels, rngs, dtype=dtype, kernel=kernel)
 
     def __call__(self, stages: Sequence[jax.Array]) -> jax.Array:
         levels = [project(norm(x)) for x, norm, project in zip(stages, self.norms, self.project, strict=True)]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ringmoe_jax.config import check_ranges
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp
+from ringmoe_jax.models.layers import KERNELS, NORMAL, TRUNCATED_NORMAL, Mlp, start
 from ringmoe_jax.moe import contribution, parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.parallel.mesh import EXPERT_AXIS
@@ -26,7 +26,7 @@ SHARED = "shared"  # in statistics, where contributions are measured
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The mixture in every block. Defaults follow the released RingMoE configuration.
+    """The mixture in every block. Defaults follow the released RingMoE configuration, but where a field says "ours".
 
     Attributes:
         specialised: experts of each modality's own, N_S; 0 leaves the group out.
@@ -36,14 +36,31 @@ class MoEConfig:
         top_k: experts chosen per token in each group.
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
-        normalise_gates: the released code's gate, see `moe.routing.route`.
+        normalise_gates: whether gates are divided by their sum over the chosen experts (released code: with `top_k` = 1
+            they are 1, and the task does not train the routers), or are the softmax probabilities (Switch, ours).
+        after_drops: whether `normalise_gates` divides by the sum over the chosen experts that had a row for the token
+            (released code), so that what it loses elsewhere is made up for; or over all chosen ones (GShard, ours).
+            The same with `top_k` = 1, or where nothing is dropped.
+        rounds: whether the `top_k` choices are made one after the other (released code): a token whose choice finds
+            its expert full asks it again, in vain, and gets no later one; and balance losses are summed over the
+            rounds, each of the probabilities that are left. Or all at once (V-MoE, ours): every choice is served
+            where there is room, and one balance loss sees them all. The same with `top_k` = 1.
+        router_kernel: how the routers' kernels start: "normal", of standard deviation 0.02 as all others (ours), or
+            "uniform", within 1 / sqrt(D), of standard deviation 0.58 / sqrt(D) (released code, in which the
+            framework's default is left there: 0.037 at D = 256).
         router: how scores become choices: `name` in `moe.routing.ROUTERS`, or `module:Name`, and the router's fields.
         engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
             the products that "dropless" chooses from by platform, see `moe.engines`; or `module:function`.
         priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
             routing, V-MoE section 3); False serves tokens in their order.
+        by_modality: whether tokens are queued for rows by modality, and token groups cut from that row (released
+            code: later modalities of a group find collaborative experts full, and with many groups each shows one
+            modality); or image by image, all modalities in turn (ours), which serves them alike and leaves tokens on
+            their device. Only with the capacity engine on one device.
         groups: token groups that compete for buffer rows on their own; 0 means one per device
-            (then results depend on the number of devices where tokens overflow).
+            (then results depend on the number of devices where tokens overflow). Released code: 32.
+        balance_groups: whether balance losses are those of the token groups, and their mean counts (released code: a
+            modality may not prefer collaborative experts of its own); or of the whole batch (ours).
         allowed: who may choose what in a pruned model, one entry a layer over all stages: {router group: for each
             modality a string of 0 and 1, one character an expert}. An expert that nobody may choose is gone, with
             its parameters; a router group that is not named is whole. Empty: nothing was pruned.
@@ -57,10 +74,15 @@ class MoEConfig:
     capacity_factor: float = 1.2
     eval_capacity_factor: float = 2.0
     normalise_gates: bool = False
+    after_drops: bool = False
+    rounds: bool = False
+    router_kernel: str = NORMAL
     router: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "softmax_top_k"}, hash=False)
     engine: str = "capacity"
     priority: bool = False
+    by_modality: bool = False
     groups: int = 0
+    balance_groups: bool = False
     allowed: tuple[dict[str, tuple[str, ...]], ...] = dataclasses.field(default=(), hash=False)
     measure: bool = False
 
@@ -71,11 +93,22 @@ class MoEConfig:
         check_ranges(self, "model.moe", **factors, **counts)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
+        if self.router_kernel not in KERNELS:
+            known = nearest(self.router_kernel, KERNELS)
+            raise ConfigError(f'model.moe.router_kernel = "{self.router_kernel}" does not exist: {known}')
+        if self.priority and self.by_modality:
+            raise ConfigError("model.moe.priority and by_modality are two orders of service: set one to False")
+        if self.after_drops and not self.normalise_gates:
+            raise ConfigError("model.moe.after_drops says how gates are normalised: set normalise_gates to True")
         self.build_router()
 
     def build_router(self) -> routing.Router:
         """What `router` names; raises ConfigError where there is no such router or field."""
         return routing.ROUTERS.build(self.router, "config.model.moe.router", "softmax_top_k")
+
+    def with_engine(self, engine: str) -> MoEConfig:
+        """The same experts under another engine, without the token groups of the one that trained them."""
+        return dataclasses.replace(self, engine=engine, groups=0, by_modality=False) if engine != self.engine else self
 
     @property
     def routed(self) -> bool:
@@ -159,11 +192,11 @@ class Slots(NamedTuple):
 
 
 class RouterGroup(nnx.Module):
-    """One router and its experts: kernel [D, E] and stacked expert weights."""
+    """One router and its experts: kernel [D, E] and stacked expert weights; `router_kernel` as `MoEConfig` has it."""
 
-    def __init__(self, width: int, hidden: int, experts: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, experts: int, rngs: nnx.Rngs, router_kernel: str = NORMAL):
         keys = [rngs.params() for _ in range(3)]
-        self.router = nnx.Param(TRUNCATED_NORMAL(keys[0], (width, experts), jnp.float32))
+        self.router = nnx.Param(start(router_kernel, width)(keys[0], (width, experts), jnp.float32))
         self.wi = nnx.Param(TRUNCATED_NORMAL(keys[1], (experts, width, hidden), jnp.float32))
         self.bi = nnx.Param(jnp.zeros((experts, hidden), jnp.float32))
         self.wo = nnx.Param(TRUNCATED_NORMAL(keys[2], (experts, hidden, width), jnp.float32))
@@ -205,7 +238,8 @@ class MoEFeedForward(nnx.Module):
         self.modalities, self.strangers, self.hidden, self.layer = modalities + strangers, strangers, hidden, layer
         for name, allowed in config.tables(modalities, layer).items():
             if allowed.any():
-                setattr(self, name, RouterGroup(width, hidden, int(allowed.any(axis=0).sum()), rngs))
+                left = int(allowed.any(axis=0).sum())
+                setattr(self, name, RouterGroup(width, hidden, left, rngs, config.router_kernel))
         if config.shared:
             self.shared = Mlp(width, hidden, rngs, dtype=dtype)
 
@@ -220,7 +254,8 @@ class MoEFeedForward(nnx.Module):
         outputs, collected = jnp.zeros_like(tokens), {}
         reached = {name: allowed for name, allowed in tables.items() if allowed[np.array(counts) > 0].any()}
         if reached:
-            outputs, collected = self._routed(reached, tokens, modality, observed, counts, train, mesh)
+            queues = self._queues(reached, slots, x.shape[:3])
+            outputs, collected = self._routed(reached, tokens, modality, observed, counts, queues, train, mesh)
         hidden = self.hidden if self.config.measure else None
         for name in tables.keys() - collected.keys():
             collected[name] = statistics.nothing(*tables[name].shape, hidden)
@@ -231,7 +266,14 @@ class MoEFeedForward(nnx.Module):
                 collected[SHARED] = self._shared_statistics(tokens, _counted(modality, observed))
         return outputs.reshape(x.shape), collected
 
-    def _routed(self, tables, tokens, modality, observed, counts, train: bool, mesh: Mesh | None):
+    def _queues(self, tables, slots: Slots, shape: tuple[int, int, int]) -> tuple[table.Queue, ...]:
+        """Of every router group, where tokens [B, S, n] are served by modality; else ()."""
+        if not self.config.by_modality:
+            return ()
+        modality = np.broadcast_to(np.asarray(slots.modalities)[:, None], shape).reshape(-1)
+        return tuple(table.queue(allowed, modality, self.config.groups or 1) for allowed in tables.values())
+
+    def _routed(self, tables, tokens, modality, observed, counts, queues, train: bool, mesh: Mesh | None):
         """Router groups of `tables` on tokens [N, D]; experts that no present modality can choose are left out."""
         config = self.config
         shards = mesh.size if mesh is not None else 1
@@ -258,12 +300,21 @@ class MoEFeedForward(nnx.Module):
             experts,
             rows,
             groups=groups,
-            priority=config.priority,
             mesh=mesh,
+            priority=config.priority,
+            queues=queues,
+            rounds=config.rounds,
+            after_drops=config.after_drops,
         )
         collected, modality = {}, _counted(modality, observed)
+        apart = [{}] * len(chosen)
+        if config.balance_groups:
+            parts = [queue.group for queue in queues] or [jnp.arange(len(tokens)) // (len(tokens) // groups)] * len(
+                chosen
+            )
+            apart = [dict(group=jnp.asarray(part), groups=groups) for part in parts]
         for i, (name, columns) in enumerate(chosen.items()):
-            found = statistics.layer(choices[i], kept[i], modality, allowed[name])
+            found = statistics.layer(choices[i], kept[i], modality, allowed[name], rounds=config.rounds, **apart[i])
             if config.measure:
                 found = found._replace(
                     contribution=contribution.measure(tokens, choices[i], experts[i], modality, self.modalities)

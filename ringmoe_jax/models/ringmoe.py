@@ -33,6 +33,9 @@ from ringmoe_jax.errors import ConfigError, DataError, nearest
 from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import (
+    EPSILON,
+    KERNELS,
+    NORMAL,
     TRUNCATED_NORMAL,
     ConvolutionalStem,
     PatchEmbed,
@@ -56,7 +59,7 @@ LAST, PYRAMID = DECODERS = ("last", "pyramid")
 @MODELS.register("ringmoe")
 @dataclasses.dataclass(frozen=True)
 class RingMoEConfig(ModelConfig):
-    """Geometry of the model. Defaults are the released configuration except for `width`.
+    """Geometry of the model. Defaults are the released configuration except for `width` and what is called ours.
 
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
@@ -76,7 +79,13 @@ class RingMoEConfig(ModelConfig):
         cosine_attention: SwinV2's cosine attention and log-spaced position bias (more stable at
             scale, transfers between window sizes); False is what the released code trains.
         pre_norm: norms before attention and feed-forward, not after them as the released code has them.
-        norm_gain: initial gain of the norms after them; 0, the released code's, starts every block as the identity.
+        norm_gain: initial gain of the norms after them: 1 in the released code; 0 starts every block as the identity
+            (SwinV2 as its authors published it, and ours).
+        epsilon: of the norms of linear patches, blocks and the last tokens: 1e-6 in the released code, 1e-5 ours.
+        merge_epsilon: of the norms behind patch merging: 1e-4 in the released code, 1e-5 ours.
+        decoder_kernel: how decoders of pixels start: "normal", of standard deviation 0.02 as all others (ours), or
+            "uniform", within 1 / sqrt(D) of what they see (released code, in which the framework's default is left
+            there).
         power_input: complex sensors also show their patch embedding the logarithm of each polarisation's power,
             which a linear embedding of re and im cannot form. The released code prepends total power in one of
             its files and does not in the other; the logarithm and one channel a polarisation are our choice.
@@ -109,6 +118,9 @@ class RingMoEConfig(ModelConfig):
     cosine_attention: bool = False
     pre_norm: bool = False
     norm_gain: float = 0.0
+    epsilon: float = EPSILON
+    merge_epsilon: float = EPSILON
+    decoder_kernel: str = NORMAL
     power_input: bool = False
     band_dropout: float = 0.0
     metadata: MetadataConfig | None = None
@@ -124,12 +136,13 @@ class RingMoEConfig(ModelConfig):
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f'model.dtype = "{self.dtype}": wanted "float32" or "bfloat16"')
         sizes = ("width", "image_size", "patch", "window", "head_width", "hidden_ratio")
-        check_ranges(self, "model", drop_path=(0, 1), adapter=(0, math.inf), **dict.fromkeys(sizes, (1, math.inf)))
+        shares = dict.fromkeys(("drop_path", "epsilon", "merge_epsilon"), (0, 1))
+        check_ranges(self, "model", adapter=(0, math.inf), **shares, **dict.fromkeys(sizes, (1, math.inf)))
         if not self.depths or min(self.depths) < 1:
             raise ConfigError(f"model.depths = {self.depths}: wanted one block or more in every stage")
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
-        for field, known in (("stem", STEMS), ("decoder", DECODERS)):
+        for field, known in (("stem", STEMS), ("decoder", DECODERS), ("decoder_kernel", KERNELS)):
             if (value := getattr(self, field)) not in known:
                 raise ConfigError(f'model.{field} = "{value}" does not exist: {nearest(value, known)}')
         if self.stem == CONVOLUTIONAL and (self.patch < 2 or self.patch & (self.patch - 1)):
@@ -175,6 +188,8 @@ class RingMoEConfig(ModelConfig):
             self.cosine_attention,
             pre_norm=self.pre_norm,
             norm_gain=self.norm_gain,
+            epsilon=self.epsilon,
+            merge_epsilon=self.merge_epsilon,
             drop_path=self.drop_path,
             remat=self.remat,
             unroll=self.unroll,
@@ -244,7 +259,7 @@ class RingMoEConfig(ModelConfig):
 
     def with_engine(self, engine: str) -> RingMoEConfig:
         """See `ModelConfig`."""
-        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
+        return dataclasses.replace(self, moe=self.moe.with_engine(engine))
 
     def with_unseen(self, names: Sequence[str], changed: Sequence[str] = ()) -> RingMoEConfig:
         """See `ModelConfig`."""
@@ -312,7 +327,8 @@ class RingMoE(nnx.Module):
         if config.stem == PHYSICS:
             self.stem = PhysicsStem(config.patch, config.width, rngs, dtype=dtype)
         else:
-            make_stem = ConvolutionalStem if config.stem == CONVOLUTIONAL else PatchEmbed
+            patches = functools.partial(PatchEmbed, epsilon=config.epsilon)
+            make_stem = ConvolutionalStem if config.stem == CONVOLUTIONAL else patches
             self.stems = nnx.Dict(
                 {
                     name: make_stem(self._stem_channels(sensor), config.patch, config.width, rngs, dtype=dtype)
@@ -330,7 +346,7 @@ class RingMoE(nnx.Module):
             config.pyramid, make_ffn, rngs, constrain=self._constrain, spread=spread, dtype=dtype
         )
         width = config.token_width
-        self.norm = layer_norm(width, rngs, dtype=dtype)
+        self.norm = layer_norm(width, rngs, dtype=dtype, epsilon=config.epsilon)
         generated = config.stem == PHYSICS and any(PIXELS in of for of in heads.values())
         self.decoder = PhysicsDecoder(self._make_decoder(RANK, rngs, dtype), rngs) if generated else None
         own = {name: {h: c for h, c in of.items() if not (generated and h == PIXELS)} for name, of in heads.items()}
@@ -344,9 +360,10 @@ class RingMoE(nnx.Module):
 
     def _make_decoder(self, channels: int, rngs: nnx.Rngs, dtype) -> nnx.Module:
         config = self.config
+        options = dict(dtype=dtype, kernel=config.decoder_kernel)
         if config.decoder == LAST:
-            return PixelDecoder(config.token_width, config.stride, channels, rngs, dtype=dtype)
-        return PyramidDecoder(config.stage_widths, config.patch, channels, rngs, dtype=dtype)
+            return PixelDecoder(config.token_width, config.stride, channels, rngs, **options)
+        return PyramidDecoder(config.stage_widths, config.patch, channels, rngs, **options)
 
     def _stem_channels(self, sensor: Sensor) -> int:
         return sensor.channels * 3 // 2 if self._shows_power(sensor) else sensor.channels

@@ -40,7 +40,9 @@ DENSE = MoEConfig(specialised=0, collaborative=0, shared=True)
 @MODELS.register("skysense")
 @dataclasses.dataclass(frozen=True)
 class SkySenseConfig(ModelConfig):
-    """Geometry. Defaults are the released model: SwinV2-H, two ViT-L, and a fusion of 24 layers.
+    """Geometry. Sizes are those of the released model by default: SwinV2-H, two ViT-L, and a fusion of 24 layers.
+
+    Where the released code has other ways than ours, a field says both; `configs/skysense.py:released` has all of its.
 
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
@@ -53,13 +55,18 @@ class SkySenseConfig(ModelConfig):
         window: side of an attention window in tokens, clamped to the grid of a stage.
         head_width: D of one attention head.
         norm_every: blocks between the extra norms of long stages.
+        norm_gain: initial gain of the norms after its branches: 1 in the released code; 0 starts every block as the
+            identity (SwinV2 as its authors published it, and ours).
         drop_path: stochastic depth of the last high-resolution block.
+        drop_before_norm: whether a branch that it drops still gives the bias of its norm (released code), or nothing
+            (ours).
         frame: geometry of the ViTs.
         frame_patch: side of a ViT's patches in pixels; the up-projection turns each into as many locations.
         frame_size: side in pixels of the frames that positions are made for; others resize them.
         fusion: geometry of the fusion.
         dated: sensors whose tokens carry their date; () is all (the formula; the released code: Sentinel-2 only).
-        modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays.
+        modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays. Neither
+            the paper nor the released code has it; `configs/common.py` takes 0.1 (our choice).
         moe: the fusion's feed-forward layers; dense by default. Beyond the paper: routers see which sensor a
             token is from. Experts have the approximate GELU.
         geo_context: prototypes of regions beside the fused features; None leaves them out.
@@ -84,7 +91,9 @@ class SkySenseConfig(ModelConfig):
     window: int = 8
     head_width: int = 44
     norm_every: int = 6
+    norm_gain: float = 0.0
     drop_path: float = 0.2
+    drop_before_norm: bool = False
     frame: TransformerConfig = TransformerConfig()
     frame_patch: int = 4
     frame_size: int = 64
@@ -167,7 +176,9 @@ class SkySenseConfig(ModelConfig):
             cosine=True,
             norm_every=self.norm_every,
             shift_thin=self.shift_thin,
+            norm_gain=self.norm_gain,
             drop_path=self.drop_path,
+            drop_before_norm=self.drop_before_norm,
             remat=self.remat,
             adapter=self.adapter,
         )
@@ -192,7 +203,7 @@ class SkySenseConfig(ModelConfig):
 
     def with_engine(self, engine: str) -> SkySenseConfig:
         """See `ModelConfig`."""
-        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, engine=engine))
+        return dataclasses.replace(self, moe=self.moe.with_engine(engine))
 
     def build(
         self,

@@ -12,15 +12,16 @@ from flax import nnx
 
 from ringmoe_jax.models.adapters import Convpass
 from ringmoe_jax.models.attention import WindowAttention
-from ringmoe_jax.models.layers import PatchMerging, drop_path, layer_norm
+from ringmoe_jax.models.layers import EPSILON, PatchMerging, drop_path, layer_norm
 from ringmoe_jax.models.stack import scan, stack
 
 
 class SwinBlock(nnx.Module):
     """x + LN(attention(x)), then x + LN(feed_forward(x)) (released RingMoE code: res-post-norm).
 
-    Both norms start at a gain of `norm_gain`; at zero a new block is the identity (released SwinV2 code). With
-    `pre_norm` it is x + attention(LN(x)), then x + feed_forward(LN(x)) (Swin, ViT), and they start at 1.
+    Both norms start at a gain of `norm_gain`; at zero a new block is the identity (SwinV2 as its authors published it;
+    the code of RingMoE and of SkySense starts at 1). With `pre_norm` it is x + attention(LN(x)), then
+    x + feed_forward(LN(x)) (Swin, ViT), and they start at 1.
 
     Args:
         width: D.
@@ -31,6 +32,9 @@ class SwinBlock(nnx.Module):
         pre_norm: norms come before the branches, not after them.
         norm_gain: initial gain of norms after the branches.
         adapter: width of a `Convpass` beside each of the two branches, added to what they add; 0 is none.
+        epsilon: of both norms.
+        drop_before_norm: a branch that is dropped still gives the bias of the norm after it (released SkySense code);
+            else nothing (released RingMoE code, ours).
     """
 
     def __init__(
@@ -46,13 +50,15 @@ class SwinBlock(nnx.Module):
         pre_norm: bool = False,
         norm_gain: float = 0.0,
         adapter: int = 0,
+        epsilon: float = EPSILON,
+        drop_before_norm: bool = False,
     ):
         gain = 1.0 if pre_norm else norm_gain
-        self.pre_norm = pre_norm
+        self.pre_norm, self.drop_before_norm = pre_norm, drop_before_norm
         self.attention = WindowAttention(width, heads, window, rngs, cosine=cosine, dtype=dtype)
-        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
+        self.attention_norm = layer_norm(width, rngs, dtype=dtype, scale=gain, epsilon=epsilon)
         self.ffn = make_ffn(rngs)
-        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=gain)
+        self.ffn_norm = layer_norm(width, rngs, dtype=dtype, scale=gain, epsilon=epsilon)
         self.adapter = adapter
         if adapter:
             self.convpass = nnx.Dict({b: Convpass(width, adapter, rngs, dtype=dtype) for b in ("attention", "ffn")})
@@ -62,25 +68,27 @@ class SwinBlock(nnx.Module):
         batch, slot_count, height, width, depth = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
         images = x.reshape(-1, height, width, depth)
-        y = self._after(self.attention_norm, self.attention(self._before(self.attention_norm, images), shifted))
-        x = x + drop_path(self._beside("attention", images, y), rate, keys[0]).reshape(x.shape)
+        y = self.attention(self._before(self.attention_norm, images), shifted)
+        x = x + self._branch("attention", images, y, rate, keys[0]).reshape(x.shape)
         tokens = self._before(self.ffn_norm, x).reshape(batch, slot_count, height * width, depth)
         y, collected = self.ffn(tokens, slots, train=train, mesh=mesh)
         images = x.reshape(-1, height, width, depth)
-        y = self._beside("ffn", images, self._after(self.ffn_norm, y).reshape(images.shape))
-        return x + drop_path(y, rate, keys[1]).reshape(x.shape), collected
+        y = self._branch("ffn", images, y.reshape(images.shape), rate, keys[1])
+        return x + y.reshape(x.shape), collected
 
     def _before(self, norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
         """What a branch is shown of x."""
         return norm(x) if self.pre_norm else x
 
-    def _after(self, norm: nnx.LayerNorm, y: jax.Array) -> jax.Array:
-        """What a branch gives for y."""
-        return y if self.pre_norm else norm(y)
-
-    def _beside(self, branch: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        """What a branch y of x adds, with its bypass where there is one."""
-        return y + self.convpass[branch](x) if self.adapter else y
+    def _branch(self, branch: str, x: jax.Array, y: jax.Array, rate, key) -> jax.Array:
+        """What a branch adds to images x [B S, h, w, D], given its y: normed, with its bypass, dropped."""
+        if self.drop_before_norm:
+            y, key = drop_path(y, rate, key), None
+        if not self.pre_norm:
+            y = getattr(self, f"{branch}_norm")(y)
+        if self.adapter:
+            y = y + self.convpass[branch](x)
+        return drop_path(y, rate, key)
 
 
 class SwinStage(nnx.Module):
@@ -171,6 +179,9 @@ class SwinConfig:
         remat: key of `stack.REMAT_POLICIES`.
         unroll: see `stack.scan`.
         adapter: see `SwinBlock`.
+        epsilon: of the blocks' norms.
+        merge_epsilon: of those behind patch merging.
+        drop_before_norm: see `SwinBlock`.
         breaks: layers whose feed-forward module has other shapes than that of the layer below.
     """
 
@@ -188,6 +199,9 @@ class SwinConfig:
     remat: str = "none"
     unroll: bool = False
     adapter: int = 0
+    epsilon: float = EPSILON
+    merge_epsilon: float = EPSILON
+    drop_before_norm: bool = False
     breaks: tuple[int, ...] = ()
 
     def runs(self, stage: int) -> tuple[range, ...]:
@@ -248,7 +262,10 @@ class SwinPyramid(nnx.Module):
         self.config, self.constrain, self.spread = config, constrain, spread
         self.stages = nnx.Dict({f"stage{i}": self._stage(i, make_ffn, rngs, dtype) for i in range(len(config.depths))})
         self.merges = nnx.Dict(
-            {f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype) for i in range(len(config.depths) - 1)}
+            {
+                f"merge{i}": PatchMerging(config.width * 2**i, rngs, dtype=dtype, epsilon=config.merge_epsilon)
+                for i in range(len(config.depths) - 1)
+            }
         )
 
     def _stage(self, i: int, make_ffn: Callable, rngs: nnx.Rngs, dtype) -> SwinStage:
@@ -265,6 +282,8 @@ class SwinPyramid(nnx.Module):
             pre_norm=config.pre_norm,
             norm_gain=config.norm_gain,
             adapter=config.adapter,
+            epsilon=config.epsilon,
+            drop_before_norm=config.drop_before_norm,
         )
         return SwinStage(
             width,

@@ -23,6 +23,8 @@ class TransformerConfig:
         heads: K; divides `width`.
         hidden_ratio: F / D.
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        drop_attention: whether it drops attention, too (ViT of timm, ours), or feed-forward branches alone (released
+            SkySense code).
         remat: key of `stack.REMAT_POLICIES`.
         exact_gelu: GELU by the error function (released SkySense code, timm), not by its usual approximation.
         epsilon: of layer norms; timm's ViT and SkySense++ have 1e-6.
@@ -33,6 +35,7 @@ class TransformerConfig:
     heads: int = 16
     hidden_ratio: int = 4
     drop_path: float = 0.3
+    drop_attention: bool = True
     remat: str = "none"
     exact_gelu: bool = False
     epsilon: float = 1e-5
@@ -65,9 +68,21 @@ class Block(nnx.Module):
         heads: attention heads.
         make_ffn: builds the feed-forward module from `rngs`, called as in `swin.SwinBlock`.
         epsilon: of both norms.
+        drop_attention: see `TransformerConfig`.
     """
 
-    def __init__(self, width: int, heads: int, make_ffn: Callable, rngs: nnx.Rngs, *, dtype, epsilon: float):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        make_ffn: Callable,
+        rngs: nnx.Rngs,
+        *,
+        dtype,
+        epsilon: float,
+        drop_attention: bool = True,
+    ):
+        self.drop_attention = drop_attention
         self.attention_norm = layer_norm(width, rngs, dtype=dtype, epsilon=epsilon)
         self.attention = SelfAttention(width, heads, rngs, dtype=dtype)
         self.ffn_norm = layer_norm(width, rngs, dtype=dtype, epsilon=epsilon)
@@ -77,7 +92,8 @@ class Block(nnx.Module):
         """[N, S, n, D] -> the same shape, and the feed-forward layer's statistics; attention over all S n tokens."""
         keys = (None, None) if key is None else jax.random.split(key)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        x = x + drop_path(self.attention(self.attention_norm(tokens), visible), rate, keys[0]).reshape(x.shape)
+        y = self.attention(self.attention_norm(tokens), visible)
+        x = x + drop_path(y, rate, keys[0] if self.drop_attention else None).reshape(x.shape)
         y, collected = self.ffn(self.ffn_norm(x), slots, train=train, mesh=mesh)
         return x + drop_path(y, rate, keys[1]), collected
 
@@ -96,7 +112,8 @@ class Transformer(nnx.Module):
 
         def make_block(rngs):
             ffn = lambda rngs: make_ffn(config.width, rngs)  # noqa: E731
-            return Block(config.width, config.heads, ffn, rngs, dtype=dtype, epsilon=config.epsilon)
+            options = dict(dtype=dtype, epsilon=config.epsilon, drop_attention=config.drop_attention)
+            return Block(config.width, config.heads, ffn, rngs, **options)
 
         self.blocks = stack(make_block, config.depth, rngs)
 

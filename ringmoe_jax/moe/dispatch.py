@@ -51,14 +51,15 @@ def sort(chosen: jax.Array, count: int, priority: jax.Array | None = None) -> So
     Args:
         chosen: [N, K] int32 in 0..count; `count` means nobody.
         count: number of experts, E.
-        priority: [N] float32; tokens of high priority come first in their expert instead of in
-            their order (batch-priority routing, V-MoE section 3).
+        priority: [N], or [N, K] for every choice its own; tokens of high priority come first in their expert
+            instead of in their order (batch-priority routing, V-MoE section 3).
     """
     n, k = chosen.shape
     if priority is None:
         position = jnp.arange(n * k, dtype=jnp.int32)
     else:
-        position = (jnp.argsort(-priority, stable=True).astype(jnp.int32) + n * jnp.arange(k)[:, None]).reshape(-1)
+        first = jnp.argsort(-priority.reshape(n, -1), axis=0, stable=True).astype(jnp.int32)
+        position = (first.T + n * jnp.arange(k)[:, None]).reshape(-1)
     expert = chosen.T.reshape(-1)[position]
     if (count + 1) * n * k < 2**31:  # one key is several times faster to sort than a key and a value
         keys = jnp.sort(expert * (n * k) + jnp.arange(n * k, dtype=jnp.int32))

@@ -23,13 +23,13 @@ def run(
     rows: Sequence[int],
     *,
     groups: int = 1,
-    priority: bool = False,
     mesh: Mesh | None = None,
+    **rules,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Computes the experts' contribution to every token, summed over router groups.
 
     Where rows are limited, tokens compete for them within a group. Groups are contiguous and of equal
-    size, so a result depends on `groups` but not on how many devices share the work.
+    size, or as `queues` say, so a result depends on them but not on how many devices share the work.
 
     Args:
         engine: name in `engines.ENGINES`, or `module:function`.
@@ -38,8 +38,8 @@ def run(
         experts: E experts per router group, split over "expert" along E where a mesh is given.
         rows: capacity of an expert in one token group, per router group.
         groups: number of token groups; must be a multiple of the number of devices.
-        priority: serve tokens with the highest gates first, see `engines.Layout`.
         mesh: None runs on one device.
+        **rules: further ones of `engines.Layout`: priority, queues, rounds, after_drops.
 
     Returns:
         outputs [N, D]; kept [N, K] bool per router group.
@@ -54,9 +54,14 @@ def run(
                 f"{tokens.shape[0]} tokens do not split in model.moe.groups = {groups}: set it to a divisor of them"
             )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        layout = Layout(tuple(rows), groups, priority, 1, _platform(platform))
+        layout = Layout(tuple(rows), groups, platform=_platform(platform), **rules)
         return compute(tokens, tuple(routings), tuple(experts), layout)
     shards, expert_shards = mesh.size, mesh.shape[EXPERT_AXIS]
+    if rules.get("queues"):
+        raise ConfigError(
+            f"model.moe.by_modality serves the tokens of all devices in one order, and there are {shards}: set it to "
+            "False, or train on one device"
+        )
     uneven = [group.count for group in experts if group.count % expert_shards]
     if groups % shards or tokens.shape[0] % groups or uneven:
         raise ConfigError(
@@ -64,7 +69,8 @@ def run(
             f"over {shards} devices with {expert_shards} on the expert axis: each must be a multiple of the one that "
             f"divides it"
         )
-    layout = Layout(tuple(rows), groups // shards, priority, expert_shards, _platform(mesh.devices.flat[0].platform))
+    platform = _platform(mesh.devices.flat[0].platform)
+    layout = Layout(tuple(rows), groups // shards, shards=expert_shards, platform=platform, **rules)
     split, by_expert = P(BATCH_AXES), P(EXPERT_AXIS)
     return jax.shard_map(
         lambda t, r, e: compute(t, r, e, layout),

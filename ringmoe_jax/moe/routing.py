@@ -102,6 +102,11 @@ class SoftmaxTopK(Router):
         return Routing(experts, gates, probabilities)
 
 
+def normalised(gates: jax.Array) -> jax.Array:
+    """Gates [N, K] over their sum; zeros stay zeros."""
+    return gates / (gates.sum(axis=-1, keepdims=True) + 1e-9)
+
+
 def masked(scores: jax.Array, modality: jax.Array, allowed: np.ndarray) -> jax.Array:
     """Scores [N, E], minus infinity where a token's modality may not choose the expert; see `Router`."""
     if allowed.all():
@@ -139,8 +144,7 @@ def route(
         observed = guided if observed is None else observed & guided
         routing = routing._replace(probabilities=routing.probabilities * guided[:, None])
     if normalise_gates:
-        gates = routing.gates / (routing.gates.sum(axis=-1, keepdims=True) + 1e-9)
-        routing = routing._replace(gates=gates)
+        routing = routing._replace(gates=normalised(routing.gates))
     if observed is not None:
         chosen = observed[:, None]
         experts = jnp.where(chosen, routing.experts, logits.shape[1])

@@ -6,6 +6,7 @@ them once. All are sums over the global batch; ratios are taken by whoever reads
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax.moe.contribution import Contribution
-from ringmoe_jax.moe.routing import Routing
+from ringmoe_jax.moe.routing import Routing, normalised
 
 
 class RoutingStatistics(NamedTuple):
@@ -42,7 +43,16 @@ class RoutingStatistics(NamedTuple):
     contribution: Contribution | None = None
 
 
-def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.ndarray) -> RoutingStatistics:
+def layer(
+    routing: Routing,
+    kept: jax.Array,
+    modality: jax.Array,
+    allowed: np.ndarray,
+    *,
+    group: jax.Array | None = None,
+    groups: int = 1,
+    rounds: bool = False,
+) -> RoutingStatistics:
     """Sums one router's decisions.
 
     Args:
@@ -50,6 +60,9 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
         kept: [N, K] bool, from the engine.
         modality: [N] int32 in 0..M-1, or `routing.NOTHING`: such tokens count nowhere.
         allowed: [M, E] bool, the table that the router used.
+        group: [N] int32 in 0..groups-1, token groups that are balanced each for itself; None is one of all tokens.
+        groups: their number.
+        rounds: balance losses are those of `by_round`, added up.
     """
     member = jax.nn.one_hot(modality, allowed.shape[0], dtype=jnp.float32)  # [N, M], a row of zeros for nothing
     probabilities = routing.probabilities
@@ -65,6 +78,12 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
     else:
         reach = jnp.dot(member.T, routing.reach.astype(jnp.float32), precision=exact)
     lost = ~kept & (routing.experts < probabilities.shape[-1])
+    if rounds or group is not None:
+        asked = by_round(routing, kept) if rounds else [(choices.sum(axis=1), probabilities)]
+        group = 0 if group is None else group
+        balance = sum(_balance_of_groups(modality, group, groups, *one, allowed) for one in asked)
+    else:
+        balance = balance_loss(tokens, load, probability, allowed)
     return RoutingStatistics(
         tokens=tokens,
         load=load,
@@ -73,8 +92,45 @@ def layer(routing: Routing, kept: jax.Array, modality: jax.Array, allowed: np.nd
         dropped=jnp.dot(member.T, jnp.sum(lost, axis=1).astype(jnp.float32), precision=exact),
         entropy=jax.lax.stop_gradient(jnp.dot(member.T, entropy, precision=exact)),
         gate=jax.lax.stop_gradient(jnp.dot(member.T, gates, precision=exact)),
-        balance=balance_loss(tokens, load, probability, allowed),
+        balance=balance,
     )
+
+
+def by_round(routing: Routing, kept: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """The k choices as the released RingMoE code makes them, one after the other: whom a token asks, and with what.
+
+    A token has left the probabilities of those experts that did not take it yet, over their sum. So one whose choice
+    found its expert full asks the same again.
+
+    Args:
+        routing: decisions for N tokens.
+        kept: [N, K] bool, from an engine with `Layout.rounds`.
+
+    Returns:
+        A round each: [N, E] float32, 1 where a token asks an expert; and [N, E] float32, what it had left.
+    """
+    left, asked, stuck, found = routing.probabilities, routing.experts[:, 0], jnp.zeros(len(kept), bool), []
+    for choice, has_row in zip(routing.experts.T, kept.T, strict=True):
+        asked = jnp.where(stuck, asked, choice)
+        chosen = jax.nn.one_hot(asked, left.shape[-1], dtype=jnp.float32)
+        found.append((chosen, normalised(left)))
+        stuck |= ~has_row
+        left = left * (1 - chosen * has_row[:, None])
+    return found
+
+
+def _balance_of_groups(modality, group, groups: int, choices, probabilities, allowed: np.ndarray) -> jax.Array:
+    """`balance_loss`, the mean over the token groups that hold any; choices and probabilities [N, E]."""
+    count = len(allowed)
+    row = jnp.where(modality < 0, groups * count, group * count + modality)  # beyond the last one: left out
+    load, probability = (
+        jax.ops.segment_sum(values, row, groups * count).reshape(groups, count, -1)
+        for values in (choices, probabilities)
+    )
+    tokens = jax.ops.segment_sum(jnp.ones(len(row)), row, groups * count).reshape(groups, count)
+    losses = jax.vmap(functools.partial(balance_loss, allowed=allowed))(tokens, load, probability)
+    seen = tokens.sum(axis=1) > 0
+    return jnp.sum(losses * seen) / jnp.maximum(seen.sum(), 1)
 
 
 def expand(statistics: RoutingStatistics, columns: np.ndarray | slice, experts: int) -> RoutingStatistics:

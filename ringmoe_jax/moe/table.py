@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,47 @@ def capacity(allowed: np.ndarray, tokens: tuple[int, ...], k: int, factor: float
     load = sum(k * n / c * row for n, c, row in zip(tokens, choices, allowed, strict=True) if n and c)
     busiest = float(np.max(load))
     return min(sum(tokens), max(1, math.ceil(factor * busiest - 1e-9)))
+
+
+class Queue(NamedTuple):
+    """Which tokens compete for an expert's rows, and who is served first.
+
+    Attributes:
+        group: [N] int32, token group of each token.
+        place: [N] int32, the order in which a group's tokens are served.
+    """
+
+    group: np.ndarray
+    place: np.ndarray
+
+
+def queue(allowed: np.ndarray, modality: np.ndarray, groups: int) -> Queue:
+    """Tokens as the released RingMoE code queues them: those of a modality before those of the next.
+
+    A router, which modalities with the same allowed experts share, cuts its row of tokens in equal groups. So one of
+    all modalities has groups of few modalities each, and one of a single modality groups of that one.
+
+    Args:
+        allowed: [M, E] bool.
+        modality: [N] int, of every token, known when the program is traced.
+        groups: number of token groups.
+
+    Raises:
+        ConfigError: the tokens of a router do not split in so many groups.
+    """
+    router = np.unique(allowed, axis=0, return_inverse=True)[1].reshape(-1)
+    row = np.argsort(modality, kind="stable")
+    group, place = np.empty_like(row), np.empty_like(row)
+    place[row] = np.arange(len(row))
+    for one in np.unique(router[modality]):
+        mine = row[router[modality[row]] == one]
+        if len(mine) % groups:
+            raise ConfigError(
+                f"{len(mine)} tokens of a router do not split in model.moe.groups = {groups}: set it to a divisor of "
+                "them, or model.moe.by_modality to False"
+            )
+        group[mine] = np.arange(len(mine)) // (len(mine) // groups)
+    return Queue(group.astype(np.int32), place.astype(np.int32))
 
 
 def check(allowed: np.ndarray, k: int) -> None:

@@ -13,9 +13,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from ringmoe_jax.errors import ConfigError, nearest
 from ringmoe_jax.objectives import radar
 from ringmoe_jax.objectives.base import Reconstruction, register
 from ringmoe_jax.sensors import Sensor
+
+IMAGE, TILE = LIMITS = ("image", "tile")
 
 
 @register("total_power")
@@ -23,16 +26,25 @@ from ringmoe_jax.sensors import Sensor
 class TotalPower(Reconstruction):
     """Mean squared error of the clipped, min-max scaled span on hidden pixels, the faithful form.
 
-    P = clip(span, 0, clip), scaled to 0..1 by the smallest and largest valid value of the image.
-    Source: paper (SAR-L1 objective); clip at 1 and per-image scaling from the released code. Assumes a
-    calibrated product, |S|^2 = sigma0; for an uncalibrated one set `clip` to a high percentile of its power.
+    P = clip(span, 0, clip), scaled to 0..1 by the smallest and largest valid value.
+    Source: paper (SAR-L1 objective); clip at 1 and scaling from the released code, which has this loss in the file of
+    one modality and a masked L1 of re and im (`masked_l1`) in that of all. Assumes a calibrated product,
+    |S|^2 = sigma0; for an uncalibrated one set `clip` to a high percentile of its power.
 
     Attributes:
         clip: largest power that counts, in the square of the pixels' unit (linear sigma0).
+        limits: of which pixels the smallest and largest value are: "image", those that are shown (ours), so that
+            every target fills 0..1; or "tile", all of the stored tile, before the crop (released code), so that a dark
+            crop stays dark; with `data.tile_power`.
     """
 
     clip: float = 1.0
+    limits: str = IMAGE
     head: ClassVar[str] = "span"
+
+    def __post_init__(self):
+        if self.limits not in LIMITS:
+            raise ConfigError(f'{type(self).__name__}: limits = "{self.limits}": {nearest(self.limits, LIMITS)}')
 
     def channels(self, sensor: Sensor) -> int:
         radar.require(sensor, who=type(self).__name__, complex_only=True)
@@ -43,14 +55,26 @@ class TotalPower(Reconstruction):
         span = radar.span(entry["pixels"])
         valid = entry["valid"][..., None] & jnp.isfinite(span)
         power = jnp.clip(span, 0.0, self.clip)
-        over_image = dict(axis=(2, 3, 4), keepdims=True)
-        low = jnp.min(jnp.where(valid, power, jnp.inf), **over_image)
-        high = jnp.max(jnp.where(valid, power, -jnp.inf), **over_image)
+        low, high = self._limits(entry, power, valid)
         scale = jnp.where(high > low, high - low, 1.0)
         return jnp.where(valid, (power - jnp.where(valid, low, 0.0)) / scale, jnp.nan)
 
     def penalty(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
         return jnp.square(prediction - target)
+
+    def _limits(self, entry: Mapping, power: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Smallest and largest power, [B, T, 1, 1, 1] each."""
+        if self.limits == IMAGE:
+            over_image = dict(axis=(2, 3, 4), keepdims=True)
+            low = jnp.min(jnp.where(valid, power, jnp.inf), **over_image)
+            return low, jnp.max(jnp.where(valid, power, -jnp.inf), **over_image)
+        if "power" not in entry:
+            raise ConfigError(
+                f'objectives: total_power of "{self.sensor}" has limits = "tile", and batches do not hold the power of '
+                'tiles: set data.tile_power = True, or limits = "image"'
+            )
+        limits = jnp.clip(entry["power"], 0.0, self.clip)[:, :, None, None, None]
+        return limits[..., 0], limits[..., 1]
 
 
 @register("log_total_power")
@@ -61,7 +85,8 @@ class LogTotalPower(TotalPower):
     Speckle multiplies power, so in decibels it has the same variance everywhere and bright targets do not
     dominate. Decibels are relative to the sensor's mean power (its statistics: zero mean, one global scale),
     so calibrated and uncalibrated products train alike. The minimiser is the conditional mean of log power,
-    which lies below the log of the mean power by a constant that depends on the number of looks.
+    which lies below the log of the mean power by a constant that depends on the number of looks. `clip` and `limits`
+    are not looked at.
 
     Attributes:
         mean_db: subtracted from the relative power, dB; -10 log10(e) Euler's constant = -2.5 is the mean of

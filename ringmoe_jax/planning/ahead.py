@@ -15,7 +15,7 @@ from ringmoe_jax.objectives import Objective
 from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import batch_sharding
 from ringmoe_jax.pretext import Pretext
-from ringmoe_jax.sensors import Sensor
+from ringmoe_jax.sensors import COMPLEX, Sensor
 from ringmoe_jax.training.state import TrainState, state_shardings
 
 
@@ -29,6 +29,7 @@ class Images:
         size: pixels along one side.
         mask_unit: side of a mask cell in pixels; 0 for no masks.
         view: whether it belongs to a view, and so says which ground it shows.
+        power: whether those of complex sensors say the power of their tile.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Images:
     size: int
     mask_unit: int = 0
     view: bool = False
+    power: bool = False
 
 
 def batch_shapes(
@@ -50,20 +52,21 @@ def batch_shapes(
     """
 
     def entries(shown: Mapping[str, Images]) -> dict:
-        return {name: _entry_shapes(sensors[name].channels, image) for name, image in shown.items()}
+        return {name: _entry_shapes(sensors[name], image) for name, image in shown.items()}
 
     batch = {"sensors": entries(images)}
     return batch | ({"views": {view: entries(shown) for view, shown in views.items()}} if views else {})
 
 
-def _entry_shapes(channels: int, image: Images) -> dict:
+def _entry_shapes(sensor: Sensor, image: Images) -> dict:
     shape, b, t, size = jax.ShapeDtypeStruct, image.rows, image.dates, image.size
     cells = size // image.mask_unit if image.mask_unit else 0
     mask = {"mask": shape((b, cells, cells), jnp.bool_)} if cells else {}
     ground = {"ground": shape((b, 2, 3), jnp.float32)} if image.view else {}
+    power = {"power": shape((b, t, 2), jnp.float32)} if image.power and sensor.resampling == COMPLEX else {}
     return (
         {
-            "pixels": shape((b, t, size, size, channels), jnp.float32),
+            "pixels": shape((b, t, size, size, sensor.channels), jnp.float32),
             "valid": shape((b, t, size, size), jnp.bool_),
             "time": shape((b, t), jnp.int32),
             "location": shape((b, 2), jnp.float32),
@@ -71,6 +74,7 @@ def _entry_shapes(channels: int, image: Images) -> dict:
         }
         | mask
         | ground
+        | power
     )
 
 

@@ -124,7 +124,14 @@ def batch_shapes(config: PretrainConfig, rows: Mapping[str, int]) -> dict:
     """Shapes of a batch. Series have as many dates as `data.frames` says, one where it does not."""
     data, views = config.data, config.data.views
     images = {
-        name: ahead.Images(number, data.frames.get(name, 1), data.view_size(name), data.mask_unit, views is not None)
+        name: ahead.Images(
+            number,
+            data.frames.get(name, 1),
+            data.view_size(name),
+            data.mask_unit,
+            view=views is not None,
+            power=data.tile_power,
+        )
         for name, number in rows.items()
     }
     further = {}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ringmoe_jax.config import check_ranges
@@ -19,18 +20,25 @@ from ringmoe_jax.parallel.sharding import path_name
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults follow the released RingMoE configuration, but for the warm-up (200 of its 100,000 steps).
+    """Defaults follow the released RingMoE configuration where nothing else is said.
 
     Attributes:
-        learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling).
+        learning_rate: at the end of the warm-up, for the batch size that is used (no hidden scaling but `rate_scale`).
         min_learning_rate: at the last step.
         warmup_learning_rate: at step 0.
+        rate_scale: multiplies the three learning rates. 1 is ours; the released code multiplies by b / 512, and b, the
+            images of a sensor on one of its ranks, is 1: 4.9e-7 at the end of the warm-up. SimMIM, where the rule is
+            from, counts all images of a step.
         warmup_steps: linear warm-up, shorter than the run; None for the share `warmup_fraction` of it.
         warmup_fraction: of the run, at least 0 and below 1; not looked at where `warmup_steps` is given. 0.05 is our
-            choice.
+            choice; the released code warms up for 200 steps.
+        cosine_from_start: whether the cosine is counted from step 0, so that the rate steps down a little at the end of
+            the warm-up (released code; timm without a warm-up prefix), or from the end of the warm-up (ours).
         beta1: of AdamW.
         beta2: of AdamW.
         epsilon: of AdamW.
+        bias_correction: whether moments are divided by 1 - beta^t (AdamW; ours). Without it, as in MindSpore's
+            AdamWeightDecay of the released code, first steps are up to 6 times as long.
         weight_decay: decoupled, not applied to parameters that match `no_decay`.
         no_decay: regular expression over parameter paths: biases, norms, learned tokens, position and date tables,
             learned scales and prototypes.
@@ -46,11 +54,14 @@ class OptimizerConfig:
     learning_rate: float = 2.5e-4
     min_learning_rate: float = 5e-7
     warmup_learning_rate: float = 1e-6
+    rate_scale: float = 1.0
     warmup_steps: int | None = None
     warmup_fraction: float = 0.05
+    cosine_from_start: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    bias_correction: bool = True
     weight_decay: float = 0.05
     no_decay: str = r"(bias|scale|token|positions|dates|prototypes|visits|/b[io])$"
     clip_norm: float = 5.0
@@ -59,7 +70,8 @@ class OptimizerConfig:
     layer_decay: float = 1.0
 
     def __post_init__(self):
-        rates = dict.fromkeys(("learning_rate", "min_learning_rate", "warmup_learning_rate"), (0, math.inf))
+        rates = ("learning_rate", "min_learning_rate", "warmup_learning_rate", "rate_scale")
+        rates = dict.fromkeys(rates, (0, math.inf))
         check_ranges(self, "optimizer", **rates, weight_decay=(0, math.inf), clip_norm=(0, math.inf))
         check_ranges(self, "optimizer", beta1=(0, 1), beta2=(0, 1), epsilon=(0, 1))
         if not 0 <= self.average < 1:
@@ -86,19 +98,22 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine to the minimum at the last step.
+    """Learning rate by step: linear warm-up, then cosine to the minimum at step `steps`.
 
     Raises:
         ConfigError: the warm-up is not shorter than the run.
     """
-    warmup = config.warmup(steps)
-    return optax.warmup_cosine_decay_schedule(
-        config.warmup_learning_rate if warmup else config.learning_rate,
-        config.learning_rate,
-        warmup,
-        steps,
-        config.min_learning_rate,
-    )
+    warmup, scale = config.warmup(steps), config.rate_scale
+    most, least = scale * config.learning_rate, scale * config.min_learning_rate
+    first = scale * config.warmup_learning_rate if warmup else most
+    if not config.cosine_from_start:
+        return optax.warmup_cosine_decay_schedule(first, most, warmup, steps, least)
+
+    def rate(step):
+        cosine = least + (most - least) * (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1))) / 2
+        return jnp.where(step < warmup, first + (most - first) * step / max(warmup, 1), cosine)
+
+    return rate
 
 
 def decays(params, no_decay: str):
@@ -124,14 +139,11 @@ def build(
             f"optimizer.layer_decay = {config.layer_decay}: this model does not say in which order its blocks are "
             "(Model.blocks_above of an encoder that is fine-tuned): set it to 1"
         )
-    adamw = optax.adamw(
-        schedule(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=lambda params: decays(params, config.no_decay),
-        mu_dtype=config.momentum_dtype,
+    moments = dict(b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=config.momentum_dtype)
+    adamw = optax.chain(
+        optax.scale_by_adam(**moments) if config.bias_correction else _by_uncorrected_adam(**moments),
+        optax.add_decayed_weights(config.weight_decay, lambda params: decays(params, config.no_decay)),
+        optax.scale_by_learning_rate(schedule(config, steps)),
     )
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     layers = [_by_layer(config.layer_decay, blocks_above)] if config.layer_decay < 1 else []
@@ -149,6 +161,18 @@ def layer_rates(params, layer_decay: float, blocks_above: Mapping[str, int | Seq
         else jax.tree.map(lambda above: layer_decay ** (1.0 + above), depth.distances(part, blocks_above))
         for name, part in params.items()
     }
+
+
+def _by_uncorrected_adam(b1: float, b2: float, eps: float, mu_dtype) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` without correction of the moments: m / (sqrt(v) + eps)."""
+    corrected = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+
+    def update(updates, state, params=None):
+        _, after = corrected.update(updates, state, params)
+        mean = optax.tree.update_moment(updates, state.mu, b1, 1)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, after.nu), after
+
+    return optax.GradientTransformation(corrected.init, update)
 
 
 def _by_layer(layer_decay: float, blocks_above) -> optax.GradientTransformation:

@@ -304,6 +304,26 @@ def test_batches_say_how_fine_they_are(tiny, pair, reader):
     assert crops.min() < crops.max() <= 10.0 * 8 / 8 + 1e-5
 
 
+@pytest.mark.parametrize("reader", ["tf", "device"])
+def test_crops_say_the_power_of_their_tile(pair, reader):
+    """Of its valid pixels, whatever of it is shown; only complex sensors, and only where it is asked for."""
+    names, wanted = ["slc_dual", "s2_12"], {}
+    for batch in EvalBatches(pair, names, split="train", image_size=16, batch_size=4):
+        tiles, real = batch["sensors"]["slc_dual"], batch["real"]
+        for i, pixels, valid in zip(batch["index"][real], tiles["pixels"][real], tiles["valid"][real], strict=True):
+            power = np.square(pixels.astype(np.float64)).sum(axis=-1)[valid]
+            wanted[i] = [[power.min(), power.max()]]
+    shown = config(pair, *names, reader=reader, tile_power=True)
+    evaluation = EvalBatches.of(shown, pair, names, split="train", batch_size=4)
+    for batch in (next(train_batches(shown)), next(iter(evaluation))):
+        entries = batch["sensors"]
+        limits = np.stack([wanted[i] for i in np.asarray(batch["index"])])
+        np.testing.assert_allclose(entries["slc_dual"]["power"], limits, rtol=1e-5)
+        own = np.square(entries["slc_dual"]["pixels"]).sum(axis=-1)
+        assert own.max(axis=(2, 3)).min() < limits[..., 1].max()
+        assert "power" not in entries["s2_12"]
+
+
 def test_evaluation_of_complex_data_takes_the_centre(pair):
     (whole,) = EvalBatches(pair, ["slc_dual"], image_size=16, batch_size=3)
     (centre,) = EvalBatches(pair, ["slc_dual", "s2_12"], image_size=8, batch_size=3)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ringmoe_jax.models import attention, layers, swin
+from ringmoe_jax.models import attention, layers, swin, transformer
 from tests.helpers.parameters import stirred_module
 
 H = W = 8
@@ -143,6 +143,56 @@ def test_decoder_puts_each_token_on_its_own_square():
     changed = np.any(np.asarray(decoder(jnp.asarray(tokens)) != decoder(jnp.asarray(moved))), axis=-1)
     assert changed[4:, :4].all()
     assert changed.sum() == 16
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_dropped_branch_leaves_nothing_or_the_bias_of_its_norm(before):
+    ffn = lambda rngs: layers.FeedForward(D, D, rngs, dtype=jnp.float32)  # noqa: E731
+    options = dict(cosine=False, dtype=jnp.float32, drop_before_norm=before)
+    block = swin.SwinBlock(D, HEADS, WINDOW, ffn, nnx.Rngs(0), **options)
+    block.attention_norm.bias[...], block.ffn_norm.bias[...] = jnp.full(D, 2.0), jnp.full(D, 0.5)
+    x = jax.random.normal(jax.random.key(0), (2, 1, H, W, D))
+    y, _ = block(x, False, (0,), rate=1.0, key=jax.random.key(1), train=True, mesh=None)
+    assert_allclose(y, x + (2.5 if before else 0.0), rtol=1e-6)
+
+
+def test_attention_is_dropped_or_stays():
+    x = jax.random.normal(jax.random.key(0), (2, 1, 3, D))
+    ffn = lambda rngs: layers.FeedForward(D, D, rngs, dtype=jnp.float32)  # noqa: E731
+    for dropped in (True, False):
+        options = dict(dtype=jnp.float32, epsilon=1e-5, drop_attention=dropped)
+        block = transformer.Block(D, HEADS, ffn, nnx.Rngs(0), **options)
+        y, _ = block(x, None, (0,), rate=1.0, key=jax.random.key(1), train=True, mesh=None)
+        added = 0.0 if dropped else block.attention(block.attention_norm(x[:, 0]), None)[:, None]
+        assert_allclose(y, x + added, rtol=1e-5, atol=1e-6)
+        assert dropped or np.abs(added).max() > 0
+
+
+def test_kernels_start_normal_or_as_the_framework_leaves_them():
+    decoder = lambda kernel: layers.PixelDecoder(64, 8, 4, nnx.Rngs(0), dtype=jnp.float32, kernel=kernel).project  # noqa: E731
+    ours, theirs = decoder("normal"), decoder("uniform")
+    assert_allclose(np.std(ours.kernel[...]), 0.0176, rtol=0.02)  # 0.02, cut off at two of it
+    assert not np.any(ours.bias[...])
+    for values in (theirs.kernel[...], theirs.bias[...]):
+        assert np.abs(values).max() <= 1 / 8
+        assert_allclose(np.std(values), 1 / 8 / np.sqrt(3), rtol=0.1)
+
+
+def test_epsilons_and_gains_are_those_of_the_config():
+    """On nearly equal tokens, whose spread is that of the epsilon: LN(x) = (x - mean) / sqrt(variance + epsilon)."""
+    config = swin.SwinConfig(D, (1, 1), 4, 2, D, False, norm_gain=1.0, epsilon=1e-6, merge_epsilon=1e-4)
+    ffn = lambda width, rngs, layer: layers.FeedForward(width, width, rngs, dtype=jnp.float32)  # noqa: E731
+    pyramid = swin.SwinPyramid(config, ffn, nnx.Rngs(0), constrain=lambda x: x, dtype=jnp.float32)
+    x = np.float32(1e-2 * np.random.default_rng(0).standard_normal(2 * D))
+    for norm, epsilon in (
+        (pyramid.merges["merge0"].norm, 1e-4),
+        (pyramid.stages["stage1"].blocks["run0"].attention_norm, 1e-6),
+        (pyramid.stages["stage1"].blocks["run0"].ffn_norm, 1e-6),
+    ):
+        assert norm.epsilon == epsilon
+        assert_allclose(norm.scale[...], 1.0)
+    got = pyramid.merges["merge0"].norm(jnp.asarray(x))
+    assert_allclose(got, (x - x.mean()) / np.sqrt(x.astype(np.float64).var() + 1e-4), rtol=1e-4, atol=1e-5)
 
 
 def test_drop_path_keeps_the_mean():

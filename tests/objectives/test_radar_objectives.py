@@ -122,6 +122,20 @@ def test_total_power_clips_and_scales_each_image():
     assert_allclose(target[1, 0, ..., 0], [[0.0, 2 / 3], [1.0, np.nan]], rtol=1e-5)
 
 
+def test_total_power_on_the_scale_of_the_tile():
+    """A dark crop of a tile whose power is 0.05 to 324, clipped to 1, stays dark; without the limits: one line."""
+    pixels = np.zeros((1, 1, 1, 2, 4), np.float32)
+    pixels[..., 0, 0], pixels[..., 1, 0] = 0.3, 0.5  # power 0.09 and 0.25
+    term, (outputs, batch) = build("total_power", "slc_dual", limits="tile"), scene("slc_dual", pixels)
+    with pytest.raises(ConfigError, match=r"set data.tile_power = True") as error:
+        term.target(outputs, batch)
+    assert "\n" not in str(error.value)
+    batch["sensors"]["slc_dual"]["power"] = np.float32([[[0.05, 324.0]]])
+    assert_allclose(term.target(outputs, batch).ravel(), [0.04 / 0.95, 0.2 / 0.95], rtol=1e-5)
+    with pytest.raises(ConfigError, match='limits = "tle": did you mean "tile"'):
+        build("total_power", "slc_dual", limits="tle")
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_total_power_of_a_constant_or_empty_image(value):
     term = build("total_power", "slc_dual")

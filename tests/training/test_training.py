@@ -190,6 +190,34 @@ def test_schedule_warms_up_and_falls():
         optimizer.schedule(optimizer.OptimizerConfig(warmup_steps=200), 100)
 
 
+def test_the_released_schedule_counts_the_cosine_from_the_start_and_scales_all_rates():
+    config = optimizer.OptimizerConfig(warmup_steps=20, rate_scale=1 / 512, cosine_from_start=True)
+    rate = optimizer.schedule(config, 100)
+    base, least, first = 2.5e-4 / 512, 5e-7 / 512, 1e-6 / 512
+    wanted = [first + t * (base - first) / 20 for t in range(20)]
+    wanted += [least + (base - least) * (1 + np.cos(np.pi * t / 100)) / 2 for t in range(20, 101)]
+    assert_allclose([rate(t) for t in range(101)], wanted, rtol=1e-5)
+    assert wanted[20] < 0.91 * base  # the step down at the end of the warm-up
+
+
+def test_moments_without_correction():
+    """MindSpore's AdamWeightDecay: m / (sqrt(v) + eps) + decay w, in float64."""
+    config = optimizer.OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, min_learning_rate=0.1, clip_norm=0.0, bias_correction=False
+    )
+    rule, rng = optimizer.build(config, 4), np.random.default_rng(0)
+    w, m, v = rng.standard_normal(3), np.zeros(3), np.zeros(3)
+    params = {"kernel": jnp.asarray(w, jnp.float32)}
+    state = rule.init(params)
+    for _ in range(4):
+        g = rng.standard_normal(3)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - 0.1 * (m / (np.sqrt(v) + 1e-8) + 0.05 * w)
+        updates, state = rule.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        assert_allclose(params["kernel"], w, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("fraction", "steps", "warmup"), [(0.1, 110, 11), (1 / 6, 600, 100), (0.999, 9, 8), (0, 5, 0)])
 def test_warm_up_is_a_share_of_the_run(fraction, steps, warmup):
     config = optimizer.OptimizerConfig(warmup_fraction=fraction)

@@ -13,6 +13,8 @@ import numpy as np
 
 from ringmoe_jax.moe import dispatch as dispatching
 from ringmoe_jax.moe import experts as expert_ops
+from ringmoe_jax.moe import routing
+from ringmoe_jax.moe.dispatch import Dispatch
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
@@ -23,8 +25,8 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
     """See `engines.ENGINES`.
 
     First choices of all tokens come before second choices, and within one choice tokens come in their
-    order (first come, first served: released RingMoE code, V-MoE without priority), or by their best gate
-    with `layout.priority`.
+    order (first come, first served: V-MoE without priority), by their best gate with `layout.priority`, or as
+    `layout.queues` say.
     """
     shards, groups, depth = layout.shards, layout.groups, tokens.shape[-1]
     counts = [group.count for group in experts]  # experts of each router group on this device
@@ -35,13 +37,25 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
         first = np.cumsum([0, *(count * shards for count in counts)])
         chosen = jnp.concatenate([r.experts + f for r, f in zip(routings, first, strict=False)], axis=1)
         gates = jnp.concatenate([r.gates for r in routings], axis=1)
+        widths = [r.experts.shape[1] for r in routings]
+        group, priority = _served(len(tokens), widths, gates, layout)
         # A token group has its own buffers: to the sort, its own experts.
-        group = jnp.arange(len(tokens), dtype=jnp.int32) // (len(tokens) // groups)
         absent = jnp.concatenate([r.experts == c * shards for r, c in zip(routings, counts, strict=True)], axis=1)
-        chosen = jnp.where(absent, len(rows), chosen + int(first[-1]) * group[:, None])
-        priority = gates.max(axis=1) if layout.priority else None
-        choices = dispatching.sort(chosen, len(rows), priority)
-        dispatch = dispatching.fill(choices, rows, offsets, chosen.shape)
+        chosen = jnp.where(absent, len(rows), chosen + int(first[-1]) * group)
+
+        def place(chosen):
+            return dispatching.fill(dispatching.sort(chosen, len(rows), priority), rows, offsets, chosen.shape)
+
+        dispatch = place(chosen)
+        for later in range(1, max(widths) if layout.rounds else 1):
+            void = [
+                ~kept[:, later - 1, None] & (np.arange(kept.shape[1]) >= later) for kept in _split(dispatch, widths)
+            ]
+            chosen = jnp.where(jnp.concatenate(void, axis=1), len(rows), chosen)
+            dispatch = place(chosen)
+        if layout.after_drops:
+            parts = jnp.split(gates * dispatch.kept, np.cumsum(widths)[:-1], axis=1)
+            gates = jnp.concatenate([routing.normalised(part) for part in parts], axis=1)
         buffer = dispatching.gather(tokens, dispatch).reshape(groups, -1, depth)
         if shards > 1:  # to the devices that hold the experts: [groups * shards, rows of a device, D]
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=1, concat_axis=0, tiled=True)
@@ -53,8 +67,21 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
         if shards > 1:
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=0, concat_axis=1, tiled=True)
         outputs = dispatching.combine(buffer.reshape(-1, depth), dispatch, gates)
-    kept = jnp.split(dispatch.kept, np.cumsum([r.experts.shape[1] for r in routings])[:-1], axis=1)
-    return outputs, tuple(kept)
+    return outputs, tuple(_split(dispatch, widths))
+
+
+def _split(dispatch: Dispatch, widths: Sequence[int]) -> list[jax.Array]:
+    """Which choices have a row, [N, K] bool for each router group."""
+    return jnp.split(dispatch.kept, np.cumsum(widths)[:-1], axis=1)
+
+
+def _served(tokens: int, widths: Sequence[int], gates: jax.Array, layout: Layout):
+    """Token group of every choice, [N, 1 or all K]; and what `dispatch.sort` takes as priority."""
+    if layout.queues:
+        group, place = (np.stack(parts, axis=1).repeat(widths, axis=1) for parts in zip(*layout.queues, strict=True))
+        return group, jnp.asarray(-place)
+    group = np.arange(tokens, dtype=np.int32)[:, None] // (tokens // layout.groups)
+    return group, gates.max(axis=1) if layout.priority else None
 
 
 def _computed(experts: Experts, part: jax.Array, size: int) -> jax.Array:
