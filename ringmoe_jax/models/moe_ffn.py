@@ -38,6 +38,8 @@ class MoEConfig:
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
         normalise_gates: the released code's gate, see `moe.routing.route`.
         router: how scores become choices: `name` in `moe.routing.ROUTERS`, or `module:Name`, and the router's fields.
+        bias_rate: what a step changes the bias of an expert by that got more or fewer choices than its share, see
+            `pretext.balanced`; Wang et al. 2024 and DeepSeek-V3 take 0.001. 0 has no biases.
         engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
             the products that "dropless" chooses from by platform, see `moe.engines`; or `module:function`.
         priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
@@ -58,6 +60,7 @@ class MoEConfig:
     eval_capacity_factor: float = 2.0
     normalise_gates: bool = False
     router: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "softmax_top_k"}, hash=False)
+    bias_rate: float = 0.0
     engine: str = "capacity"
     priority: bool = False
     groups: int = 0
@@ -68,10 +71,14 @@ class MoEConfig:
         parallel.find(self.engine)
         factors = dict.fromkeys(("capacity_factor", "eval_capacity_factor"), (LEAST_CAPACITY, math.inf))
         counts = dict.fromkeys(("specialised", "collaborative", "groups"), (0, math.inf))
-        check_ranges(self, "model.moe", **factors, **counts)
+        check_ranges(self, "model.moe", bias_rate=(0, 1), **factors, **counts)
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
-        self.build_router()
+        if not self.build_router().takes_bias and self.bias_rate:
+            raise ConfigError(
+                f'model.moe.bias_rate = {self.bias_rate}: the router "{self.router["name"]}" takes no bias '
+                "(Router.takes_bias): set it to 0, or choose another router"
+            )
 
     def build_router(self) -> routing.Router:
         """What `router` names; raises ConfigError where there is no such router or field."""
@@ -159,15 +166,23 @@ class Slots(NamedTuple):
 
 
 class RouterGroup(nnx.Module):
-    """One router and its experts: kernel [D, E] and stacked expert weights."""
+    """One router and its experts: kernel [D, E] and stacked expert weights.
 
-    def __init__(self, width: int, hidden: int, experts: int, rngs: nnx.Rngs):
+    Args:
+        width: D.
+        hidden: F.
+        experts: E that there are.
+        biases: of all experts, pruned ones among them as in `RoutingStatistics`; 0 where choices have no bias.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, rngs: nnx.Rngs, *, biases: int = 0):
         keys = [rngs.params() for _ in range(3)]
         self.router = nnx.Param(TRUNCATED_NORMAL(keys[0], (width, experts), jnp.float32))
         self.wi = nnx.Param(TRUNCATED_NORMAL(keys[1], (experts, width, hidden), jnp.float32))
         self.bi = nnx.Param(jnp.zeros((experts, hidden), jnp.float32))
         self.wo = nnx.Param(TRUNCATED_NORMAL(keys[2], (experts, hidden, width), jnp.float32))
         self.bo = nnx.Param(jnp.zeros((experts, width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(biases, jnp.float32)) if biases else None
 
     def experts(self, columns: np.ndarray | slice) -> Experts:
         """The stacked weights of the experts at `columns`."""
@@ -205,7 +220,9 @@ class MoEFeedForward(nnx.Module):
         self.modalities, self.strangers, self.hidden, self.layer = modalities + strangers, strangers, hidden, layer
         for name, allowed in config.tables(modalities, layer).items():
             if allowed.any():
-                setattr(self, name, RouterGroup(width, hidden, int(allowed.any(axis=0).sum()), rngs))
+                biases = allowed.shape[1] if config.bias_rate else 0
+                kept = int(allowed.any(axis=0).sum())
+                setattr(self, name, RouterGroup(width, hidden, kept, rngs, biases=biases))
         if config.shared:
             self.shared = Mlp(width, hidden, rngs, dtype=dtype)
 
@@ -247,9 +264,13 @@ class MoEFeedForward(nnx.Module):
             kernels = [getattr(self, name).router[...][:, columns.of_kept] for name, columns in chosen.items()]
             rule = dict(k=config.top_k, normalise_gates=config.normalise_gates, observed=observed)
             router = config.build_router()
+            biases = [
+                getattr(self, name).bias[columns.of_all] if config.bias_rate else None
+                for name, columns in chosen.items()
+            ]
             choices = [
-                routing.route(scores, modality, who, router=router, **rule)
-                for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
+                routing.route(scores, modality, who, router=router, bias=bias, **rule)
+                for scores, who, bias in zip(routing.logits(tokens, kernels), allowed.values(), biases, strict=True)
             ]
         outputs, kept = parallel.run(
             config.engine,
