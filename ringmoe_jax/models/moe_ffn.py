@@ -36,6 +36,8 @@ class MoEConfig:
         top_k: experts chosen per token in each group.
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
+        exchange_factor: room for rows that a dropless engine receives where experts are split over devices, over a
+            device's even share of them, in training; what comes beyond is dropped and counted. 0 has room for all.
         normalise_gates: the released code's gate, see `moe.routing.route`.
         router: how scores become choices: `name` in `moe.routing.ROUTERS`, or `module:Name`, and the router's fields.
         bias_rate: what a step changes the bias of an expert by that got more or fewer choices than its share, see
@@ -58,6 +60,7 @@ class MoEConfig:
     top_k: int = 1
     capacity_factor: float = 1.2
     eval_capacity_factor: float = 2.0
+    exchange_factor: float = 0.0
     normalise_gates: bool = False
     router: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "softmax_top_k"}, hash=False)
     bias_rate: float = 0.0
@@ -72,6 +75,10 @@ class MoEConfig:
         factors = dict.fromkeys(("capacity_factor", "eval_capacity_factor"), (LEAST_CAPACITY, math.inf))
         counts = dict.fromkeys(("specialised", "collaborative", "groups"), (0, math.inf))
         check_ranges(self, "model.moe", bias_rate=(0, 1), **factors, **counts)
+        if self.exchange_factor and not self.exchange_factor >= 1:
+            raise ConfigError(
+                f"model.moe.exchange_factor = {self.exchange_factor}: wanted 1 or more, or 0 for all that may come"
+            )
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
         if not self.build_router().takes_bias and self.bias_rate:
@@ -280,6 +287,7 @@ class MoEFeedForward(nnx.Module):
             rows,
             groups=groups,
             priority=config.priority,
+            exchange_factor=config.exchange_factor if train else 0.0,
             mesh=mesh,
         )
         collected, modality = {}, _counted(modality, observed)

@@ -24,6 +24,7 @@ def run(
     *,
     groups: int = 1,
     priority: bool = False,
+    exchange_factor: float = 0.0,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Computes the experts' contribution to every token, summed over router groups.
@@ -39,6 +40,7 @@ def run(
         rows: capacity of an expert in one token group, per router group.
         groups: number of token groups; must be a multiple of the number of devices.
         priority: serve tokens with the highest gates first, see `engines.Layout`.
+        exchange_factor: room for rows that arrive from other devices, see `engines.Layout`.
         mesh: None runs on one device.
 
     Returns:
@@ -54,7 +56,7 @@ def run(
                 f"{tokens.shape[0]} tokens do not split in model.moe.groups = {groups}: set it to a divisor of them"
             )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        layout = Layout(tuple(rows), groups, priority, 1, _platform(platform))
+        layout = Layout(tuple(rows), groups, priority, platform=_platform(platform))
         return compute(tokens, tuple(routings), tuple(experts), layout)
     shards, expert_shards = mesh.size, mesh.shape[EXPERT_AXIS]
     uneven = [group.count for group in experts if group.count % expert_shards]
@@ -64,7 +66,8 @@ def run(
             f"over {shards} devices with {expert_shards} on the expert axis: each must be a multiple of the one that "
             f"divides it"
         )
-    layout = Layout(tuple(rows), groups // shards, priority, expert_shards, _platform(mesh.devices.flat[0].platform))
+    platform = _platform(mesh.devices.flat[0].platform)
+    layout = Layout(tuple(rows), groups // shards, priority, expert_shards, exchange_factor, platform)
     split, by_expert = P(BATCH_AXES), P(EXPERT_AXIS)
     return jax.shard_map(
         lambda t, r, e: compute(t, r, e, layout),

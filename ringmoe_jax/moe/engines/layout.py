@@ -14,6 +14,8 @@ class Layout:
         groups: token groups of this device that compete for rows apart (capacity engine).
         priority: tokens with the highest gates get rows first (capacity engine).
         shards: devices that share the experts; 1 where each device has all of them.
+        exchange_factor: rows that a device can receive over its even share; 0 for all that may come (dropless engine
+            where devices share experts).
         platform: "cpu", "gpu" or "tpu", of the device that will run this.
     """
 
@@ -21,4 +23,5 @@ class Layout:
     groups: int = 1
     priority: bool = False
     shards: int = 1
+    exchange_factor: float = 0.0
     platform: str = "cpu"
