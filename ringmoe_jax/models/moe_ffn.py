@@ -74,8 +74,8 @@ class MoEConfig:
         parallel.find(self.engine)
         factors = dict.fromkeys(("capacity_factor", "eval_capacity_factor"), (LEAST_CAPACITY, math.inf))
         counts = dict.fromkeys(("specialised", "collaborative", "groups"), (0, math.inf))
-        check_ranges(self, "model.moe", bias_rate=(0, 1), **factors, **counts)
-        if self.exchange_factor and not self.exchange_factor >= 1:
+        check_ranges(self, "model.moe", bias_rate=(0, 1), exchange_factor=(0, math.inf), **factors, **counts)
+        if 0 < self.exchange_factor < 1:
             raise ConfigError(
                 f"model.moe.exchange_factor = {self.exchange_factor}: wanted 1 or more, or 0 for all that may come"
             )

@@ -43,8 +43,8 @@ def plan(load: jax.Array, shards: int, room: int | None = None) -> Plan:
         load: [E] int32, of this device's choices.
         shards: S.
         room: rows that a device can receive. Where more would arrive, every sender sends the same share of its rows
-            for each expert there, rounded down, so that no device's tokens are served first (our choice; MaxText's
-            ragged buffer cuts off the last senders). None: whatever arrives.
+            for each expert there, rounded down, so that no device's tokens are served first (our choice). None:
+            whatever arrives.
     """
     counts = jax.lax.all_gather(load, EXPERT_AXIS).reshape(shards, shards, -1)
     if room is not None:

@@ -18,8 +18,7 @@ from ringmoe_jax.parallel.mesh import MeshConfig, make
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.pretext.balanced import BIASES, EXCESS, balanced
 from ringmoe_jax.run import PretrainConfig
-from ringmoe_jax.training import loop, optimizer, step
-from ringmoe_jax.training.state import create
+from ringmoe_jax.training import loop
 from tests.helpers import tiny
 from tests.helpers.parameters import stirred
 
@@ -92,16 +91,12 @@ def test_without_a_rate_it_is_the_task():
 # ---- On a model -----------------------------------------------------------------------------------
 
 
-def real(mesh=None, config=MODEL, accumulate=1):
-    """Passes, state and step of a model on masked reconstruction."""
+def real(mesh=None, config=MODEL):
+    """A model and its passes of masked reconstruction."""
     terms = objectives.build({"rgb": dict(name="masked_l1", sensor="rgb")})
     model = models.build(config, heads=objectives.collect_heads(terms, sensors.resolve(config["sensors"])), mesh=mesh)
     passes = balanced(pretext.build({"name": "masked"}, model), model, RATE)
-    rule = optimizer.OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
-    adamw, rate = optimizer.build(rule, 4), optimizer.schedule(rule, 4)
-    run = step.make_train_step(passes, terms, adamw, rate, seed=0, accumulate=accumulate, mesh=mesh)
-    new = lambda: create(model, passes, adamw, seed=0, mesh=mesh)  # noqa: E731
-    return SimpleNamespace(model=model, passes=passes, step=run, new=new)
+    return SimpleNamespace(model=model, passes=passes)
 
 
 def batch(rows=2):
@@ -133,16 +128,20 @@ def test_layers_get_their_own_biases_and_route_by_them():
 
 
 @pytest.mark.slow
-def test_micro_batches_and_devices_move_what_one_step_moves():
-    moe = dict(specialised=2, collaborative=4, groups=8, bias_rate=RATE)
-    moved = []
-    for mesh, accumulate in ((None, 1), (None, 2), (make(MeshConfig(2, 2, 2)), 1)):
-        parts = real(mesh, MODEL | {"moe": moe}, accumulate)
-        state, _ = parts.step(parts.new(), loop.place(batch(rows=16), mesh))
-        moved.append(jax.device_get(state.pretext[BIASES]))
+def test_devices_and_micro_batches_move_what_one_batch_moves():
+    config = MODEL | {"moe": dict(specialised=2, collaborative=4, groups=8, bias_rate=RATE)}
+    whole, moved = batch(rows=16), []
+    halves = [jax.tree.map(lambda x, i=i: x[i::2], whole) for i in range(2)]
+    for mesh, parts in ((None, [whole]), (make(MeshConfig(2, 2, 2)), halves)):
+        built = real(mesh, config)
+        trained, state = built.passes.init(stirred(built.model.shapes()), jax.random.key(0))
+        state[BIASES] = jax.tree.map(np.zeros_like, state[BIASES])
+        apply = jax.jit(lambda s, x, b=built, t=trained: b.passes.apply(t, s, x, key=None, train=True)[1])
+        for part in parts:
+            state = apply(state, loop.place(part, mesh))
+        moved.append(jax.device_get(built.passes.after(trained, state)[BIASES]))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(moved[0]))
-    for other in moved[1:]:
-        jax.tree.map(assert_array_equal, other, moved[0])
+    jax.tree.map(assert_array_equal, *moved)
 
 
 def test_one_line_of_a_configuration_turns_biases_on():

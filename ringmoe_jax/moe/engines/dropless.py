@@ -85,11 +85,12 @@ def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, produ
     room = worst = layout.shards * n * min(k, local)
     if layout.exchange_factor:
         room = min(worst, math.ceil(layout.exchange_factor * n * k))
+    limited = room < worst
     with jax.named_scope("dispatch"):
-        priority = routing.gates.max(axis=1) if layout.priority and room < worst else None
+        priority = routing.gates.max(axis=1) if layout.priority and limited else None
         choices = dispatching.sort(routing.experts, local * layout.shards, priority)
-        plan = exchange.plan(choices.load, layout.shards, room if room < worst else None)
-        if room < worst:
+        plan = exchange.plan(choices.load, layout.shards, room if limited else None)
+        if limited:
             choices = dispatching.first(choices, plan.sent)
         dispatch = dispatching.compact(choices, (n, k))
         received = exchange.send(dispatching.gather(tokens, dispatch), plan, room, layout.platform)
@@ -100,4 +101,4 @@ def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, produ
     with jax.named_scope("combine"):
         rows = exchange.send(y, plan.back, n * k, layout.platform)
         outputs = dispatching.combine(rows, dispatch, routing.gates)
-    return outputs, dispatch.kept if room < worst else jnp.ones((n, k), bool)
+    return outputs, dispatch.kept if limited else jnp.ones((n, k), bool)
