@@ -141,13 +141,16 @@ def suite_balance(arguments: argparse.Namespace) -> dict:
     print(
         f"load of the busiest of {balance.EXPERTS} experts over the mean, by tenths of {arguments.steps} steps; error"
     )
-    for name, curves in found.items():
-        by_tenth = {curve: [values[:, part].mean(axis=1) for part in tenths] for curve, values in curves.items()}
-        loads = " ".join(f"{seeds.mean():.2f}" for seeds in by_tenth["max_load"])
-        last = by_tenth["error"][-1]
-        print(f"{name:<16}{loads}   {last.mean():.3f} ({last.min():.3f} to {last.max():.3f})")
-        result[name] = {curve: [seeds.tolist() for seeds in values] for curve, values in by_tenth.items()}
-    return {"arms": result}
+    for setting, arms in found.items():
+        print(setting)
+        result[setting] = {}
+        for name, curves in arms.items():
+            by_tenth = {curve: [values[:, part].mean(axis=1) for part in tenths] for curve, values in curves.items()}
+            loads = " ".join(f"{seeds.mean():.2f}" for seeds in by_tenth["max_load"])
+            last = by_tenth["error"][-1]
+            print(f"{name:<16}{loads}   {last.mean():.3f} ({last.min():.3f} to {last.max():.3f})", flush=True)
+            result[setting][name] = {curve: np.asarray(values).tolist() for curve, values in by_tenth.items()}
+    return {"settings": result}
 
 
 def suite_scene(arguments: argparse.Namespace) -> dict:

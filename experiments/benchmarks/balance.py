@@ -14,7 +14,7 @@ from ringmoe_jax.moe import parallel, routing, statistics
 from ringmoe_jax.moe.experts import Experts
 
 TOKENS, WIDTH, HIDDEN, EXPERTS, CLUSTERS = 512, 16, 32, 8, 32
-TEMPERATURE, RATE = 0.1, 3e-3  # of the router's softmax; of Adam
+RATE = 3e-3  # of Adam
 
 
 class Arm(NamedTuple):
@@ -29,34 +29,53 @@ class Arm(NamedTuple):
     bias: float
 
 
+class Setting(NamedTuple):
+    """What the layer meets.
+
+    Attributes:
+        popularity: tokens of the n-th of 32 kinds are n ^ -popularity as frequent as those of the first.
+        temperature: of the router's softmax.
+    """
+
+    popularity: float
+    temperature: float
+
+
 ARMS = {
     "nothing": Arm(0.0, 0.0),
     "loss, 0.01": Arm(0.01, 0.0),
-    "loss, 0.1": Arm(0.1, 0.0),
     "biases, 0.001": Arm(0.0, 0.001),
     "biases, 0.01": Arm(0.0, 0.01),
 }
+SETTINGS = {
+    "no kind fills an expert, temperature 1": Setting(0.5, 1.0),
+    "a fourth of the tokens is of one kind, temperature 0.1": Setting(1.0, 0.1),
+}
 
 
-def measure(steps: int, seeds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Trains every arm of `ARMS`.
+def measure(steps: int, seeds: int) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Trains every arm of `ARMS` in every one of `SETTINGS`.
 
-    Tokens are drawn around centres, some of which are far more frequent than others (Zipf); what is to be learnt is a
-    map of each centre's own. Top-1, softmax, no shared expert.
+    Tokens are drawn around centres; what is to be learnt is a map of each centre's own. Top-1, softmax, no shared
+    expert.
 
     Args:
         steps: of training.
         seeds: of data and parameters, the same ones for every arm.
 
     Returns:
-        {arm: {"max_load": load of the busiest expert over the mean, "error": mean squared error}}, [seeds, steps] each.
+        {setting: {arm: {"max_load": load of the busiest expert over the mean, "error": mean squared error}}}, [seeds,
+        steps] each.
     """
-    run = jax.jit(jax.vmap(functools.partial(_train, steps), in_axes=(None, 0)))
-    keys = jax.random.split(jax.random.key(0), seeds)
-    return {name: jax.device_get(run(jax.tree.map(jnp.float32, arm), keys)) for name, arm in ARMS.items()}
+    run = jax.jit(jax.vmap(functools.partial(_train, steps), in_axes=(None, None, 0)))
+    keys, found = jax.random.split(jax.random.key(0), seeds), {}
+    for name, setting in SETTINGS.items():
+        told = {arm: jax.tree.map(jnp.float32, (setting, values)) for arm, values in ARMS.items()}
+        found[name] = {arm: jax.device_get(run(*values, keys)) for arm, values in told.items()}
+    return found
 
 
-def _train(steps: int, arm: Arm, key: jax.Array) -> dict[str, jax.Array]:
+def _train(steps: int, setting: Setting, arm: Arm, key: jax.Array) -> dict[str, jax.Array]:
     data, centres, maps, *own = jax.random.split(key, 6)
     centres = jax.random.normal(centres, (CLUSTERS, WIDTH))
     maps = jax.random.normal(maps, (CLUSTERS, WIDTH, WIDTH)) / np.sqrt(WIDTH)
@@ -67,14 +86,15 @@ def _train(steps: int, arm: Arm, key: jax.Array) -> dict[str, jax.Array]:
     adam = optax.adam(RATE)
 
     def loss(params, bias, x, y):
-        found, told = _layer(params, bias, x)
+        found, told = _layer(params, bias, x, setting.temperature)
         error = jnp.mean(jnp.square(found - y))
         return error + arm.loss * told.balance, (error, told)
 
     def step(carry, key):
         params, state, bias = carry
         which, noise = jax.random.split(key)
-        cluster = jax.random.categorical(which, -jnp.log1p(jnp.arange(CLUSTERS)), shape=(TOKENS,))
+        kinds = -setting.popularity * jnp.log1p(jnp.arange(CLUSTERS))
+        cluster = jax.random.categorical(which, kinds, shape=(TOKENS,))
         x = centres[cluster] + 0.3 * jax.random.normal(noise, (TOKENS, WIDTH))
         y = jnp.einsum("nd,nde->ne", x, maps[cluster])
         gradients, (error, told) = jax.grad(loss, has_aux=True)(params, bias, x, y)
@@ -87,11 +107,12 @@ def _train(steps: int, arm: Arm, key: jax.Array) -> dict[str, jax.Array]:
     return jax.lax.scan(step, start, jax.random.split(data, steps))[1]
 
 
-def _layer(params, bias: jax.Array, x: jax.Array) -> tuple[jax.Array, statistics.RoutingStatistics]:
+def _layer(
+    params, bias: jax.Array, x: jax.Array, temperature: jax.Array
+) -> tuple[jax.Array, statistics.RoutingStatistics]:
     """[N, D] -> what the experts say of it, and the router's statistics."""
     modality, allowed = jnp.zeros(len(x), jnp.int32), np.ones((1, EXPERTS), bool)
     (scores,) = routing.logits(x, [params["router"]])
-    router = routing.SoftmaxTopK(TEMPERATURE)
-    choice = routing.route(scores, modality, allowed, k=1, router=router, bias=bias)
+    choice = routing.route(scores / temperature, modality, allowed, k=1, bias=bias)
     outputs, (kept,) = parallel.run("dense", x, [choice], [params["experts"]], [0])
     return outputs, statistics.layer(choice, kept, modality, allowed)

@@ -70,7 +70,9 @@ def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
 
 def test_a_layer_without_help_is_uneven_and_biases_even_it_out(monkeypatch):
     monkeypatch.setattr(balance, "ARMS", {name: balance.ARMS[name] for name in ("nothing", "biases, 0.01")})
-    found = {name: curves["max_load"][:, -20:].mean() for name, curves in balance.measure(150, seeds=2).items()}
+    monkeypatch.setattr(balance, "SETTINGS", {"spread": balance.Setting(0.5, 1.0)})
+    (arms,) = balance.measure(150, seeds=2).values()
+    found = {name: curves["max_load"][:, -20:].mean() for name, curves in arms.items()}
     assert found["nothing"] > 1.5 > found["biases, 0.01"] >= 1
 
 
