@@ -6,6 +6,7 @@
     python -m experiments.benchmark --suite input --config configs/ringmoe_micro.py
     python -m experiments.benchmark --suite gpu --minutes 4           # on one accelerator; small sizes elsewhere
     python -m experiments.benchmark --suite reference --minutes 10    # what the reference recipe is worth by then
+    python -m experiments.benchmark --suite balance                   # loads of experts, by what balances them
     python -m experiments.benchmark --suite scene --checkpoint runs/seg   # a drawn scene through a model
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments.benchmarks import moe
 from experiments.run import cli
@@ -129,6 +131,28 @@ def suite_reference(arguments: argparse.Namespace) -> dict:
         return reference.measure(values, arguments.minutes, folder, setting)
 
 
+def suite_balance(arguments: argparse.Namespace) -> dict:
+    """How evenly a layer that learns uses its experts: without help, by the balance loss, by biases."""
+    from experiments.benchmarks import balance
+
+    found = balance.measure(arguments.steps, arguments.seeds)
+    tenths = [part for part in np.array_split(np.arange(arguments.steps), 10) if part.size]
+    result = {}
+    print(
+        f"load of the busiest of {balance.EXPERTS} experts over the mean, by tenths of {arguments.steps} steps; error"
+    )
+    for setting, arms in found.items():
+        print(setting)
+        result[setting] = {}
+        for name, curves in arms.items():
+            by_tenth = {curve: [values[:, part].mean(axis=1) for part in tenths] for curve, values in curves.items()}
+            loads = " ".join(f"{seeds.mean():.2f}" for seeds in by_tenth["max_load"])
+            last = by_tenth["error"][-1]
+            print(f"{name:<16}{loads}   {last.mean():.3f} ({last.min():.3f} to {last.max():.3f})", flush=True)
+            result[setting][name] = {curve: np.asarray(values).tolist() for curve, values in by_tenth.items()}
+    return {"settings": result}
+
+
 def suite_scene(arguments: argparse.Namespace) -> dict:
     """A prediction of a whole scene over its computing alone, and what its time goes into."""
     from experiments.benchmarks import scene
@@ -153,6 +177,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "input": suite_input,
     "gpu": suite_gpu,
     "reference": suite_reference,
+    "balance": suite_balance,
     "scene": suite_scene,
 }
 
@@ -195,7 +220,7 @@ def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help="moe, train, input, gpu, reference or scene")
+    parser.add_argument("--suite", required=True, help="moe, train, input, gpu, reference, balance or scene")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
@@ -218,6 +243,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")
     card.add_argument("--threads", type=int, default=8, help="that compile")
     card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU")
+    even = parser.add_argument_group("suite balance")
+    even.add_argument("--steps", type=int, default=400, help="of every arm (%(default)s)")
+    even.add_argument("--seeds", type=int, default=3, help="of every arm (%(default)s)")
     scene = parser.add_argument_group("suite scene")
     scene.add_argument("--checkpoint", default="", help="a run instead of a new model of --config")
     scene.add_argument("--megapixels", type=float, default=4.0, help="of the drawn scene (%(default)s)")
@@ -233,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
-    if (parsed.suite in ("moe", "gpu") or parsed.checkpoint) and parsed.overrides:
+    if (parsed.suite in ("moe", "gpu", "balance") or parsed.checkpoint) and parsed.overrides:
         raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))

@@ -36,6 +36,8 @@ class MoEConfig:
         top_k: experts chosen per token in each group.
         capacity_factor: buffer rows over expected load, in training.
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
+        exchange_factor: room for rows that a dropless engine receives where experts are split over devices, over a
+            device's even share of them, in training; what comes beyond is dropped and counted. 0 has room for all.
         normalise_gates: whether gates are divided by their sum over the chosen experts (released code: with `top_k` = 1
             they are 1, and the task does not train the routers), or are the softmax probabilities (Switch, ours).
         after_drops: whether `normalise_gates` divides by the sum over the chosen experts that had a row for the token
@@ -49,6 +51,8 @@ class MoEConfig:
             "uniform", within 1 / sqrt(D), of standard deviation 0.58 / sqrt(D) (released code, in which the
             framework's default is left there: 0.037 at D = 256).
         router: how scores become choices: `name` in `moe.routing.ROUTERS`, or `module:Name`, and the router's fields.
+        bias_rate: what a step changes the bias of an expert by that got more or fewer choices than its share, see
+            `pretext.balanced`; Wang et al. 2024 and DeepSeek-V3 take 0.001. 0 has no biases.
         engine: "capacity" (drops what overflows, as the released code), "dropless", "dense", or one of
             the products that "dropless" chooses from by platform, see `moe.engines`; or `module:function`.
         priority: with the capacity engine, tokens with the highest gates get rows first (batch-priority
@@ -73,11 +77,13 @@ class MoEConfig:
     top_k: int = 1
     capacity_factor: float = 1.2
     eval_capacity_factor: float = 2.0
+    exchange_factor: float = 0.0
     normalise_gates: bool = False
     after_drops: bool = False
     rounds: bool = False
     router_kernel: str = NORMAL
     router: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "softmax_top_k"}, hash=False)
+    bias_rate: float = 0.0
     engine: str = "capacity"
     priority: bool = False
     by_modality: bool = False
@@ -90,7 +96,11 @@ class MoEConfig:
         parallel.find(self.engine)
         factors = dict.fromkeys(("capacity_factor", "eval_capacity_factor"), (LEAST_CAPACITY, math.inf))
         counts = dict.fromkeys(("specialised", "collaborative", "groups"), (0, math.inf))
-        check_ranges(self, "model.moe", **factors, **counts)
+        check_ranges(self, "model.moe", bias_rate=(0, 1), exchange_factor=(0, math.inf), **factors, **counts)
+        if 0 < self.exchange_factor < 1:
+            raise ConfigError(
+                f"model.moe.exchange_factor = {self.exchange_factor}: wanted 1 or more, or 0 for all that may come"
+            )
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
         if self.router_kernel not in KERNELS:
@@ -100,7 +110,11 @@ class MoEConfig:
             raise ConfigError("model.moe.priority and by_modality are two orders of service: set one to False")
         if self.after_drops and not self.normalise_gates:
             raise ConfigError("model.moe.after_drops says how gates are normalised: set normalise_gates to True")
-        self.build_router()
+        if not self.build_router().takes_bias and self.bias_rate:
+            raise ConfigError(
+                f'model.moe.bias_rate = {self.bias_rate}: the router "{self.router["name"]}" takes no bias '
+                "(Router.takes_bias): set it to 0, or choose another router"
+            )
 
     def build_router(self) -> routing.Router:
         """What `router` names; raises ConfigError where there is no such router or field."""
@@ -192,15 +206,26 @@ class Slots(NamedTuple):
 
 
 class RouterGroup(nnx.Module):
-    """One router and its experts: kernel [D, E] and stacked expert weights; `router_kernel` as `MoEConfig` has it."""
+    """One router and its experts: kernel [D, E] and stacked expert weights.
 
-    def __init__(self, width: int, hidden: int, experts: int, rngs: nnx.Rngs, router_kernel: str = NORMAL):
+    Args:
+        width: D.
+        hidden: F.
+        experts: E that there are.
+        router_kernel: as `MoEConfig` has it.
+        biases: of all experts, pruned ones among them as in `RoutingStatistics`; 0 where choices have no bias.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, experts: int, rngs: nnx.Rngs, *, router_kernel: str = NORMAL, biases: int = 0
+    ):
         keys = [rngs.params() for _ in range(3)]
         self.router = nnx.Param(start(router_kernel, width)(keys[0], (width, experts), jnp.float32))
         self.wi = nnx.Param(TRUNCATED_NORMAL(keys[1], (experts, width, hidden), jnp.float32))
         self.bi = nnx.Param(jnp.zeros((experts, hidden), jnp.float32))
         self.wo = nnx.Param(TRUNCATED_NORMAL(keys[2], (experts, hidden, width), jnp.float32))
         self.bo = nnx.Param(jnp.zeros((experts, width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(biases, jnp.float32)) if biases else None
 
     def experts(self, columns: np.ndarray | slice) -> Experts:
         """The stacked weights of the experts at `columns`."""
@@ -238,8 +263,8 @@ class MoEFeedForward(nnx.Module):
         self.modalities, self.strangers, self.hidden, self.layer = modalities + strangers, strangers, hidden, layer
         for name, allowed in config.tables(modalities, layer).items():
             if allowed.any():
-                left = int(allowed.any(axis=0).sum())
-                setattr(self, name, RouterGroup(width, hidden, left, rngs, config.router_kernel))
+                options = dict(router_kernel=config.router_kernel, biases=allowed.shape[1] if config.bias_rate else 0)
+                setattr(self, name, RouterGroup(width, hidden, int(allowed.any(axis=0).sum()), rngs, **options))
         if config.shared:
             self.shared = Mlp(width, hidden, rngs, dtype=dtype)
 
@@ -289,9 +314,13 @@ class MoEFeedForward(nnx.Module):
             kernels = [getattr(self, name).router[...][:, columns.of_kept] for name, columns in chosen.items()]
             rule = dict(k=config.top_k, normalise_gates=config.normalise_gates, observed=observed)
             router = config.build_router()
+            biases = [
+                getattr(self, name).bias[columns.of_all] if config.bias_rate else None
+                for name, columns in chosen.items()
+            ]
             choices = [
-                routing.route(scores, modality, who, router=router, **rule)
-                for scores, who in zip(routing.logits(tokens, kernels), allowed.values(), strict=True)
+                routing.route(scores, modality, who, router=router, bias=bias, **rule)
+                for scores, who, bias in zip(routing.logits(tokens, kernels), allowed.values(), biases, strict=True)
             ]
         outputs, kept = parallel.run(
             config.engine,
@@ -302,6 +331,7 @@ class MoEFeedForward(nnx.Module):
             groups=groups,
             mesh=mesh,
             priority=config.priority,
+            exchange_factor=config.exchange_factor if train else 0.0,
             queues=queues,
             rounds=config.rounds,
             after_drops=config.after_drops,

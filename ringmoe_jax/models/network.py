@@ -106,12 +106,13 @@ def select_experts(network: Network, model: dict[str, Any], numbers: Mapping[str
             stored = np.flatnonzero(old[group].any(axis=0))  # pruned experts have no parameters
             wanted = numbers[group][table.any(axis=0)]
             if len(wanted):
-                block["ffn"][group] = _take(block["ffn"][group], np.searchsorted(stored, wanted))
+                block["ffn"][group] = _take(block["ffn"][group], np.searchsorted(stored, wanted), numbers[group])
             else:
                 block["ffn"].pop(group, None)
     return join(network, model, blocks)
 
 
-def _take(group: Params, rows: np.ndarray) -> Params:
-    """Experts of a `RouterGroup`: columns of its router, rows of all else."""
-    return {name: leaf[..., rows] if name == "router" else leaf[rows] for name, leaf in group.items()}
+def _take(group: Params, rows: np.ndarray, numbers: np.ndarray) -> Params:
+    """Experts of a `RouterGroup`: columns of its router, by their numbers in its bias, rows of all else."""
+    own = {"router": (..., rows), "bias": numbers}
+    return {name: leaf[own.get(name, rows)] for name, leaf in group.items()}

@@ -100,6 +100,20 @@ def compact(choices: Sorted, shape: tuple[int, int], multiple: int = 1) -> Dispa
     return Dispatch(choice, _rows_of_choices(choice, shape))
 
 
+def first(choices: Sorted, count: jax.Array) -> Sorted:
+    """Each expert's first choices alone; the others are nobody's.
+
+    Args:
+        choices: of E experts.
+        count: [E] int32, how many of each expert's stay, at most its load.
+    """
+    ends = jnp.cumsum(count)
+    row = jnp.arange(len(choices.order), dtype=jnp.int32)
+    owner = jnp.minimum(jnp.searchsorted(ends, row, side="right"), len(count) - 1)
+    index = choices.start[owner] + row - (ends - count)[owner]
+    return Sorted(choices.order[jnp.minimum(index, len(row) - 1)], ends - count, count)
+
+
 def _rows_of_choices(choice: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Inverse of `choice` [R] as [N, K]; R for choices without a row."""
     (n, k), rows = shape, choice.shape[0]

@@ -26,14 +26,31 @@ class Plan(NamedTuple):
     reverse: bool = False
 
     @property
+    def sent(self) -> jax.Array:
+        """[E] int32, rows that this device sends for each expert."""
+        return self.counts[jax.lax.axis_index(EXPERT_AXIS)].reshape(-1)
+
+    @property
     def back(self) -> Plan:
         """The way back."""
         return Plan(self.counts, not self.reverse)
 
 
-def plan(load: jax.Array, shards: int) -> Plan:
-    """Tells all devices each device's rows per expert. load [E] int32, of this device's choices."""
-    return Plan(jax.lax.all_gather(load, EXPERT_AXIS).reshape(shards, shards, -1))
+def plan(load: jax.Array, shards: int, room: int | None = None) -> Plan:
+    """Tells all devices each device's rows per expert.
+
+    Args:
+        load: [E] int32, of this device's choices.
+        shards: S.
+        room: rows that a device can receive. Where more would arrive, every sender sends the same share of its rows
+            for each expert there, rounded down, so that no device's tokens are served first (our choice). None:
+            whatever arrives.
+    """
+    counts = jax.lax.all_gather(load, EXPERT_AXIS).reshape(shards, shards, -1)
+    if room is not None:
+        share = jnp.minimum(1.0, room / jnp.maximum(counts.sum(axis=(0, 2)), 1))  # [j]
+        counts = jnp.floor(counts * share[:, None]).astype(jnp.int32)
+    return Plan(counts)
 
 
 def send(rows: jax.Array, plan: Plan, room: int, platform: str) -> jax.Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +59,17 @@ class Router(abc.ABC):
 
     It has no parameters but those of the scores, is computed in float32, and sees all tokens of the batch at once, on
     however many devices they lie.
+
+    Attributes:
+        takes_bias: whether it is called with `bias`, as `model.moe.bias_rate` wants; see `highest`.
     """
 
+    takes_bias: ClassVar[bool] = False
+
     @abc.abstractmethod
-    def __call__(self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int) -> Routing:
+    def __call__(
+        self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int, bias: jax.Array | None = None
+    ) -> Routing:
         """Chooses.
 
         Args:
@@ -70,6 +77,8 @@ class Router(abc.ABC):
             modality: [N] int32, row of `allowed` for each token.
             allowed: [M, E] bool; every row allows at least `k` experts.
             k: experts per token, `model.moe.top_k`; where their number varies, its mean: buffers are sized by it.
+            bias: [E] float32, for the choice and not for the gates; None without. Routers that do not take it may leave
+                the argument out.
         """
 
 
@@ -89,22 +98,50 @@ class SoftmaxTopK(Router):
             they decide sooner, and what a choice gains reaches the kernel as a larger gradient (our choice).
     """
 
+    takes_bias: ClassVar[bool] = True
     temperature: float = 1.0
 
     def __post_init__(self):
         if not self.temperature > 0:
             raise ConfigError(f"softmax_top_k: temperature = {self.temperature}: wanted above 0")
 
-    def __call__(self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int) -> Routing:
+    def __call__(
+        self, scores: jax.Array, modality: jax.Array, allowed: np.ndarray, k: int, bias: jax.Array | None = None
+    ) -> Routing:
         """See `Router`."""
         probabilities = jax.nn.softmax(masked(scores / self.temperature, modality, allowed), axis=-1)
-        gates, experts = jax.lax.top_k(probabilities, k)
+        gates, experts = highest(probabilities, k, modality, allowed, bias)
         return Routing(experts, gates, probabilities)
 
 
 def normalised(gates: jax.Array) -> jax.Array:
     """Gates [N, K] over their sum; zeros stay zeros."""
     return gates / (gates.sum(axis=-1, keepdims=True) + 1e-9)
+
+
+def highest(
+    preferences: jax.Array, k: int, modality: jax.Array, allowed: np.ndarray, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The k experts of the highest preference, with what it is.
+
+    A bias is added to choose, and is not in what a chosen expert's output is multiplied by (Wang et al. 2024,
+    "Auxiliary-loss-free load balancing strategy for mixture-of-experts", arXiv 2408.15664, Eq. 3): it sends the
+    router no gradient. Experts out of reach stay so, whatever their bias.
+
+    Args:
+        preferences: [N, E] float32, 0 out of reach.
+        k: experts per token.
+        modality: see `Router`.
+        allowed: see `Router`.
+        bias: [E] float32, or None.
+
+    Returns:
+        [N, K] preferences, and [N, K] int32 experts.
+    """
+    if bias is None:
+        return jax.lax.top_k(preferences, k)
+    _, experts = jax.lax.top_k(masked(preferences + bias, modality, allowed), k)
+    return jnp.take_along_axis(preferences, experts, axis=1), experts
 
 
 def masked(scores: jax.Array, modality: jax.Array, allowed: np.ndarray) -> jax.Array:
@@ -123,6 +160,7 @@ def route(
     normalise_gates: bool = False,
     router: Router = SoftmaxTopK(),
     observed: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> Routing:
     """Chooses experts among those that a token's modality may choose.
 
@@ -136,9 +174,10 @@ def route(
             released code; False keeps the softmax probability (Switch Transformer), our default.
         router: the rule.
         observed: [N] bool, whether a token is of an image that shows something; others choose nobody. None: all are.
+        bias: [E] float32, see `highest`; only for a router that takes it.
     """
     some = allowed.any(axis=1)
-    routing = router(logits, modality, allowed | ~some[:, None], k)
+    routing = router(logits, modality, allowed | ~some[:, None], k, *(() if bias is None else (bias,)))
     if not some.all():
         guided = jnp.asarray(some)[modality]
         observed = guided if observed is None else observed & guided

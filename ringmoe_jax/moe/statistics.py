@@ -133,6 +133,18 @@ def _balance_of_groups(modality, group, groups: int, choices, probabilities, all
     return jnp.sum(losses * seen) / jnp.maximum(seen.sum(), 1)
 
 
+def excess(statistics: RoutingStatistics) -> jax.Array:
+    """Choices that each expert got beyond its even share, [E] or stacked [L, E]; they sum to 0.
+
+    The even share is what falls on an expert where every modality spreads its choices evenly over the experts in its
+    reach: of one router, the mean load (Wang et al. 2024, Algorithm 1); over several, our choice. An absent modality
+    adds nothing. Sums over micro-batches are those of the batch.
+    """
+    share = statistics.reach / jnp.maximum(statistics.reach.sum(axis=-1, keepdims=True), 1)
+    even = statistics.load.sum(axis=-1, keepdims=True) * share
+    return jnp.sum(statistics.load - even, axis=-2)
+
+
 def expand(statistics: RoutingStatistics, columns: np.ndarray | slice, experts: int) -> RoutingStatistics:
     """Puts the statistics of a selection of experts, `columns` [E'], back among all E."""
     if statistics.load.shape[-1] == experts:

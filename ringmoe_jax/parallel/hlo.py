@@ -54,7 +54,8 @@ class Collective:
         members: devices of the first group, as positions in the mesh.
         runs: executions in a step.
         sent: bytes that one device sends in one execution, by the best algorithm: (n - 1) / n of what it
-            holds, (n - 1) times its part for a gather, twice (n - 1) / n for a sum that all need.
+            holds, (n - 1) times its part for a gather, twice (n - 1) / n for a sum that all need. Of a ragged exchange
+            as of full rows in the smaller one of its buffers: with even loads, and as many as can be.
     """
 
     kind: str
@@ -228,6 +229,8 @@ def _collective(instruction, scope: dict[str, Instruction], computation: str, ru
     if computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # how the TPU compiler writes it: a fusion of a sum and a slice
     types = [scope[name].type for name in instruction.operands if name in scope]
+    if kind == "ragged-all-to-all":  # from one buffer into another, by tables of where and how much
+        types = [min(types[:2], key=bytes_of)]
     held = sum(map(bytes_of, types))
     members = _members(instruction.attributes) or tuple(range(devices))
     n = len(members)

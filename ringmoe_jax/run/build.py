@@ -19,6 +19,7 @@ from ringmoe_jax.parallel import mesh as meshes
 from ringmoe_jax.parallel.mesh import MeshConfig
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.pretext.averaged import averaged
+from ringmoe_jax.pretext.balanced import balanced
 from ringmoe_jax.pretext.supervised import supervised
 from ringmoe_jax.run.config import FinetuneConfig, PretrainConfig, sensors_of
 from ringmoe_jax.sensors import Sensor, Statistics
@@ -129,7 +130,10 @@ def pretraining(config: PretrainConfig, statistics: Mapping[str, Statistics], me
     passes = pretext.build(config.pretext, model, spec)
     if config.optimizer.average and config.pruning.every:
         raise ConfigError("optimizer.average and pruning.every: experts that go have no average, set one of them to 0")
-    passes = averaged(passes, config.optimizer.average)
+    rate = models.read(config.model).bias_rate
+    if rate and config.pruning.every:
+        raise ConfigError("model.moe.bias_rate and pruning.every: biases leave no expert unused, set one of them to 0")
+    passes = balanced(averaged(passes, config.optimizer.average), model, rate)
     if config.pruning.every:
         passes = online.counted(passes, config.model, config.pruning)
     return Parts(sensors, statistics, model, terms, passes, mesh)

@@ -47,6 +47,18 @@ def test_a_submodel_is_as_large_as_a_new_one():
     assert shapes(part.params) == shapes(built(part.model, HEADS)[1])
 
 
+def test_biases_go_with_their_experts():
+    """Of 2 x 3 specialised experts those of the second and third modality; pruned ones keep theirs, unused."""
+    whole = network(with_moe(MODEL, bias_rate=0.01))
+    part = submodel(prune(whole, ({"collaborative": ("101",) * 3}, {}, {}, {})), ("s1_grd", "slc_dual"))
+    assert shapes(part.params) == shapes(built(part.model)[1])
+    before, after = (n.params["backbone"]["stages"]["stage0"]["blocks"] for n in (whole, part))
+    own, first, second = before["run0"]["ffn"], after["run0"]["ffn"], after["run1"]["ffn"]
+    np.testing.assert_array_equal(first["specialised"]["bias"], own["specialised"]["bias"][:1, [1, 2, 4, 5]])
+    np.testing.assert_array_equal(first["collaborative"]["bias"], own["collaborative"]["bias"][:1])
+    np.testing.assert_array_equal(second["collaborative"]["bias"], own["collaborative"]["bias"][1:])
+
+
 def test_of_all_sensors_it_is_the_model_itself():
     whole = network(MODEL, HEADS)
     assert_equal(submodel(whole, SENSORS).params, whole.params)

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import experts, gpu, moe, reading, train
+from experiments.benchmarks import balance, experts, gpu, moe, reading, train
 from experiments.run import cli
 from input_pipeline.dataset import open_dataset
 from ringmoe_jax import clock
@@ -66,6 +66,14 @@ def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     assert ffn["shared"]["wi"]["kernel"].shape == (2, 16, 3 * 4 * 16)
     assert set(ffn) == {"shared"}
     assert config["model"]["moe"]["specialised"] == 4  # the given configuration is left alone
+
+
+def test_a_layer_without_help_is_uneven_and_biases_even_it_out(monkeypatch):
+    monkeypatch.setattr(balance, "ARMS", {name: balance.ARMS[name] for name in ("nothing", "biases, 0.01")})
+    monkeypatch.setattr(balance, "SETTINGS", {"spread": balance.Setting(0.5, 1.0)})
+    (arms,) = balance.measure(150, seeds=2).values()
+    found = {name: curves["max_load"][:, -20:].mean() for name, curves in arms.items()}
+    assert found["nothing"] > 1.5 > found["biases, 0.01"] >= 1
 
 
 def test_random_batch_keeps_the_contract():

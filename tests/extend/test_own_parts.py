@@ -16,6 +16,7 @@ from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.adaptation import AdaptationConfig
 from ringmoe_jax.models.downstream import attach
 from ringmoe_jax.models.heads.neck import NeckConfig
+from ringmoe_jax.models.moe_ffn import MoEConfig
 from ringmoe_jax.moe import parallel, routing, statistics, table
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.pretext.supervised import supervised
@@ -136,6 +137,16 @@ def test_sigmoids_by_hand():
     assert_array_equal(choice.experts, [[1, 0], [0, 1]])
     assert_allclose(choice.gates, [[0.75, 0.5], [0.5, 0.5]], rtol=1e-6)
     assert_allclose(choice.probabilities, [[0.5 / 1.45, 0.75 / 1.45, 0.2 / 1.45], [0.5, 0.5, 0]], rtol=1e-6)
+    biased = routing.route(scores, jnp.asarray([0, 1]), allowed, k=2, router=rule, bias=jnp.asarray([0.0, -0.6, 9.0]))
+    assert_array_equal(biased.experts, [[2, 0], [0, 1]])
+    assert_allclose(biased.gates, [[0.2, 0.5], [0.5, 0.5]], rtol=1e-6)
+
+
+def test_a_router_that_takes_no_bias():
+    own = dict(name="own_router:ExpertChoice")
+    with pytest.raises(ConfigError, match=r'bias_rate = 0.001: the router "own_router:ExpertChoice" takes no bias'):
+        MoEConfig(router=own, bias_rate=0.001)
+    MoEConfig(router=own | {"name": "own_router:SigmoidTopK"}, bias_rate=0.001)
 
 
 def test_experts_choose_within_reach_and_evenly():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.moe_ffn import MoEConfig
 from ringmoe_jax.moe import parallel
 from ringmoe_jax.moe.engines import blocks
 from ringmoe_jax.moe.engines.dropless import choose
@@ -178,6 +179,32 @@ def test_dropless_on_a_mesh_equals_dense(engine, sizes):
         assert_same(value_and_gradients("dense", choice), value_and_gradients(engine, choice, groups=8, mesh=mesh))
 
 
+@pytest.mark.parametrize(("factor", "sent"), [(1.5, 7), (2.0, 10)])
+def test_limited_room_takes_the_same_share_of_every_device(factor, sent):
+    """All of 4 x 10 tokens want experts 0 and 1 on two of four devices: 40 rows each, an even share is 20.
+
+    Room for 30 takes 7 of every device's 10 rows, its first ones; room for 40 takes all.
+    """
+    mesh = make(MeshConfig(1, 1, 4), jax.devices()[:4])
+    choice = chosen([[0, 1]] * N, random_choice().gates)
+    tokens, experts = jax.random.normal(jax.random.key(1), (N, D)), random_experts(0)
+
+    def loss(tokens, gates, experts):
+        run = functools.partial(parallel.run, "blocks", groups=4, exchange_factor=factor, mesh=mesh)
+        y, kept = run(tokens, [choice._replace(gates=gates)], [experts], [0])
+        return jnp.sum(jnp.sin(y)), (y, kept[0])
+
+    (_, (y, kept)), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+        tokens, choice.gates, experts
+    )
+    by_hand = np.arange(N)[:, None] % 10 < [sent, sent]
+    assert_array_equal(kept, by_hand)
+    (_, reference), (d_tokens, d_gates, d_experts) = value_and_gradients(
+        "dense", choice._replace(gates=choice.gates * by_hand)
+    )
+    assert_same((y, *gradients), (reference, d_tokens, d_gates * by_hand, d_experts))
+
+
 def test_bfloat16_tokens_stay_bfloat16():
     tokens = jax.random.normal(jax.random.key(1), (N, D), jnp.bfloat16)
     reference, _ = parallel.run("dense", tokens.astype(jnp.float32), [random_choice()], [random_experts(0)], [N])
@@ -231,6 +258,8 @@ def test_dropless_says_once_what_it_means(capsys):
 
 def test_misfit_is_one_clear_line():
     run = functools.partial(parallel.run, tokens=jnp.ones((N, D)), routings=[random_choice()], rows=[4])
+    with pytest.raises(ConfigError, match=r"exchange_factor = 0.5: wanted 1 or more"):
+        MoEConfig(exchange_factor=0.5)
     with pytest.raises(ConfigError, match=r'"dens" does not exist: did you mean "dense"'):
         run("dens", experts=[random_experts(0)])
     with pytest.raises(ConfigError, match=r"40 tokens do not split in model[.]moe[.]groups = 3: set it to a divisor"):

@@ -78,6 +78,23 @@ def test_top2_normalised():
     assert_allclose(choice.gates, [[5 / 8, 3 / 8], [6 / 9, 3 / 9], [7 / 9, 2 / 9]], rtol=1e-5)
 
 
+def test_a_bias_changes_the_choice_and_not_the_gate():
+    """p + b is 0.2 0.3 0.26; 0.3 0.1 0.36; 0.4 0.2 0.16."""
+    route = lambda bias: routing.route(jnp.asarray(LOGITS), NOBODY, ONE, k=1, bias=bias)  # noqa: E731
+    choice = route(jnp.asarray([-0.3, 0.0, 0.06]))
+    assert_array_equal(choice.experts, [[1], [2], [0]])
+    assert_allclose(choice.gates, [[0.3], [0.3], [0.7]], rtol=1e-6)
+    assert_allclose(choice.probabilities, np.exp(LOGITS), rtol=1e-6)
+    assert_array_equal(jax.grad(lambda bias: route(bias).gates.sum())(jnp.zeros(3)), np.zeros(3))
+
+
+def test_no_bias_lifts_an_expert_that_is_out_of_reach():
+    modality, allowed = jnp.asarray([0, 1], jnp.int32), table.specialised(2, 2)
+    choice = routing.route(jnp.zeros((2, 4)), modality, allowed, k=2, bias=jnp.asarray([-3.0, 9.0, -2.0, 9.0]))
+    assert_array_equal(choice.experts, [[2, 0], [1, 3]])
+    assert_allclose(choice.gates, 0.5)
+
+
 def test_capacity_two_drops_the_last_token_and_serves_first_choices_first():
     """k = 2, C = 2. Expert 0 is everybody's first choice: tokens 0 and 1 get it, token 2 does not.
 
@@ -183,6 +200,23 @@ def test_balance_pushes_probability_away_from_the_busy_expert():
         jnp.asarray([[2.0, 2.0]])
     )
     assert slope[0, 0] > slope[0, 1] > 0
+
+
+@pytest.mark.parametrize(
+    ("load", "reach", "excess"),
+    [
+        ([[2, 0], [1, 1]], [[2, 2], [2, 2]], [1, -1]),  # one router: 3 and 1 of 4
+        ([[4, 0, 0, 0], [0, 1, 0, 3]], [[4, 0, 4, 0], [0, 4, 0, 4]], [2, -1, -2, 1]),  # each modality by itself
+        ([[4, 0, 0], [0, 2, 2]], [[4, 4, 0], [0, 4, 4]], [2, -2, 0]),  # even: 2, 2 + 2, 2
+        ([[3, 1], [0, 0]], [[4, 4], [0, 0]], [1, -1]),  # who is absent asks for nothing
+    ],
+)
+def test_excess_by_hand(load, reach, excess):
+    load, reach = (np.asarray(x, np.float32) for x in (load, reach))
+    s = statistics.nothing(*load.shape)._replace(load=load, reach=reach)
+    assert_array_equal(statistics.excess(s), excess)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), s)
+    assert_array_equal(statistics.excess(stacked), [excess, np.zeros(len(excess))])
 
 
 def test_expand_puts_a_slice_back():

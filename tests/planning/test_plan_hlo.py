@@ -77,6 +77,20 @@ def test_bytes_that_a_device_sends(line, kind, sent):
     assert hlo.analyse(text).sent() == {kind: sent}
 
 
+@pytest.mark.parametrize(("rows", "into"), [(64, 256), (256, 64)])
+def test_a_ragged_exchange_sends_no_more_than_its_smaller_buffer(rows, into):
+    """There and back: what an even load sends, not the room for the worst one, nor the tables of offsets."""
+    lines = [
+        f"%x = f32[{rows},8]{{1,0}} parameter(0)",
+        f"%room = f32[{into},8]{{1,0}} broadcast(%zero), dimensions={{}}",
+        "%at = s32[4]{0} parameter(1)",
+        f"%y = f32[{into},8]{{1,0}} ragged-all-to-all(%x, %room, %at, %at, %at, %at), replica_groups={{{{0,1,2,3}}}}",
+    ]
+    text = "\n".join([f"ENTRY %main (x: f32[{rows},8]) -> f32[{into},8] {{", *(f"  {line}" for line in lines), "}"])
+    (exchange,) = hlo.analyse(text).collectives
+    assert (exchange.shapes, exchange.sent) == (("f32[64,8]",), 64 * 8 * 4 * 3 / 4)
+
+
 @pytest.mark.parametrize(
     ("groups", "members"),
     [

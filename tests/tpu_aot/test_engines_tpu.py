@@ -23,7 +23,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compiled(name: str, mesh_config: MeshConfig, engine: str):
+def compiled(name: str, mesh_config: MeshConfig, engine: str, exchange_factor: float = 0.0):
     """Forward and backward pass of one top-1 layer for absent devices."""
     chosen = topology.parse(name)
     topology.start(chosen)
@@ -35,7 +35,8 @@ def compiled(name: str, mesh_config: MeshConfig, engine: str):
     weights = Experts(*(shape(s, experts) for s in ((E, D, F), (E, F), (E, F, D), (E, D))))
 
     def loss(tokens, weights, choice):
-        y, _ = parallel.run(engine, tokens, [choice], [weights], [1], groups=mesh.size, mesh=mesh)
+        room = dict(groups=mesh.size, exchange_factor=exchange_factor)
+        y, _ = parallel.run(engine, tokens, [choice], [weights], [1], **room, mesh=mesh)
         return jnp.sum(y.astype(jnp.float32) ** 2)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(tokens, weights, choice).compile()
@@ -55,3 +56,11 @@ def test_megablox_does_exact_work(name):
 def test_rows_travel_by_ragged_all_to_all(name):
     text = compiled(name, MeshConfig(1, 1, 4), "dropless").as_text()
     assert text.count(" ragged-all-to-all(") + text.count(" ragged-all-to-all-start(") >= 4  # there and back, twice
+
+
+@needs_libtpu
+def test_limited_room_spares_the_worst_case():
+    """Four devices: without, buffers of four even shares; with, of 1.25."""
+    whole, limited = (compiled("v5p:2x2x1", MeshConfig(1, 1, 4), "dropless", factor) for factor in (0.0, 1.25))
+    temporaries = [program.memory_analysis().temp_size_in_bytes for program in (whole, limited)]
+    assert temporaries[1] < 0.5 * temporaries[0]

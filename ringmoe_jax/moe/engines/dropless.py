@@ -1,9 +1,13 @@
-"""No token is dropped: choices sorted by expert, computed by a grouped product of the platform."""
+"""No token is dropped: choices sorted by expert, computed by a grouped product of the platform.
+
+But for one case, where it is asked for: room for rows of other devices that is less than all that may come.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Sequence
 
 import jax
@@ -48,17 +52,20 @@ def dropless(
         tokens: [N, D].
         routings: one per router group.
         experts: one per router group.
-        layout: `rows`, `groups` and `priority` do not matter.
+        layout: `rows` and `groups` do not matter; `priority` does where room is limited.
         product: "blocks", or a name of `products`; default by platform.
     """
     product = product or choose(layout.platform)
-    outputs = jnp.zeros_like(tokens)
+    outputs, kept = jnp.zeros_like(tokens), []
     for routing, group in zip(routings, experts, strict=True):
         if layout.shards > 1:
-            outputs = outputs + _exchanged(tokens, routing, group, layout, product)
+            added, found = _exchanged(tokens, routing, group, layout, product)
         else:
-            outputs = outputs + _grouped(product, layout.platform, tokens, routing.experts, routing.gates, group)
-    return outputs, tuple(jnp.ones(r.experts.shape, bool) for r in routings)
+            added = _grouped(product, layout.platform, tokens, routing.experts, routing.gates, group)
+            found = jnp.ones(routing.experts.shape, bool)
+        outputs = outputs + added
+        kept.append(found)
+    return outputs, tuple(kept)
 
 
 def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
@@ -68,18 +75,24 @@ def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
     return products.grouped(products.by_name(product, platform), tokens, chosen, gates, experts)
 
 
-def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str) -> jax.Array:
-    """Sends every choice to the device that holds its expert and back.
+def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str):
+    """Sends every choice to the device that holds its expert and back; outputs, and the choices that had room.
 
-    The receiving buffer has room for the worst case, in which every device sends all that one device's
-    experts can take.
+    Without `layout.exchange_factor` the receiving buffer has room for the worst case, in which every device sends
+    all that one device's experts can take.
     """
     (n, k), local = routing.experts.shape, experts.count
+    room = worst = layout.shards * n * min(k, local)
+    if layout.exchange_factor:
+        room = min(worst, math.ceil(layout.exchange_factor * n * k))
+    limited = room < worst
     with jax.named_scope("dispatch"):
-        choices = dispatching.sort(routing.experts, local * layout.shards)
+        priority = routing.gates.max(axis=1) if layout.priority and limited else None
+        choices = dispatching.sort(routing.experts, local * layout.shards, priority)
+        plan = exchange.plan(choices.load, layout.shards, room if limited else None)
+        if limited:
+            choices = dispatching.first(choices, plan.sent)
         dispatch = dispatching.compact(choices, (n, k))
-        room = layout.shards * n * min(k, local)
-        plan = exchange.plan(choices.load, layout.shards)
         received = exchange.send(dispatching.gather(tokens, dispatch), plan, room, layout.platform)
         expert = exchange.local_experts(plan, room)
     y = _grouped(
@@ -87,4 +100,5 @@ def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, produ
     )
     with jax.named_scope("combine"):
         rows = exchange.send(y, plan.back, n * k, layout.platform)
-        return dispatching.combine(rows, dispatch, routing.gates)
+        outputs = dispatching.combine(rows, dispatch, routing.gates)
+    return outputs, dispatch.kept if limited else jnp.ones((n, k), bool)

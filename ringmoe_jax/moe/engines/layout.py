@@ -19,8 +19,10 @@ class Layout:
             tokens' own order (capacity engine); () where there is none.
         rounds: a token whose choice finds its expert full gets none of its later choices (capacity engine).
         after_drops: a token's gates in a router group are divided by the sum of those that found a row (capacity
-            engine; elsewhere none is lost).
+            engine).
         shards: devices that share the experts; 1 where each device has all of them.
+        exchange_factor: rows that a device can receive over its even share; 0 for all that may come (dropless engine
+            where devices share experts).
         platform: "cpu", "gpu" or "tpu", of the device that will run this.
     """
 
@@ -31,4 +33,5 @@ class Layout:
     rounds: bool = False
     after_drops: bool = False
     shards: int = 1
+    exchange_factor: float = 0.0
     platform: str = "cpu"

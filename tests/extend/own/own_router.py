@@ -1,22 +1,24 @@
 """Two routers: every expert by a sigmoid of its own, and experts that choose their tokens."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from ringmoe_jax.moe.routing import Router, Routing, masked
+from ringmoe_jax.moe.routing import Router, Routing, highest, masked
 
 
 @dataclasses.dataclass(frozen=True)
 class SigmoidTopK(Router):
     """The k experts of the highest sigmoid, which is their gate: one expert's chance does not lower another's."""
 
+    takes_bias: ClassVar[bool] = True
     temperature: float = 1.0
 
-    def __call__(self, scores, modality, allowed, k):
+    def __call__(self, scores, modality, allowed, k, bias=None):
         chances = jax.nn.sigmoid(masked(scores, modality, allowed) / self.temperature)  # 0 out of reach
-        gates, experts = jax.lax.top_k(chances, k)
+        gates, experts = highest(chances, k, modality, allowed, bias)
         return Routing(experts, gates, chances / (chances.sum(axis=-1, keepdims=True) + 1e-9))
 
 
