@@ -73,6 +73,17 @@ class FeedForward(nnx.Module):
         return self.shared(x), {}
 
 
+def with_power(image: jax.Array) -> jax.Array:
+    """Standardised re, im pairs [..., 2 P] -> [..., 3 P]: the standardised logarithm of each power behind them.
+
+    Single-look speckle of the sensor's mean power has zero mean and unit variance there; no power counts as the mean.
+    """
+    power = (jnp.square(image[..., 0::2]) + jnp.square(image[..., 1::2])) / 2
+    seen = power > 1e-6
+    logarithm = (jnp.log(jnp.where(seen, power, 1.0)) + jnp.euler_gamma) / (math.pi / math.sqrt(6))
+    return jnp.concatenate([image, jnp.where(seen, logarithm, 0.0)], axis=-1)
+
+
 class PatchEmbed(nnx.Module):
     """Modality-specific patch embedding: p x p convolution with stride p, bias and, unless left out, layer norm.
 

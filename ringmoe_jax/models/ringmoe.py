@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -42,6 +41,7 @@ from ringmoe_jax.models.layers import (
     PixelDecoder,
     PyramidDecoder,
     layer_norm,
+    with_power,
 )
 from ringmoe_jax.models.metadata import Metadata, MetadataConfig
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
@@ -457,7 +457,7 @@ class RingMoE(nnx.Module):
         if self.config.stem == PHYSICS:
             x = self.stem(image, describe(self.sensors[name]), bands)
         else:
-            x = self.stems[name](_with_power(image) if self._shows_power(self.sensors[name]) else image)
+            x = self.stems[name](with_power(image) if self._shows_power(self.sensors[name]) else image)
         x, levels = x if self.config.stem == CONVOLUTIONAL else (x, ())
         if mask is None:
             return x, levels
@@ -489,14 +489,3 @@ class RingMoE(nnx.Module):
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
-
-
-def _with_power(image: jax.Array) -> jax.Array:
-    """Standardised re, im pairs [..., 2 P] -> [..., 3 P]: the standardised logarithm of each power behind them.
-
-    Single-look speckle of the sensor's mean power has zero mean and unit variance there; no power counts as the mean.
-    """
-    power = (jnp.square(image[..., 0::2]) + jnp.square(image[..., 1::2])) / 2
-    seen = power > 1e-6
-    logarithm = (jnp.log(jnp.where(seen, power, 1.0)) + np.euler_gamma) / (np.pi / np.sqrt(6))
-    return jnp.concatenate([image, jnp.where(seen, logarithm, 0.0)], axis=-1)

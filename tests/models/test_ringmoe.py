@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import ringmoe
-from ringmoe_jax.models.layers import ConvolutionalStem
+from ringmoe_jax.models.layers import ConvolutionalStem, with_power
 from tests.helpers.parameters import stirred, stirred_module
 
 SENSORS = ("rgb", "s1_grd", "slc_dual")
@@ -254,15 +254,15 @@ def test_power_channels_of_complex_sensors():
     """Single-look speckle of the mean power has a logarithm of zero mean and unit variance; no power counts as mean."""
     rng = np.random.default_rng(0)
     speckle = rng.normal(size=(200_000, 4)).astype(np.float32)  # standardised: unit variance in re and im
-    shown = ringmoe._with_power(jnp.asarray(speckle))
+    shown = with_power(jnp.asarray(speckle))
     assert_allclose(shown[:, :4], speckle)
     assert_allclose(shown[:, 4:].mean(axis=0), 0, atol=0.01)
     assert_allclose(shown[:, 4:].std(axis=0), 1, atol=0.01)
     power = (speckle[0, 2] ** 2 + speckle[0, 3] ** 2) / 2
     assert_allclose(shown[0, 5], (np.log(power) + 0.577216) / 1.282550, rtol=1e-4)
     empty = jnp.zeros((3, 4))
-    assert_allclose(ringmoe._with_power(empty), np.zeros((3, 6)))
-    assert np.isfinite(jax.grad(lambda x: ringmoe._with_power(x).sum())(empty)).all()
+    assert_allclose(with_power(empty), np.zeros((3, 6)))
+    assert np.isfinite(jax.grad(lambda x: with_power(x).sum())(empty)).all()
 
 
 def test_power_input_widens_the_stems_of_complex_sensors_alone():
