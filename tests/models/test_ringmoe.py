@@ -9,7 +9,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models import ringmoe
 from ringmoe_jax.models.layers import ConvolutionalStem, with_power
 from tests.helpers.parameters import stirred, stirred_module
 
