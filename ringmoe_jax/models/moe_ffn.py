@@ -101,6 +101,10 @@ class MoEConfig:
             raise ConfigError(
                 f"model.moe.exchange_factor = {self.exchange_factor}: wanted 1 or more, or 0 for all that may come"
             )
+        if self.exchange_factor and self.rounds:
+            raise ConfigError(
+                "model.moe.rounds is of the capacity engine, exchange_factor is not: set one to False or 0"
+            )
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
         if self.router_kernel not in KERNELS:

@@ -205,6 +205,22 @@ def test_limited_room_takes_the_same_share_of_every_device(factor, sent):
     assert_same((y, *gradients), (reference, d_tokens, d_gates * by_hand, d_experts))
 
 
+def test_limited_room_makes_up_for_what_it_drops_where_asked():
+    """Expert 0 has room for 7 of every device's 10 first choices; second ones all have it."""
+    mesh = make(MeshConfig(1, 1, 4), jax.devices()[:4])
+    choice = chosen([[0, 1 + n % 3] for n in range(N)], 0.1 + random_choice().gates)
+    tokens, experts = jax.random.normal(jax.random.key(1), (N, D)), random_experts(0)
+    run = functools.partial(
+        parallel.run, "blocks", rows=[0], groups=4, exchange_factor=1.5, after_drops=True, mesh=mesh
+    )
+    y, (kept,) = jax.jit(run)(tokens, [choice], [experts])
+    by_hand = np.stack([np.arange(N) % 10 < 7, np.ones(N, bool)], axis=1)
+    assert_array_equal(kept, by_hand)
+    gates = choice.gates * by_hand
+    left = choice._replace(gates=gates / gates.sum(axis=1, keepdims=True))
+    assert_allclose(y, parallel.run("dense", tokens, [left], [experts], [0])[0], rtol=2e-5, atol=2e-5)
+
+
 def test_bfloat16_tokens_stay_bfloat16():
     tokens = jax.random.normal(jax.random.key(1), (N, D), jnp.bfloat16)
     reference, _ = parallel.run("dense", tokens.astype(jnp.float32), [random_choice()], [random_experts(0)], [N])

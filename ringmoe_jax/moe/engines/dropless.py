@@ -18,7 +18,7 @@ from ringmoe_jax.moe import exchange
 from ringmoe_jax.moe.engines import blocks, products
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
-from ringmoe_jax.moe.routing import Routing
+from ringmoe_jax.moe.routing import Routing, normalised
 
 # What `engine = "dropless"` means on each platform. Measured in docs/benchmarks.md: on CPU and, before
 # jax 0.12, in the weight gradient on TPU, `ragged_dot` does E times the work.
@@ -52,7 +52,7 @@ def dropless(
         tokens: [N, D].
         routings: one per router group.
         experts: one per router group.
-        layout: `rows` and `groups` do not matter; `priority` does where room is limited.
+        layout: `shards` and `platform` matter, and where room is limited `priority` and `after_drops`.
         product: "blocks", or a name of `products`; default by platform.
     """
     product = product or choose(layout.platform)
@@ -100,5 +100,6 @@ def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, produ
     )
     with jax.named_scope("combine"):
         rows = exchange.send(y, plan.back, n * k, layout.platform)
-        outputs = dispatching.combine(rows, dispatch, routing.gates)
-    return outputs, dispatch.kept if limited else jnp.ones((n, k), bool)
+        kept = dispatch.kept if limited else jnp.ones((n, k), bool)
+        gates = normalised(routing.gates * kept) if limited and layout.after_drops else routing.gates
+        return dispatching.combine(rows, dispatch, gates), kept

@@ -18,8 +18,7 @@ class Layout:
         queues: of each router group, its token groups and order of service in place of contiguous groups and the
             tokens' own order (capacity engine); () where there is none.
         rounds: a token whose choice finds its expert full gets none of its later choices (capacity engine).
-        after_drops: a token's gates in a router group are divided by the sum of those that found a row (capacity
-            engine).
+        after_drops: a token's gates in a router group are divided by the sum of those that found a row.
         shards: devices that share the experts; 1 where each device has all of them.
         exchange_factor: rows that a device can receive over its even share; 0 for all that may come (dropless engine
             where devices share experts).
