@@ -192,7 +192,7 @@ def test_two_processes_ablate_and_report(config, tmp_path):
     again = scores_of(evaluation, {"rgb": {"name": "masked_l1", "sensor": "rgb"}})
     assert metrics.keys() == again.keys()
     for name, value in again.items():
-        assert_allclose(metrics[name]["quick"]["mean"]["mean"], value, rtol=1e-5)
+        assert_allclose(metrics[name]["quick"]["mean"]["value"], value, rtol=1e-5)
     job = jobs.start(tmp_path, ["-m", "experiments.report", "--workdir", str(workdir)], 2)
     assert job.finish() == [0, 0], job.said() + job.said(1)
     assert "</html>" in (workdir / "report.html").read_text()
