@@ -102,6 +102,7 @@ class Stack:
         scenes: of every sensor, in the order in which they are given: the order of their dates. Where TIFFTAG_DATETIME
             says another, it is the time of processing, and their times are unknown.
         grid: that all share.
+        gsd: metres between its pixels by sensor: the grid's, or the sensor's finest where nobody knows.
     """
 
     def __init__(self, files: Mapping[str, Sequence[str | Path]], sensors: Mapping[str, Sensor]):
@@ -128,7 +129,8 @@ class Stack:
                 days = [scene.day for scene in dates]
                 if NO_TIME not in days and days != sorted(days):
                     dates[0].forget(dates[1:])
-            self.grid = first.grid
+            self.grid, metres = first.grid, first.grid.gsd
+            self.gsd = {name: metres or dates[0].sensor.gsd for name, dates in self.scenes.items()}
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Stack:
@@ -204,7 +206,7 @@ class Strip:
                 wanted = self._window(*corner, side)
                 pixels[i], valid[i] = self.pixels[name][wanted], self.valid[name][wanted]
             time = np.tile(np.array([scene.day for scene in scenes], np.int32), (size, 1))
-            metres = np.full(size, self.stack.grid.gsd or scenes[0].sensor.gsd, np.float32)
+            metres = np.full(size, self.stack.gsd[name], np.float32)
             sensors[name] = {"pixels": pixels, "valid": valid, "time": time, "location": location, "gsd": metres}
         return {"sensors": sensors}
 

@@ -145,6 +145,11 @@ class ModelConfig(abc.ABC):
         """Whether there are router groups, so that `outputs["routing"]` is not empty."""
         return False
 
+    @property
+    def bias_rate(self) -> float:
+        """What a step changes the routers' biases by, see `ringmoe_jax.pretext.balanced`; 0 where there are none."""
+        return 0.0
+
     def with_engine(self, engine: str) -> ModelConfig:
         """The same model whose experts are computed by an engine of `moe.engines`; itself where it has no experts."""
         del engine

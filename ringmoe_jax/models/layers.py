@@ -198,8 +198,8 @@ class PixelDecoder(nnx.Module):
         self.stride, self.channels = stride, channels
         self.project = linear(width, stride * stride * channels, rngs, dtype=dtype, kernel=kernel)
         if alike:
-            kernel = self.project.kernel[...][:, :channels]
-            self.project.kernel[...] = jnp.tile(kernel, (1, stride * stride))
+            first = self.project.kernel[...][:, :channels]
+            self.project.kernel[...] = jnp.tile(first, (1, stride * stride))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         *lead, height, width, _ = tokens.shape

@@ -341,14 +341,13 @@ class MoEFeedForward(nnx.Module):
             after_drops=config.after_drops,
         )
         collected, modality = {}, _counted(modality, observed)
-        apart = [{}] * len(chosen)
+        apart = [None] * len(chosen)
         if config.balance_groups:
-            parts = [queue.group for queue in queues] or [jnp.arange(len(tokens)) // (len(tokens) // groups)] * len(
-                chosen
-            )
-            apart = [dict(group=jnp.asarray(part), groups=groups) for part in parts]
+            contiguous = np.arange(len(tokens)) // (len(tokens) // groups)
+            apart = [queue.group for queue in queues] or [contiguous] * len(chosen)
+        rule = dict(groups=groups, rounds=config.rounds)
         for i, (name, columns) in enumerate(chosen.items()):
-            found = statistics.layer(choices[i], kept[i], modality, allowed[name], rounds=config.rounds, **apart[i])
+            found = statistics.layer(choices[i], kept[i], modality, allowed[name], group=apart[i], **rule)
             if config.measure:
                 found = found._replace(
                     contribution=contribution.measure(tokens, choices[i], experts[i], modality, self.modalities)

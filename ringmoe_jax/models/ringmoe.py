@@ -243,6 +243,11 @@ class RingMoEConfig(ModelConfig):
         return self.moe.routed
 
     @property
+    def bias_rate(self) -> float:
+        """See `ModelConfig`."""
+        return self.moe.bias_rate if self.moe.routed else 0.0
+
+    @property
     def stage_widths(self) -> tuple[int, ...]:
         """Width D of every stage of the backbone."""
         return tuple(self.width * 2**i for i in range(len(self.depths)))

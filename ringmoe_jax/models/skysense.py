@@ -189,6 +189,11 @@ class SkySenseConfig(ModelConfig):
         return self.moe.routed
 
     @property
+    def bias_rate(self) -> float:
+        """See `ModelConfig`."""
+        return self.moe.bias_rate if self.moe.routed else 0.0
+
+    @property
     def blocks_above(self) -> dict[str, int | Sequence[int]]:
         """See `Model`: all blocks of the fusion lie above those of the encoders."""
         fusion = self.fusion.depth

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ringmoe_jax.models.layers import FeedForward, drop_path, layer_norm, linear
+from ringmoe_jax.models.layers import EPSILON, FeedForward, drop_path, layer_norm, linear
 from ringmoe_jax.models.stack import scan, stack
 
 
@@ -38,7 +38,7 @@ class TransformerConfig:
     drop_attention: bool = True
     remat: str = "none"
     exact_gelu: bool = False
-    epsilon: float = 1e-5
+    epsilon: float = EPSILON
 
     @property
     def blocks_above(self) -> dict[str, tuple[int, ...]]:

@@ -49,7 +49,7 @@ def layer(
     modality: jax.Array,
     allowed: np.ndarray,
     *,
-    group: jax.Array | None = None,
+    group: np.ndarray | None = None,
     groups: int = 1,
     rounds: bool = False,
 ) -> RoutingStatistics:

@@ -49,6 +49,11 @@ def shardings(tree, mesh: Mesh, rules: Rules = DEFAULT_RULES):
     )
 
 
+def placed(shapes, places):
+    """A tree of `jax.ShapeDtypeStruct` with its shardings, as `jitted.lower` and checkpoints take them."""
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
+
+
 def to_host(tree):
     """Copies of whole arrays, on the host of every process, whichever devices hold their parts; all have to ask."""
 

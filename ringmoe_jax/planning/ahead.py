@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ringmoe_jax.objectives import Objective
 from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import batch_sharding
+from ringmoe_jax.parallel.sharding import placed
 from ringmoe_jax.pretext import Pretext
 from ringmoe_jax.sensors import COMPLEX, Sensor
 from ringmoe_jax.training.state import TrainState, state_shardings
@@ -76,11 +77,6 @@ def _entry_shapes(sensor: Sensor, image: Images) -> dict:
         | ground
         | power
     )
-
-
-def placed(tree, shardings):
-    """Shapes with their placement, as `jitted.lower` takes them."""
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree, shardings)
 
 
 def bytes_per_device(tree, shardings) -> int:

@@ -130,8 +130,7 @@ def pretraining(config: PretrainConfig, statistics: Mapping[str, Statistics], me
     passes = pretext.build(config.pretext, model, spec)
     if config.optimizer.average and config.pruning.every:
         raise ConfigError("optimizer.average and pruning.every: experts that go have no average, set one of them to 0")
-    moe = getattr(models.read(config.model), "moe", None)  # of models with experts
-    rate = moe.bias_rate if moe and moe.routed else 0.0
+    rate = models.read(config.model).bias_rate
     if rate and config.pruning.every:
         raise ConfigError("model.moe.bias_rate and pruning.every: biases leave no expert unused, set one of them to 0")
     passes = balanced(averaged(passes, config.optimizer.average), model, rate)

@@ -245,7 +245,7 @@ def _place(shapes: Mapping[str, Any], devices: Sequence[jax.Device], memory: flo
         places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(devices[0]), shapes)
     else:
         places = sharding.shardings(shapes, meshes.make(MeshConfig(data=1, fsdp=len(devices)), devices))
-    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
+    return sharding.placed(shapes, places)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def shapes(model: Model, pretext: Pretext, optimizer: optax.GradientTransformati
     found = jax.eval_shape(functools.partial(_init, model, pretext, optimizer), jax.random.key(0), {})
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda _: one, found) if mesh is None else state_shardings(found, mesh)
-    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), found, places)
+    return sharding.placed(found, places)
 
 
 def _init(

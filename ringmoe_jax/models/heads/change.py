@@ -17,13 +17,17 @@ from ringmoe_jax.models.layers import TRUNCATED_NORMAL, Mlp, layer_norm, linear
 from ringmoe_jax.models.stack import scan, stack
 
 
-@HEADS.register("change_difference")
-@dataclasses.dataclass(frozen=True)
-class ChangeDifferenceConfig(DenseConfig, HeadConfig):
-    """As `DenseConfig`."""
+class ChangeDenseConfig(DenseConfig, HeadConfig):
+    """As `DenseConfig`; see `ChangeDense`."""
 
     gives: ClassVar = {"logits": PIXEL_LOGITS}
     pairs: ClassVar[bool] = True
+
+
+@HEADS.register("change_difference")
+@dataclasses.dataclass(frozen=True)
+class ChangeDifferenceConfig(ChangeDenseConfig):
+    """As `DenseConfig`."""
 
     def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDense:
         """See `HeadConfig`."""
@@ -32,11 +36,8 @@ class ChangeDifferenceConfig(DenseConfig, HeadConfig):
 
 @HEADS.register("change_concat")
 @dataclasses.dataclass(frozen=True)
-class ChangeConcatConfig(DenseConfig, HeadConfig):
+class ChangeConcatConfig(ChangeDenseConfig):
     """As `DenseConfig`."""
-
-    gives: ClassVar = {"logits": PIXEL_LOGITS}
-    pairs: ClassVar[bool] = True
 
     def build(self, widths: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, dtype) -> ChangeDense:
         """See `HeadConfig`."""

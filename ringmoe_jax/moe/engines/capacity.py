@@ -14,7 +14,6 @@ import numpy as np
 from ringmoe_jax.moe import dispatch as dispatching
 from ringmoe_jax.moe import experts as expert_ops
 from ringmoe_jax.moe import routing
-from ringmoe_jax.moe.dispatch import Dispatch
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
@@ -48,13 +47,12 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
 
         dispatch = place(chosen)
         for later in range(1, max(widths) if layout.rounds else 1):
-            void = [
-                ~kept[:, later - 1, None] & (np.arange(kept.shape[1]) >= later) for kept in _split(dispatch, widths)
-            ]
+            found = _split(dispatch.kept, widths)
+            void = [~kept[:, later - 1, None] & (np.arange(kept.shape[1]) >= later) for kept in found]
             chosen = jnp.where(jnp.concatenate(void, axis=1), len(rows), chosen)
             dispatch = place(chosen)
         if layout.after_drops:
-            parts = jnp.split(gates * dispatch.kept, np.cumsum(widths)[:-1], axis=1)
+            parts = _split(gates * dispatch.kept, widths)
             gates = jnp.concatenate([routing.normalised(part) for part in parts], axis=1)
         buffer = dispatching.gather(tokens, dispatch).reshape(groups, -1, depth)
         if shards > 1:  # to the devices that hold the experts: [groups * shards, rows of a device, D]
@@ -67,12 +65,12 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
         if shards > 1:
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=0, concat_axis=1, tiled=True)
         outputs = dispatching.combine(buffer.reshape(-1, depth), dispatch, gates)
-    return outputs, tuple(_split(dispatch, widths))
+    return outputs, tuple(_split(dispatch.kept, widths))
 
 
-def _split(dispatch: Dispatch, widths: Sequence[int]) -> list[jax.Array]:
-    """Which choices have a row, [N, K] bool for each router group."""
-    return jnp.split(dispatch.kept, np.cumsum(widths)[:-1], axis=1)
+def _split(choices: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
+    """Something of all choices, [N, all K], by router group: [N, K] each."""
+    return jnp.split(choices, np.cumsum(widths)[:-1], axis=1)
 
 
 def _served(tokens: int, widths: Sequence[int], gates: jax.Array, layout: Layout):
