@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+
+from ringmoe_jax import files
 
 
 class MetricsWriter:
@@ -22,25 +25,31 @@ class MetricsWriter:
     Args:
         workdir: folder of the run.
         resume_step: records of later steps are removed.
+
+    Raises:
+        DataError: from every method, where the disk is full.
     """
 
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         self.path = Path(workdir) / "metrics.jsonl"
+        self.folder = self.path.with_name("tensorboard")
         self._events = None
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= resume_step]
-        rewritten = self.path.with_suffix(".tmp")
-        rewritten.write_text("".join(line + "\n" for line in kept))
-        rewritten.replace(self.path)
+        with files.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= resume_step]
+            rewritten = self.path.with_suffix(".tmp")
+            rewritten.write_text("".join(line + "\n" for line in kept))
+            rewritten.replace(self.path)
         try:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self._events = EventFileWriter(str(self.path.parent / "tensorboard"))
         except ImportError:
             print("tensorboard is not installed: metrics go to metrics.jsonl only")
+            return
+        with self._writing_events():
+            self._events = EventFileWriter(str(self.folder))
 
     def write(self, step: int, scalars: Mapping[str, float], tables: Mapping[str, np.ndarray] | None = None) -> None:
         """Appends one record.
@@ -53,19 +62,32 @@ class MetricsWriter:
         if not self._active:
             return
         record = {"step": step} | {name: float(value) for name, value in scalars.items()}
-        with self.path.open("a") as file:
+        with files.writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(record | {name: _listed(values) for name, values in (tables or {}).items()}) + "\n")
         if self._events is not None:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if name != "step"]
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            with self._writing_events():
+                self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Flushes the event file."""
         if self._events is not None:
-            self._events.close()
+            with self._writing_events():
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _writing_events(self) -> Iterator[None]:
+        """`files.writing`, also where TensorFlow is installed, whose exceptions TensorBoard raises then."""
+        with files.writing(self.folder):
+            try:
+                yield
+            except Exception as error:
+                if type(error).__module__.startswith("tensorflow"):
+                    raise OSError(str(error)) from error
+                raise
 
 
 def read(workdir: str | Path) -> list[dict]:
