@@ -107,7 +107,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("file", help="safetensors, or what torch.save wrote; the folder of a run; or weights that come "
                         "with the library: reference")  # fmt: skip
     parser.add_argument("--out", required=True, help="folder of the run; of a run, the safetensors file")
-    parser.add_argument("--source", default="", help="skysense, timm or galileo; a run's and a file's own by default")
+    parser.add_argument(
+        "--source", default="", help="skysense, timm, galileo, presto; a run's and a file's own by default"
+    )
     parser.add_argument("--sensors", nargs="+", default=(), help="that the model takes; default: the source's")
     parser.add_argument("--model", nargs="+", default=(), metavar="FIELD=VALUE", help="of the model, over the file's")
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of models that take any (%(default)s px)")

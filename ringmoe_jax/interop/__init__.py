@@ -2,13 +2,14 @@
 
     python -m experiments.convert --source galileo encoder.pt --out runs/galileo_nano
 
-A source (`skysense`, `timm`, `galileo`, and `ringmoe_jax` itself) says which model a file's tensors fill and holds the
-table between both sides' names, see `mapping`. Files are read by `files`, which runs nothing that is in them.
+A source (`skysense`, `timm`, `galileo`, `presto`, and `ringmoe_jax` itself) says which model a file's tensors fill and
+holds the table between both sides' names, see `mapping`. Files are read by `files`, which runs nothing that is in them.
 """
 
 from __future__ import annotations
 
 from ringmoe_jax.interop import galileo as _galileo  # noqa: F401  (registers)
+from ringmoe_jax.interop import presto as _presto  # noqa: F401
 from ringmoe_jax.interop import skysense as _skysense  # noqa: F401
 from ringmoe_jax.interop import timm as _timm  # noqa: F401
 from ringmoe_jax.interop.conversion import convert, write_tensors

@@ -13,7 +13,7 @@ from ringmoe_jax.interop.files import Tensors
 from ringmoe_jax.interop.mapping import WeightMap, rows
 from ringmoe_jax.interop.source import SOURCES, Source
 from ringmoe_jax.interop.tables import transformer
-from ringmoe_jax.models.galileo import GROUPS
+from ringmoe_jax.models.channel_groups import GROUPS
 from ringmoe_jax.sensors import Sensor, Statistics
 
 BLOCK = """

@@ -13,6 +13,15 @@ COSINE_ATTENTION = """
     cpb_mlp.0         position_in              linear
     cpb_mlp.2.weight  position_out/kernel      o i -> i o
 """
+VIT_BLOCK = """
+    norm1            attention_norm                     norm
+    attn.qkv.weight  attention/query+key+value/kernel   o i -> i o
+    attn.qkv.bias    attention/query+key+value/bias
+    attn.proj        attention/out                      linear
+    norm2            ffn_norm                           norm
+    mlp.fc1          ffn/shared/wi                      linear
+    mlp.fc2          ffn/shared/wo                      linear
+"""
 
 
 def swin(

@@ -13,20 +13,11 @@ from ringmoe_jax.errors import DataError
 from ringmoe_jax.interop.files import Tensors
 from ringmoe_jax.interop.mapping import Row, WeightMap, rows
 from ringmoe_jax.interop.source import RGB, SOURCES, Source, adapted, counted
-from ringmoe_jax.interop.tables import swin, transformer
+from ringmoe_jax.interop.tables import VIT_BLOCK, swin, transformer
 from ringmoe_jax.sensors import Sensor, Statistics
 
 CLASSIFIER = {"head.": "the classifier"}
 HEAD_WIDTH = 64  # of timm's ViT, but for few; tensors do not tell
-VIT_BLOCK = """
-    norm1            attention_norm                     norm
-    attn.qkv.weight  attention/query+key+value/kernel   o i -> i o
-    attn.qkv.bias    attention/query+key+value/bias
-    attn.proj        attention/out                      linear
-    norm2            ffn_norm                           norm
-    mlp.fc1          ffn/shared/wi                      linear
-    mlp.fc2          ffn/shared/wo                      linear
-"""
 
 
 @SOURCES.register("timm")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringmoe_jax.models import galileo as _galileo  # noqa: F401  (registers)
+from ringmoe_jax.models import presto as _presto  # noqa: F401
 from ringmoe_jax.models import ringmoe as _ringmoe  # noqa: F401
 from ringmoe_jax.models import skysense as _skysense  # noqa: F401
 from ringmoe_jax.models import vision as _vision  # noqa: F401

@@ -18,33 +18,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ringmoe_jax.contracts import FUSED, NO_TIME, mean_of_cells, month, standardise, valid_cells, validate
-from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
-from ringmoe_jax.models.depth import prefixed
+from ringmoe_jax.contracts import FUSED, mean_of_cells, valid_cells
+from ringmoe_jax.errors import ConfigError
+from ringmoe_jax.models.api import MODELS, Model
+from ringmoe_jax.models.channel_groups import (
+    GROUPS,
+    GroupConfig,
+    channels,
+    coded,
+    grouped,
+    months,
+    observed,
+    on_sphere,
+    rows,
+)
 from ringmoe_jax.models.layers import TRUNCATED_NORMAL, layer_norm, linear
 from ringmoe_jax.models.transformer import TransformerConfig, dense_transformer
 from ringmoe_jax.models.vision import described
 from ringmoe_jax.models.vit import antialiased
 from ringmoe_jax.sensors import Sensor, Statistics
 
-INDEX = "NDVI"  # the group that is computed, not observed
-GROUPS = {  # the published channel groups, in their order: bands by name, or by STAC common name
-    "S1": ("VV", "VH"),
-    "S2_RGB": ("blue", "green", "red"),
-    "S2_Red_Edge": ("rededge071", "rededge075", "rededge078"),
-    "S2_NIR_10m": ("nir",),
-    "S2_NIR_20m": ("nir08",),
-    "S2_SWIR": ("swir16", "swir22"),
-    INDEX: ("nir", "red"),
-}
-JUNE = 5  # month of images without a date (published code)
 METRES = 10.0  # of a pixel, to which positions in space are relative
 
 
 @MODELS.register("galileo")
 @dataclasses.dataclass(frozen=True)
-class GalileoConfig(ModelConfig):
+class GalileoConfig(GroupConfig):
     """Geometry. Defaults are the published Nano model.
 
     Attributes:
@@ -73,8 +72,6 @@ class GalileoConfig(ModelConfig):
         super().__post_init__()
         if not 1 <= self.patch <= self.base_patch:
             raise ConfigError(f"model.patch = {self.patch}: wanted 1 to model.base_patch = {self.base_patch}")
-        if self.blocks.width % 16:
-            raise ConfigError(f"model.blocks.width = {self.blocks.width}: wanted a multiple of 16")
 
     def build(self, sensors=None, statistics=None, heads=None, mesh=None) -> Model:
         """See `ModelConfig`; outputs["fused"] is the mean of all tokens of a patch, of all sensors and dates.
@@ -82,23 +79,7 @@ class GalileoConfig(ModelConfig):
         Raises:
             ConfigError: a sensor has the bands of no group; there are no decoders.
         """
-        if heads:
-            raise ConfigError(f"Galileo has no decoders, but objectives ask for some of {', '.join(heads)}")
-        table, values = chosen_sensors(self.sensors, sensors, statistics)
-        for name, sensor in table.items():
-            if not fed(sensor):
-                raise ConfigError(f'model.sensors has "{name}" with the bands {", ".join(sensor.band_names)}: wanted '
-                                  f"those of one of {', '.join(GROUPS)}")  # fmt: skip
-        above = prefixed("transformer", self.blocks.blocks_above, 0) | {"": self.blocks.depth, "norm": 0}
-        streams = dict.fromkeys((*table, FUSED), self.blocks.width)
-        return from_module(functools.partial(Galileo, self, table, values), streams, above)
-
-
-def fed(sensor: Sensor) -> dict[str, list[int]]:
-    """The groups that a sensor feeds, in their order, and where their bands lie in it."""
-    places = {key: i for i, band in enumerate(sensor.bands) for key in (band.name, band.alias) if key}
-    groups = {name: [places[b] for b in bands] for name, bands in GROUPS.items() if places.keys() >= set(bands)}
-    return groups
+        return self._build(Galileo, sensors, statistics, heads)
 
 
 class Galileo(nnx.Module):
@@ -114,8 +95,8 @@ class Galileo(nnx.Module):
         self.config, self.sensors, self.statistics = config, dict(sensors), dict(statistics)
         width, area = config.blocks.width, config.base_patch**2
         options = dict(constrain=lambda x: x, dtype=config.dtype)
-        counts = {name: 1 if name == INDEX else len(bands) for name, bands in GROUPS.items()}
-        self.embed = nnx.Dict({k: linear(area * n, width, rngs, dtype=config.dtype) for k, n in counts.items()})
+        embed = {name: linear(area * channels(name), width, rngs, dtype=config.dtype) for name in GROUPS}
+        self.embed = nnx.Dict(embed)
         self.channels = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (len(GROUPS), width // 4), jnp.float32))
         self.place = linear(3, width, rngs, dtype=config.dtype)
         self.place_channel = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (width // 4,), jnp.float32))
@@ -123,10 +104,7 @@ class Galileo(nnx.Module):
         self.norm = layer_norm(width, rngs, dtype=config.dtype, epsilon=config.blocks.epsilon)
 
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
-        validate(batch, self.sensors)
-        entries = {name: batch["sensors"][name] for name in self.sensors if name in batch["sensors"]}
-        self._check(entries)
-        images = {n: standardise(e["pixels"], e["valid"], self.statistics[n]) for n, e in entries.items()}
+        entries, images = observed(batch, self.sensors, self.statistics, self.config, self.config.patch)
         maps = {name: self._tokens(name, entry, images[name]) for name, entry in entries.items()}
         cells = {n: valid_cells(entries[n]["valid"], x.shape[2:4])[..., None] for n, x in maps.items()}
         seen = {n: jnp.broadcast_to(cells[n], x.shape[:-1]) for n, x in maps.items()}
@@ -148,35 +126,16 @@ class Galileo(nnx.Module):
         total = jnp.maximum(seen.sum(axis=1), 1)[..., None]
         return outputs | {FUSED: jnp.where(seen[..., None], tokens, 0).sum(axis=1) / total.astype(tokens.dtype)}
 
-    def _check(self, entries: Mapping) -> None:
-        """Raises a `DataError` unless all images are of one grid of patches and have no more dates than positions."""
-        shapes, patch = {name: entry["pixels"].shape[:4] for name, entry in entries.items()}, self.config.patch
-        for name, (_, dates, height, width) in shapes.items():
-            if height % patch or width % patch:
-                raise DataError(f'sensor "{name}": images are {height} x {width} pixels, wanted multiples of {patch}')
-            if dates > self.config.dates:
-                raise DataError(f'sensor "{name}" has {dates} dates, Galileo takes {self.config.dates}: set frames')
-        if len({(shape[0], *shape[2:]) for shape in shapes.values()}) > 1:
-            listed = ", ".join(f"{n} {b} of {h} x {w}" for n, (b, _, h, w) in shapes.items())
-            raise DataError(f"sensors do not show the same places on one grid: {listed} pixels")
-
     def _tokens(self, name: str, entry: Mapping, image: jax.Array) -> jax.Array:
         """[B, T, h, w, groups, D]: the embedded groups of a sensor with what says which, when and where they are."""
-        config, found = self.config, fed(self.sensors[name])
-        values = 0.5 + image / 4  # mean +- two standard deviations are 0 and 1 (published configuration)
-        embedded = [
-            self._embed(group, ndvi(entry, bands) if group == INDEX else values[..., bands])
-            for group, bands in found.items()
-        ]
-        x = jnp.stack(embedded, axis=4)
+        config, sensor = self.config, self.sensors[name]
+        # mean +- two standard deviations are 0 and 1 (published configuration)
+        x = grouped(entry, 0.5 + image / 4, sensor, self._embed)
         _, dates, h, w, _, width = x.shape
         part = width // 4
-        channel = self.channels[...][np.array([list(GROUPS).index(group) for group in found])]
         when = sines(np.arange(dates), part)[:, None, None, None]
         where = positions(h, w, config.patch * config.gsd / METRES, part)[:, :, None]
-        parts = (channel, when, months(entry, dates, part)[:, :, None, None, None], where)
-        spread = [jnp.broadcast_to(code, (*x.shape[:-1], part)) for code in parts]
-        return x + jnp.concatenate(spread, axis=-1).astype(x.dtype)
+        return coded(x, self.channels[...][rows(sensor)], when, months(entry, dates, part), where)
 
     def _embed(self, group: str, values: jax.Array) -> jax.Array:
         """[B, T, H, W, c] -> [B, T, h, w, D] by a kernel that is resampled to the patch."""
@@ -191,26 +150,15 @@ class Galileo(nnx.Module):
 
     def _place(self, entry: Mapping) -> tuple[jax.Array, jax.Array]:
         """A token [B, 1, D] of the place on the unit sphere, and [B, 1] whether it is known."""
-        unknown = jnp.full((len(entry["pixels"]), 2), jnp.nan)
-        location = jnp.deg2rad(entry.get("location", unknown))
-        known = ~jnp.isnan(location).any(axis=1, keepdims=True)
-        latitude, longitude = jnp.where(known, location, 0).T
-        point = jnp.cos(latitude) * jnp.cos(longitude), jnp.cos(latitude) * jnp.sin(longitude), jnp.sin(latitude)
+        point, known = on_sphere(entry)
         code = jnp.pad(self.place_channel[...], (0, 3 * self.config.blocks.width // 4))
-        return (self.place(jnp.stack(point, axis=-1)) + code.astype(self.config.dtype))[:, None], known
+        return (self.place(point) + code.astype(self.config.dtype))[:, None], known
 
 
 def _dates(x: jax.Array) -> jax.Array:
     """[B, T, h, w, groups, D] -> [B, T groups, h, w, D]."""
     x = jnp.moveaxis(x, 4, 2)
     return x.reshape(len(x), -1, *x.shape[3:])
-
-
-def ndvi(entry: Mapping, bands: list[int]) -> jax.Array:
-    """[B, T, H, W, 1] normalised difference of near infrared and red; 0 where both are 0, or not observed."""
-    near, red = (jnp.where(entry["valid"], entry["pixels"][..., band], 0) for band in bands)
-    total = near + red
-    return jnp.where(total == 0, 0, (near - red) / jnp.where(total == 0, 1, total))[..., None]
 
 
 def sines(position: np.ndarray, width: int) -> np.ndarray:
@@ -224,14 +172,6 @@ def positions(height: int, width: int, scale: float, channels: int) -> np.ndarra
     """[h, w, channels]: half of it says the column, half the row, in units of 10 m; `scale` of them are a patch."""
     row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     return np.concatenate([sines(scale * axis, channels // 2) for axis in (column, row)], axis=-1)
-
-
-def months(entry: Mapping, dates: int, width: int) -> jax.Array:
-    """[B, T, width] float32: sine and cosine of the month's angle, each repeated."""
-    unknown = jnp.full((len(entry["pixels"]), dates), NO_TIME)
-    time = entry.get("time", unknown)
-    angle = jnp.where(time == NO_TIME, JUNE, month(time)) * (2 * np.pi / 12)
-    return jnp.repeat(jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1), width // 2, axis=-1)
 
 
 @functools.cache

@@ -115,3 +115,13 @@ def galileo_images():
         "days": np.array([[18322, 18474], [18627, 18628]], np.int32),  # 1 March and 31 July; 31 December, 1 January
         "location": np.array([[48.0, 11.0], [-12.5, 130.0]], np.float32),
     }
+
+
+PRESTO = {"s2": S2_GROUPS, "both": ("S1", *S2_GROUPS)}  # name: groups that are shown; the place always is
+PRESTO_TABLES = ("pos_embed", "month_embed.weight")  # computed
+
+
+def presto_images():
+    """As `galileo_images`, of 2 x 2 pixels."""
+    shown = galileo_images()
+    return {name: value[:, :, :2, :2] if value.ndim == 5 else value for name, value in shown.items()}

@@ -23,10 +23,10 @@ def difference(ours, theirs):
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def imported(source, tensors, path=None, **changes):
+def imported(source, tensors, path=None, statistics=None, **changes):
     """A model that a state dict fills, compiled, and its parameters."""
     model = source.model(tensors, path) | changes
-    built = models.build(model)
+    built = models.build(model, statistics=statistics)
     params = source.map(model).to_params(source.prepare(tensors, model), built.shapes())
     return jax.jit(built.apply), params
 
@@ -111,3 +111,18 @@ def test_galileo_with_its_published_weights(name):
         expected = theirs[name][..., [groups.index(group) for group in feeds[sensor]], :].mean(axis=-2)
         assert difference(outputs["tokens"][sensor], np.moveaxis(expected, 3, 1)) < 1e-4
     assert difference(outputs["fused"], theirs[name].mean(axis=(3, 4))) < 1e-4
+
+
+@pytest.mark.parametrize("name", peers.PRESTO)
+def test_presto_as_published(name):
+    """The series of every pixel with random weights; what no image feeds is not there."""
+    shapes, theirs = peers.golden("presto")
+    used = ("s2_10", "s1_grd")[: 1 + (name == "both")]
+    source = SOURCES.build({"name": "presto", "sensors": used}, "source")
+    drawn = {f"encoder.{key}": value for key, value in peers.weights(shapes).items()}
+    known = {sensor: source.statistics(sensors.get(sensor), None) for sensor in used}
+    apply, params = imported(source, drawn | {"encoder.pos_embed": np.zeros((1, 24, 64))}, statistics=known)
+    shown = peers.presto_images()
+    common = dict(time=shown["days"], location=shown["location"])
+    entries = {s: dict(pixels=shown[s], valid=np.ones(shown[s].shape[:-1], bool), **common) for s in used}
+    assert difference(apply(params, {"sensors": entries})["fused"], theirs[name]) < 1e-4

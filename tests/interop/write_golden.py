@@ -3,8 +3,10 @@
     PYTHONPATH=. python -m tests.interop.write_golden timm
     PYTHONPATH=. python -m tests.interop.write_golden skysense <checkout of SkySense's code>
     PYTHONPATH=. python -m tests.interop.write_golden galileo <checkout of Galileo's code> <folder of its nano weights>
+    PYTHONPATH=. python -m tests.interop.write_golden presto <checkout of Presto's code>
 
-Needs requirements-torch.txt; SkySense's code mmcv 1.7.1, mmcls 0.25.0 and mmsegmentation 0.30.0, Galileo's einops.
+Needs requirements-torch.txt; SkySense's code mmcv 1.7.1, mmcls 0.25.0 and mmsegmentation 0.30.0, the
+last two einops.
 """
 
 import json
@@ -108,6 +110,36 @@ def galileo(folder, weights):
     store("galileo", {}, outputs)
 
 
+def presto(folder):
+    """The mean token of every pixel, of its series of Sentinel-1 and -2."""
+    import torch
+
+    sys.path.insert(0, folder)
+    from single_file_presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES, Presto
+
+    encoder = Presto.construct().encoder.eval()
+    state = encoder.state_dict()
+    shapes = {name: list(value.shape) for name, value in state.items() if name not in peers.PRESTO_TABLES}
+    drawn = {name: torch.from_numpy(value) for name, value in peers.weights(shapes).items()}
+    encoder.load_state_dict(state | drawn)
+    shown = peers.presto_images()
+    b, t, h, w, _ = shown["s2_10"].shape
+    radar, optical = (shown["s1_grd"].astype(np.float64) + 25) / 25, shown["s2_10"].astype(np.float64)
+    index = (optical[..., 6] - optical[..., 2]) / (optical[..., 6] + optical[..., 2])
+    x = np.concatenate([radar, optical, np.zeros((b, t, h, w, 4)), index[..., None]], -1)
+    series = lambda x: torch.from_numpy(np.moveaxis(x, 1, 3).reshape(b * h * w, t, -1).astype(np.float32))  # noqa: E731
+    of_pixels = lambda x: torch.from_numpy(np.repeat(x, h * w, axis=0))  # noqa: E731
+    outputs = {}
+    for name, groups in peers.PRESTO.items():
+        mask = torch.ones(b * h * w, t, 17)
+        mask[..., [i for group in groups for i in BANDS_GROUPS_IDX[group]]] = 0
+        land = torch.full((b * h * w, t), NUM_DYNAMIC_WORLD_CLASSES)
+        with torch.no_grad():
+            found = encoder(series(x), land, of_pixels(shown["location"]), mask, of_pixels(shown["months"]))
+        outputs[name] = found.reshape(b, h, w, -1).numpy()
+    store("presto", shapes, outputs)
+
+
 if __name__ == "__main__":
     peers.GOLDEN.mkdir(exist_ok=True)
-    {"timm": timm, "skysense": skysense, "galileo": galileo}[sys.argv[1]](*sys.argv[2:])
+    {"timm": timm, "skysense": skysense, "galileo": galileo, "presto": presto}[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,4 @@
-"""SwinV2, ViT and Galileo as encoders of this library; their values are held in tests/interop."""
+"""SwinV2, ViT, Galileo and Presto as encoders of this library; their values are held in tests/interop."""
 
 import datetime
 
@@ -9,10 +9,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import contracts, models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.models import galileo
+from ringmoe_jax.models import channel_groups
 from ringmoe_jax.models.transformer import TransformerConfig
 
-TINY = dict(blocks=TransformerConfig(16, 2, 2, exact_gelu=True), base_patch=4, patch=2)
+BLOCKS = TransformerConfig(16, 2, 2, exact_gelu=True)
+TINY = dict(blocks=BLOCKS, base_patch=4, patch=2)
 
 
 def entry(name, side=4, dates=1, seed=0):
@@ -39,15 +40,15 @@ def test_months():
 
 
 def test_sensors_feed_the_groups_whose_bands_they_have():
-    groups = {name: list(galileo.fed(sensors.get(name))) for name in ("rgb", "s2_10", "ms4", "s1_grd", "dem")}
+    groups = {name: list(channel_groups.fed(sensors.get(name))) for name in ("rgb", "s2_10", "ms4", "s1_grd", "dem")}
     assert groups == {
         "rgb": ["S2_RGB"],
-        "s2_10": list(galileo.GROUPS)[1:],
+        "s2_10": list(channel_groups.GROUPS)[1:],
         "ms4": ["S2_RGB", "S2_NIR_10m", "NDVI"],
         "s1_grd": ["S1"],
         "dem": [],
     }
-    assert galileo.fed(sensors.get("rgb"))["S2_RGB"] == [2, 1, 0]  # blue, green, red
+    assert channel_groups.fed(sensors.get("rgb"))["S2_RGB"] == [2, 1, 0]  # blue, green, red
 
 
 def test_what_was_not_observed_says_nothing(tiny):
@@ -59,6 +60,27 @@ def test_what_was_not_observed_says_nothing(tiny):
     assert_allclose(both["fused"], alone["fused"], rtol=1e-4, atol=1e-5)
     seen = apply(params, {"sensors": shown})
     assert np.abs(seen["tokens"]["s2_10"] - alone["tokens"]["s2_10"]).max() > 1e-3
+
+
+def test_a_pixel_of_presto_knows_itself_alone():
+    """Neither its neighbours, nor dates and sensors that do not show it, nor a place that is not known."""
+    model = models.build({"name": "presto", "blocks": BLOCKS})
+    apply, params = jax.jit(model.apply), model.init(jax.random.key(0))
+    shown = {name: entry(name, side=2, dates=3) for name in ("s1_grd", "s2_10")}
+    whole = apply(params, {"sensors": shown})
+    one = {name: {key: value[:, :, 1:, :1] for key, value in e.items()} for name, e in shown.items()}
+    assert_allclose(apply(params, {"sensors": one})["fused"][:, 0, 0], whole["fused"][:, 1, 0], rtol=1e-5, atol=1e-5)
+    valid = shown["s2_10"]["valid"].copy()
+    valid[:, 2, 0, 0] = False
+    less = apply(params, {"sensors": shown | {"s2_10": shown["s2_10"] | {"valid": valid}}})
+    changed = np.abs(less["fused"] - whole["fused"]).max(axis=(0, 3)) > 1e-4
+    assert_array_equal(changed, [[True, False], [False, False]])
+    noise = shown["s2_10"]["pixels"] + 0.1 * ~valid[..., None]
+    other = apply(params, {"sensors": shown | {"s2_10": dict(pixels=noise.astype(np.float32), valid=valid)}})
+    assert_allclose(other["fused"], less["fused"], rtol=1e-5, atol=1e-5)
+    located = {name: e | {"location": np.full((2, 2), np.nan, np.float32)} for name, e in shown.items()}
+    assert_allclose(apply(params, {"sensors": located})["fused"], whole["fused"], rtol=1e-5, atol=1e-5)
+    assert all(np.isfinite(value).all() for value in whole["pooled"].values())
 
 
 def test_images_that_do_not_lie_on_one_grid_are_refused(tiny):
@@ -73,6 +95,7 @@ def test_images_that_do_not_lie_on_one_grid_are_refused(tiny):
 
 WRONG = [
     (dict(name="galileo", sensors=("dem",)), "wanted those of one of S1"),
+    (dict(name="presto", sensors=("rgb",)), "in relative radiance, .*: Presto takes dB .sigma0. or reflectance"),
     (dict(name="galileo", patch=9), "wanted 1 to model.base_patch = 8"),
     (dict(name="swinv2", sensors=("rgb", "ms4")), "SwinV2 takes the images of one sensor"),
     (dict(name="swinv2", window=7), "model.window = 7 does not tile"),
