@@ -89,31 +89,36 @@ class Presto(nnx.Module):
         entries, images = observed(batch, self.sensors, self.statistics, self.config, patch=1)
         maps = {name: self._tokens(name, entry, images[name]) for name, entry in entries.items()}
         seen = {n: jnp.broadcast_to(entries[n]["valid"][..., None], x.shape[:-1]) for n, x in maps.items()}
-        (b, _, h, w), *_ = (x.shape[:4] for x in maps.values())
-        x = jnp.concatenate([_series(x) for x in maps.values()], axis=3).reshape(
-            b * h * w, -1, self.config.blocks.width
-        )
-        visible = jnp.concatenate([_series(s) for s in seen.values()], axis=3).reshape(b * h * w, -1)
+        series, visible = (jnp.concatenate([*map(_series, of.values())], axis=3) for of in (maps, seen))
+        place = on_sphere(next(iter(entries.values())))
+        tokens, fused = self._mixed(series, visible, place, key=key, train=train)
+        lengths = [x.shape[1] * x.shape[4] for x in maps.values()]
+        parts = dict(zip(maps, jnp.split(tokens, np.cumsum(lengths)[:-1], axis=3), strict=True))
+        stages = {name: (_means(part, maps[name].shape[1]),) for name, part in parts.items()}
+        outputs = described(entries, images, stages, self.sensors, self.statistics)
+        outputs["pooled"][FUSED] = mean_of_cells(fused[:, None], visible.any(axis=3)[:, None])
+        return outputs | {FUSED: fused}
+
+    def _mixed(self, series, visible, place, *, key, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Tokens [B, H, W, n, D] after attention within each pixel, and their means [B, H, W, D]; both normed.
+
+        Args:
+            series: [B, H, W, n, D].
+            visible: [B, H, W, n] bool.
+            place: see `on_sphere`; its token is one of every pixel.
+        """
+        *pixels, number, width = series.shape
+        x, visible = series.reshape(-1, number, width), visible.reshape(-1, number)
         if self.config.location:
-            point, known = on_sphere(next(iter(entries.values())))
-            of_pixels = lambda x: jnp.repeat(x, h * w, axis=0)  # noqa: E731
+            of_pixels = lambda x: jnp.repeat(x, math.prod(pixels[1:]), axis=0)  # noqa: E731
+            point, known = place
             x = jnp.concatenate([x, of_pixels(self.place(point)[:, None])], axis=1)
             visible = jnp.concatenate([visible, of_pixels(known)], axis=1)
         x, _ = self.transformer(x[:, None], visible, (0,), key=key, train=train, mesh=None)
         x = x[:, 0]
         total = jnp.maximum(visible.sum(axis=1), 1)[:, None]
         mean = jnp.where(visible[..., None], x, 0).sum(axis=1) / total.astype(x.dtype)
-        fused = self.norm(mean).reshape(b, h, w, -1)
-        sizes = [math.prod(tokens.shape[1:5:3]) for tokens in maps.values()]
-        parts = jnp.split(self.norm(x).reshape(b, h, w, *x.shape[1:]), np.cumsum(sizes), axis=3)
-        stages = {}
-        for (name, tokens), part in zip(maps.items(), parts, strict=False):
-            part = part.reshape(b, h, w, tokens.shape[1], tokens.shape[4], -1)
-            stages[name] = (jnp.moveaxis(part.mean(axis=4), 3, 1),)
-        outputs = described(entries, images, stages, self.sensors, self.statistics)
-        anything = jnp.stack([entry["valid"].any(axis=1) for entry in entries.values()]).any(axis=0)
-        outputs["pooled"][FUSED] = mean_of_cells(fused[:, None], anything[:, None])
-        return outputs | {FUSED: fused}
+        return self.norm(x[:, :number]).reshape(*pixels, number, width), self.norm(mean).reshape(*pixels, width)
 
     def _tokens(self, name: str, entry: Mapping, image: jax.Array) -> jax.Array:
         """[B, T, H, W, groups, D]: the embedded groups of a sensor with what says when they are, and which."""
@@ -128,6 +133,11 @@ def _series(x: jax.Array) -> jax.Array:
     """[B, T, H, W, groups, ...] -> [B, H, W, T groups, ...]."""
     x = jnp.moveaxis(x, 1, 3)
     return x.reshape(*x.shape[:3], -1, *x.shape[5:])
+
+
+def _means(x: jax.Array, dates: int) -> jax.Array:
+    """[B, H, W, T groups, D] -> [B, T, H, W, D], over groups."""
+    return jnp.moveaxis(x.reshape(*x.shape[:3], dates, -1, x.shape[-1]).mean(axis=4), 3, 1)
 
 
 def sines(dates: int, width: int) -> np.ndarray:
