@@ -46,7 +46,8 @@ class PrestoConfig(GroupConfig):
             has. Dates are months that follow each other (published data), the n-th of each sensor side by side.
         blocks: geometry of the transformer.
         dates: that have a position, at most.
-        location: whether a token says where the place is, when that is known (published model: always).
+        location: whether a token says where the place is, when that is known (published model: always); off by default,
+            so that features say what is seen: probes of tiles of one place look labels up otherwise.
         dtype: "float32" or "bfloat16" for activations.
     """
 
@@ -55,7 +56,7 @@ class PrestoConfig(GroupConfig):
     sensors: tuple[str, ...] = ("s1_grd", "s2_10")
     blocks: TransformerConfig = TransformerConfig(128, 2, 8, drop_path=0.0, exact_gelu=True)
     dates: int = 24
-    location: bool = True
+    location: bool = False
     dtype: str = "float32"
 
     def build(self, sensors=None, statistics=None, heads=None, mesh=None) -> Model:

@@ -121,7 +121,8 @@ def test_presto_as_published(name):
     source = SOURCES.build({"name": "presto", "sensors": used}, "source")
     drawn = {f"encoder.{key}": value for key, value in peers.weights(shapes).items()}
     known = {sensor: source.statistics(sensors.get(sensor), None) for sensor in used}
-    apply, params = imported(source, drawn | {"encoder.pos_embed": np.zeros((1, 24, 64))}, statistics=known)
+    drawn["encoder.pos_embed"] = np.zeros((1, 24, 64))
+    apply, params = imported(source, drawn, statistics=known, location=True)
     shown = peers.presto_images()
     common = dict(time=shown["days"], location=shown["location"])
     entries = {s: dict(pixels=shown[s], valid=np.ones(shown[s].shape[:-1], bool), **common) for s in used}

@@ -64,7 +64,7 @@ def test_what_was_not_observed_says_nothing(tiny):
 
 def test_a_pixel_of_presto_knows_itself_alone():
     """Neither its neighbours, nor dates and sensors that do not show it, nor a place that is not known."""
-    model = models.build({"name": "presto", "blocks": BLOCKS})
+    model = models.build({"name": "presto", "blocks": BLOCKS, "location": True})
     apply, params = jax.jit(model.apply), model.init(jax.random.key(0))
     shown = {name: entry(name, side=2, dates=3) for name in ("s1_grd", "s2_10")}
     whole = apply(params, {"sensors": shown})
