@@ -47,10 +47,7 @@ def describe(sensor: Sensor) -> np.ndarray:
     Raises:
         ConfigError: nothing tells two bands apart, a polarisation is none, or a length is not above 0.
     """
-    for band in sensor.bands:
-        for name, length in (("gsd", band.gsd), ("wavelength", band.wavelength), ("width", band.width)):
-            if length is not None and not 0 < length < math.inf:
-                raise ConfigError(f'sensor "{sensor.name}": band {band.name} has {name} = {length}: wanted above 0')
+    check_lengths(sensor)
     contrast = 0.0 if sensor.looks is None else sensor.looks**-0.5
     kind = re.split(r"[,(]", sensor.unit)[0].strip()
     of_sensor = [contrast, *(float(kind == known) for known in KINDS)]
@@ -68,6 +65,14 @@ def describe(sensor: Sensor) -> np.ndarray:
             )
     table.setflags(write=False)
     return table
+
+
+def check_lengths(sensor: Sensor) -> None:
+    """Raises a `ConfigError` where a sampling distance, wavelength or width of a band is not above 0."""
+    for band in sensor.bands:
+        for name, length in (("gsd", band.gsd), ("wavelength", band.wavelength), ("width", band.width)):
+            if length is not None and not 0 < length < math.inf:
+                raise ConfigError(f'sensor "{sensor.name}": band {band.name} has {name} = {length}: wanted above 0')
 
 
 def _wavelength(band: Band) -> list[float]:

@@ -2,7 +2,10 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -11,8 +14,9 @@ from ringmoe_jax import encoding
 from ringmoe_jax.contracts import CLASSES
 from ringmoe_jax.deploy.export import Tiles, export
 from ringmoe_jax.errors import ConfigError, DataError
-from ringmoe_jax.run import Run
+from ringmoe_jax.run import PretrainConfig, Run, pretraining
 from ringmoe_jax.tasks import Target
+from ringmoe_jax.training import step
 from tests.helpers import tiny, tiny_runs
 
 MOE = dict(specialised=2, collaborative=2, engine="dense")
@@ -28,22 +32,39 @@ DOVE = rm.Sensor(
 )
 
 
+SKYSENSE = tiny.SKYSENSE | dict(depths=(1,), frame=tiny.BLOCK, fusion=tiny.BLOCK)
+ALIKE = dict(alike=dict(name="alignment", sensors=SKYSENSE["sensors"]))  # SkySense has no decoders
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return Run.open(tiny_runs.pretraining(tmp_path_factory.mktemp("runs") / "physics", MODEL))
 
 
 @pytest.fixture(scope="module")
-def fixed(tmp_path_factory):
-    return Run.open(tiny_runs.pretraining(tmp_path_factory.mktemp("runs") / "fixed", MODEL | dict(stem="linear")))
+def sky(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "sky"
+    return Run.open(tiny_runs.pretraining(folder, SKYSENSE | dict(stem="physics"), objectives=ALIKE))
+
+
+@pytest.fixture(scope="module", params=["run", "sky"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=[(MODEL | dict(stem="linear"), None), (SKYSENSE, ALIKE)], ids=["run", "sky"])
+def fixed(request, tmp_path_factory):
+    """Of stems that know one list of bands; SkySense's configuration says nothing of stems, as old ones do."""
+    model, objectives = request.param
+    return Run.open(tiny_runs.pretraining(tmp_path_factory.mktemp("runs") / "fixed", model, objectives=objectives))
 
 
 def reflectance(bands, rows=3, seed=0):
     return np.random.default_rng(seed).uniform(0.01, 0.4, (rows, 16, 16, bands))
 
 
-def test_a_sensor_is_an_object_a_name_or_of_a_file(run, tmp_path, monkeypatch):
-    pixels = reflectance(2)
+def test_a_sensor_is_an_object_a_name_or_of_a_file(either, tmp_path, monkeypatch):
+    run, pixels = either, reflectance(2)
     by_object = rm.encode(run, {DOVE: pixels})
     assert by_object.pooled["dove"].shape == (3, 8)
     programs = encoding._features._cache_size()
@@ -62,8 +83,8 @@ def test_a_sensor_is_an_object_a_name_or_of_a_file(run, tmp_path, monkeypatch):
     assert run.with_sensors(["s2_10"]) is run
 
 
-def test_other_bands_of_a_known_sensor(run):
-    table = rm.sensors.get("s2_10")
+def test_other_bands_of_a_known_sensor(either):
+    run, table = either, rm.sensors.get("s2_10")
     few = table.select(["B08", "B03", "B11"])
     opened = run.with_sensors([few])
     pixels = reflectance(10)
@@ -112,6 +133,35 @@ def test_what_happens_to_tokens_is_said(run):
     assert run.unseen == {}
 
 
+def test_whose_encoder_a_sensor_takes_is_said(sky):
+    met = sky.with_sensors([DOVE])
+    assert met.unseen["dove"] == (
+        "not there in training (multispectral): its images take the encoder of s2_10, its tokens join the fusion as "
+        "those do"
+    )
+    assert met.data.size("dove") == sky.data.size("s2_10")
+    thermal = dataclasses.replace(DOVE, name="own_thermal", modality="own_thermal")
+    with pytest.raises(ConfigError, match='modality of "own_thermal", own_thermal: it has s2_10') as caught:
+        sky.with_sensors([thermal])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_of_training_changes_the_stem(sky):
+    """One step with bands hidden: the loss is finite, and every part of every patch embedding has moved."""
+    values = sky.record["config"] | {"model": SKYSENSE | dict(stem="physics", band_dropout=0.5)}
+    parts, rule = pretraining(PretrainConfig.of(values), sky.statistics), optax.sgd(1.0)
+    state = tiny_runs.drawn(parts.model, parts.pretext, rule)
+    before = jax.device_get(state.params["encoders"])
+    run = step.make_train_step(parts.pretext, parts.objectives, rule, optax.constant_schedule(1.0), seed=0)
+    shown = tiny.batch(SKYSENSE, rows=4)
+    hidden = {name: entry | {"mask": jnp.ones((4, 2, 2), bool)} for name, entry in shown["sensors"].items()}
+    state, metrics = run(state, {"sensors": hidden})
+    assert np.isfinite(metrics["loss"])
+    for name, encoder in state.params["encoders"].items():
+        old, new = before[name]["vit"]["embed"], encoder["vit"]["embed"]
+        assert all(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+
+
 def test_a_fixed_stem_refuses_in_one_line(run, fixed):
     line = "the model was not trained on dove, and what it knows of s2_10, s1_grd are weights for their bands: train .*"
     with pytest.raises(ConfigError, match=line) as caught:
@@ -139,21 +189,23 @@ def test_a_task_keeps_its_sensors_but_may_lack_bands(tmp_path):
         task.with_sensors([DOVE])
 
 
-def test_an_unseen_sensor_is_exported(run, tmp_path):
+def test_an_unseen_sensor_is_exported(either, tmp_path):
     """The program says what the model says, on three images of a sensor that nobody trained on."""
-    opened = run.with_sensors([DOVE])
+    opened = either.with_sensors([DOVE])
     batch = tiny.batch(dict(sensors=("dove",), image_size=16), rows=3)
     batch = {"sensors": {"dove": {key: np.array(x) for key, x in batch["sensors"]["dove"].items()}}}
     tiles = Tiles(batch, {"scenes": "first 3"}, [{"name": "scenes", "licence": "MIT"}])
     item = export(opened, tiles, tmp_path / "exported")
     compared = item["properties"]["ringmoe:compared"]["outputs"]
-    assert set(compared) == {"pooled/dove", "tokens/dove"}
+    assert {"pooled/dove", "tokens/dove"} <= set(compared) <= {"pooled/dove", "tokens/dove", "fused", "pooled/fused"}
     assert max(of["max"] for of in compared.values()) < 1e-4
     assert compared["tokens/dove"]["size"] > 0.01
 
 
-def test_patches_of_another_size(run):
+def test_patches_of_another_size(run, sky):
     """Images of twice as many pixels, with as many tokens; the configuration of data follows."""
+    with pytest.raises(ConfigError, match='"skysense" cannot be resized'):
+        sky.with_patch(8)
     finer = run.with_patch(8)
     assert (finer.config.data.image_size, finer.config.data.mask_unit) == (32, 16)
     pixels = np.repeat(np.repeat(reflectance(10), 2, axis=1), 2, axis=2)

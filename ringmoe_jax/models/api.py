@@ -128,9 +128,31 @@ class ModelConfig(abc.ABC):
         """
         raise ConfigError(
             f"the model was not trained on {' and '.join((*names, *changed))}, and what it knows of "
-            f'{", ".join(self.sensors)} are weights for their bands: train a RingMoE with model.stem = "physics", or '
-            "this one with the sensor in model.sensors"
+            f"{', '.join(self.sensors)} are weights for their bands: train a RingMoE or SkySense with model.stem = "
+            '"physics", or this one with the sensor in model.sensors'
         )
+
+    def stand_ins(self, table: Mapping[str, Sensor] | None = None) -> dict[str, str]:
+        """For every sensor that was not there in training the trained one whose place it takes: encoder, image size.
+
+        Args:
+            table: the model's sensors; default: those of the sensor table.
+
+        Raises:
+            ConfigError: there is none that suits it.
+        """
+        del table
+        return dict.fromkeys(self.unseen, self.sensors[0])
+
+    def what_becomes(self, name: str, table: Mapping[str, Sensor]) -> str:
+        """What becomes of the tokens of a sensor that was not there in training, in words.
+
+        Args:
+            name: of `self.unseen`.
+            table: the model's sensors.
+        """
+        del name, table
+        return "its tokens go the way of all others"
 
     @property
     def image_sizes(self) -> dict[str, int]:

@@ -42,17 +42,17 @@ class PhysicsStem(nnx.Module):
 
     Bands add up, divided by the root of how many are shown, so that the scale of a token says nothing of their number;
     the bias is the mean over the bands that are shown, so that a token knows which these are. A band that is not shown
-    adds nothing.
+    adds nothing. The norm may be left out, as in `layers.PatchEmbed`.
     Call: [B, T, H, W, C], descriptions [C, K], and which bands are shown, [B, T, C] bool or None for all
     -> [B, T, H / p, W / p, D].
     """
 
-    def __init__(self, patch: int, width: int, rngs: nnx.Rngs, *, dtype):
+    def __init__(self, patch: int, width: int, rngs: nnx.Rngs, *, dtype, norm: bool = True):
         self.patch, self.dtype = patch, dtype
         self.coefficients = Coefficients(rngs)
         self.kernel = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (patch * patch, RANK, width), jnp.float32))
         self.bias = linear(RANK, width, rngs, dtype=dtype)
-        self.norm = layer_norm(width, rngs, dtype=dtype)
+        self.norm = layer_norm(width, rngs, dtype=dtype) if norm else None
 
     def __call__(self, pixels: jax.Array, description: np.ndarray, shown: jax.Array | None = None) -> jax.Array:
         mixture = self.coefficients(description)
@@ -65,7 +65,8 @@ class PhysicsStem(nnx.Module):
             seen = (jnp.dot(shown.astype(jnp.float32), mixture)[:, :, None, None]) / number
         kernel = jnp.einsum("prd,cr->pcd", self.kernel[...], mixture).reshape(-1, self.kernel.shape[-1])
         x = jnp.dot(patches(pixels, self.patch).astype(self.dtype), kernel.astype(self.dtype))
-        return self.norm(x / jnp.sqrt(number).astype(self.dtype) + self.bias(seen.astype(self.dtype)))
+        x = x / jnp.sqrt(number).astype(self.dtype) + self.bias(seen.astype(self.dtype))
+        return self.norm(x) if self.norm else x
 
 
 class PhysicsDecoder(nnx.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.models.any_sensor import LINEAR, PHYSICS
 from ringmoe_jax.models.api import MODELS, Network
 
 TABLES = {"relative_position_bias": 0, "positions": 1}  # parameters that are tables, and rows before the square
@@ -67,7 +68,7 @@ def repatch(network: Network, patch: int) -> Network:
     """
     config = MODELS.build(network.model, "config.model")
     old = getattr(config, "patch", 0)
-    if getattr(config, "stem", "") not in ("linear", "physics"):
+    if not config.layered or getattr(config, "stem", "") not in (LINEAR, PHYSICS):
         raise ConfigError(
             f'patches of model.name = "{network.model["name"]}" cannot be resized: wanted a RingMoE whose model.stem '
             'is "linear" or "physics"'

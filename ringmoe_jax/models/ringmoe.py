@@ -19,17 +19,10 @@ from jax.sharding import PartitionSpec as P
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.bands import describe
 from ringmoe_jax.config import check_ranges
-from ringmoe_jax.contracts import (
-    PIXELS,
-    cells_to_pixels,
-    mean_of_cells,
-    pixel_mask,
-    standardise,
-    valid_cells,
-    validate,
-)
+from ringmoe_jax.contracts import PIXELS, cells_to_pixels, mean_of_cells, pixel_mask, valid_cells, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import MODELS, Model, ModelConfig, Network, chosen_sensors, from_module
+from ringmoe_jax.models.any_sensor import LINEAR, PHYSICS, AnySensorConfig, drop_bands, standardise
+from ringmoe_jax.models.api import MODELS, Model, Network, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import (
     EPSILON,
@@ -52,13 +45,13 @@ from ringmoe_jax.models.swin import SwinConfig, SwinPyramid, windows
 from ringmoe_jax.parallel.mesh import BATCH_AXES
 from ringmoe_jax.sensors import COMPLEX, Sensor, Statistics
 
-LINEAR, CONVOLUTIONAL, PHYSICS = STEMS = ("linear", "convolutional", "physics")
+CONVOLUTIONAL = "convolutional"
 LAST, PYRAMID = DECODERS = ("last", "pyramid")
 
 
 @MODELS.register("ringmoe")
 @dataclasses.dataclass(frozen=True)
-class RingMoEConfig(ModelConfig):
+class RingMoEConfig(AnySensorConfig):
     """Geometry of the model. Defaults are the released configuration except for `width` and what is called ours.
 
     Attributes:
@@ -104,6 +97,7 @@ class RingMoEConfig(ModelConfig):
 
     title: ClassVar[str] = "RingMoE"
     layered: ClassVar[bool] = True
+    stems: ClassVar[tuple[str, ...]] = (LINEAR, CONVOLUTIONAL, PHYSICS)
     sensors: tuple[str, ...]
     unseen: tuple[str, ...] = ()
     width: int = 448
@@ -142,20 +136,13 @@ class RingMoEConfig(ModelConfig):
             raise ConfigError(f"model.depths = {self.depths}: wanted one block or more in every stage")
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f'model.remat = "{self.remat}" does not exist: {nearest(self.remat, REMAT_POLICIES)}')
-        for field, known in (("stem", STEMS), ("decoder", DECODERS), ("decoder_kernel", KERNELS)):
+        for field, known in (("decoder", DECODERS), ("decoder_kernel", KERNELS)):
             if (value := getattr(self, field)) not in known:
                 raise ConfigError(f'model.{field} = "{value}" does not exist: {nearest(value, known)}')
         if self.stem == CONVOLUTIONAL and (self.patch < 2 or self.patch & (self.patch - 1)):
             raise ConfigError(f"model.patch = {self.patch}: a convolutional stem wants a power of 2, at least 2")
-        if self.stem == PHYSICS and self.power_input:
+        if self.told and self.power_input:
             raise ConfigError("model.power_input adds channels that no band describes: not with model.stem = physics")
-        if not 0 <= self.band_dropout < 1 or (self.band_dropout and self.stem != PHYSICS):
-            raise ConfigError(
-                f'model.band_dropout = {self.band_dropout}: wanted 0 to below 1, and model.stem = "physics", which can '
-                "be told what is missing"
-            )
-        if self.unseen and self.stem != PHYSICS:
-            super().with_unseen(self.unseen)
         if self.pre_norm and self.norm_gain:
             raise ConfigError(f"model.norm_gain = {self.norm_gain} is of norms behind branches: set pre_norm = False")
         if self.width % min(self.head_width, self.width):
@@ -266,11 +253,12 @@ class RingMoEConfig(ModelConfig):
         """See `ModelConfig`."""
         return dataclasses.replace(self, moe=self.moe.with_engine(engine))
 
-    def with_unseen(self, names: Sequence[str], changed: Sequence[str] = ()) -> RingMoEConfig:
+    def what_becomes(self, name: str, table: Mapping[str, Sensor]) -> str:
         """See `ModelConfig`."""
-        if self.stem != PHYSICS:
-            super().with_unseen(names, changed)
-        return dataclasses.replace(self, unseen=(*self.unseen, *names))
+        modality = table[name].modality
+        trained = sensor_table.modalities({name: table[name] for name in self.sensors})
+        own = f"the experts of {modality} and the" if modality in trained else "no experts of its own, only the"
+        return f"its tokens choose among {own} collaborative ones"
 
     def submodel(self, network: Network, sensors: Sequence[str]) -> Network:
         """See `ringmoe_jax.models.submodel`; with sensors that were not there in training it is all of the network."""
@@ -289,18 +277,15 @@ class RingMoEConfig(ModelConfig):
 
         With the stem "physics" every sensor has a decoder of its bands where any is asked for.
         """
-        table, values = chosen_sensors(self.all_sensors, sensors, statistics)
+        table, values = self.chosen(sensors, statistics)
         unknown = set(heads or {}) - set(table)
         if unknown:
             raise ConfigError(f"heads for sensors that the model lacks: {', '.join(sorted(unknown))}")
-        for sensor in table.values() if self.stem == PHYSICS else ():
-            describe(sensor)  # raises where it cannot be told
         make = functools.partial(RingMoE, self, table, values, dict(heads or {}), mesh)
         widths = self.stage_widths
         finer = ConvolutionalStem.widths(self.patch, self.width) if self.stem == CONVOLUTIONAL else ()
         stages = dict.fromkeys(table, finer + widths)
-        told = self.stem == PHYSICS
-        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages, told)
+        return from_module(make, dict.fromkeys(table, widths[-1]), self.blocks_above, stages, self.told)
 
 
 class RingMoE(nnx.Module):
@@ -329,7 +314,7 @@ class RingMoE(nnx.Module):
         known = sensor_table.modalities({name: sensors[name] for name in config.sensors})
         strangers = len(self.modalities) - len(known)
         dtype = jnp.dtype(config.dtype)
-        if config.stem == PHYSICS:
+        if config.told:
             self.stem = PhysicsStem(config.patch, config.width, rngs, dtype=dtype)
         else:
             patches = functools.partial(PatchEmbed, epsilon=config.epsilon)
@@ -352,7 +337,7 @@ class RingMoE(nnx.Module):
         )
         width = config.token_width
         self.norm = layer_norm(width, rngs, dtype=dtype, epsilon=config.epsilon)
-        generated = config.stem == PHYSICS and any(PIXELS in of for of in heads.values())
+        generated = config.told and any(PIXELS in of for of in heads.values())
         self.decoder = PhysicsDecoder(self._make_decoder(RANK, rngs, dtype), rngs) if generated else None
         own = {name: {h: c for h, c in of.items() if not (generated and h == PIXELS)} for name, of in heads.items()}
         self.decoders = nnx.Dict(
@@ -377,7 +362,7 @@ class RingMoE(nnx.Module):
         return self.config.power_input and sensor.resampling == COMPLEX
 
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
-        validate(batch, self.sensors, told=self.config.stem == PHYSICS)
+        validate(batch, self.sensors, told=self.config.told)
         entries = {name: batch["sensors"][name] for name in self.sensors if name in batch["sensors"]}
         images = {name: self._standardise(name, entry) for name, entry in entries.items()}
         if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
@@ -386,7 +371,7 @@ class RingMoE(nnx.Module):
         bands = {name: entry.get("bands") for name, entry in entries.items()}
         if train and self.config.band_dropout and key is not None:
             key, draw = jax.random.split(key)
-            bands = self._drop_bands(entries, draw)
+            bands = drop_bands(entries, self.sensors, self.config.band_dropout, draw)
         stems = {n: self._embed(n, images[n], entry.get("mask"), bands[n]) for n, entry in entries.items()}
         embedded = {name: tokens for name, (tokens, _) in stems.items()}
         if self.metadata is not None:
@@ -422,24 +407,7 @@ class RingMoE(nnx.Module):
                 f'sensor "{name}": images are {size[0]} x {size[1]} pixels, the model takes '
                 f"{' or '.join(f'{s} x {s}' for s in self.config.sizes)}: set data.image_size, or hand over such images"
             )
-        image = standardise(entry["pixels"], entry["valid"], self.statistics[name])
-        return jnp.where(entry["bands"][:, :, None, None], image, 0) if "bands" in entry else image
-
-    def _drop_bands(self, entries: Mapping, key: jax.Array) -> dict[str, jax.Array]:
-        """Which bands every image shows, [B, T, C]: without some, but never without the one that a draw protects.
-
-        Real and imaginary part go together.
-        """
-        shown = {}
-        for (name, entry), draw in zip(entries.items(), jax.random.split(key, len(entries)), strict=True):
-            (b, t, *_, c), pair = entry["pixels"].shape, 2 if self.sensors[name].resampling == COMPLEX else 1
-            present = entry.get("bands", jnp.ones((b, t, c), bool))
-            first, second = jax.random.split(draw)
-            kept = jax.random.bernoulli(first, 1 - self.config.band_dropout, (b, t, c // pair))
-            luck = jnp.where(present[..., ::pair], jax.random.uniform(second, kept.shape), -1.0)
-            kept |= luck == luck.max(axis=-1, keepdims=True)
-            shown[name] = present & jnp.repeat(kept, pair, axis=-1)
-        return shown
+        return standardise(entry, self.statistics[name])
 
     def _decode(self, name: str, features) -> dict[str, jax.Array]:
         """What the decoders of a sensor say of its tokens or stages, by head."""
@@ -454,7 +422,7 @@ class RingMoE(nnx.Module):
         """[B, T, H, W, C] -> [B, T, h, w, D], hidden cells replaced by the mask token; and finer levels of the stem."""
         if mask is not None and self.config.stem == CONVOLUTIONAL:  # its tokens see beyond their own cells
             image = jnp.where(cells_to_pixels(mask, *image.shape[2:4])[:, None, :, :, None], 0, image)
-        if self.config.stem == PHYSICS:
+        if self.config.told:
             x = self.stem(image, describe(self.sensors[name]), bands)
         else:
             x = self.stems[name](with_power(image) if self._shows_power(self.sensors[name]) else image)

@@ -2,14 +2,15 @@
 
 One location is one pixel of the series' sensors and `stride` x `stride` pixels of the high-resolution image. The
 fusion looks at all tokens of one location, never at other locations, so space and time are factorised. Sensors
-and dates may be missing: their tokens are left out of the sequence. Geometry: released code; where it is silent,
-"our choice".
+and dates may be missing: their tokens are left out of the sequence. With the stem "physics" an encoder also takes
+sensors that it was not trained on, of its modality. Geometry: released code; where it is silent, "our choice".
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -19,13 +20,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, standardise, validate
+from ringmoe_jax import sensors as sensor_table
+from ringmoe_jax.bands import check_lengths, describe
+from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.api import MODELS, Model, ModelConfig, chosen_sensors, from_module
+from ringmoe_jax.models.any_sensor import LINEAR, AnySensorConfig, drop_bands, standardise
+from ringmoe_jax.models.api import MODELS, Model, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, FeedForward, PixelDecoder, linear
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL, FeedForward, PatchEmbed, PixelDecoder, linear
 from ringmoe_jax.models.moe_ffn import MoEConfig, MoEFeedForward, Slots
+from ringmoe_jax.models.physics import PhysicsStem
 from ringmoe_jax.models.swin import SwinConfig
 from ringmoe_jax.models.transformer import Transformer, TransformerConfig
 from ringmoe_jax.models.vision import SwinV2
@@ -39,13 +44,14 @@ DENSE = MoEConfig(specialised=0, collaborative=0, shared=True)
 
 @MODELS.register("skysense")
 @dataclasses.dataclass(frozen=True)
-class SkySenseConfig(ModelConfig):
+class SkySenseConfig(AnySensorConfig):
     """Geometry. Sizes are those of the released model by default: SwinV2-H, two ViT-L, and a fusion of 24 layers.
 
     Where the released code has other ways than ours, a field says both; `configs/skysense.py:released` has all of its.
 
     Attributes:
         sensors: names from `ringmoe_jax.sensors`, the images that the model takes.
+        unseen: further ones, that were not there in training; only with the stem "physics". See `stand_ins`.
         high_resolution: which of them SwinV2 encodes; "" is none. All others are series, each with its ViT.
         image_size: side of a high-resolution image in pixels; smaller crops, tiled by windows too, may be shown.
         patch: side of its patches in pixels.
@@ -63,10 +69,13 @@ class SkySenseConfig(ModelConfig):
         frame: geometry of the ViTs.
         frame_patch: side of a ViT's patches in pixels; the up-projection turns each into as many locations.
         frame_size: side in pixels of the frames that positions are made for; others resize them.
+        stem: patch embeddings: "linear", of a sensor's own bands (released code); or "physics": of every encoder one,
+            made from what bands are, see `physics`.
         fusion: geometry of the fusion.
         dated: sensors whose tokens carry their date; () is all (the formula; the released code: Sentinel-2 only).
         modality_dropout: chance that a sensor's tokens are left out of a training sample's fusion; one stays. Neither
             the paper nor the released code has it; `configs/common.py` takes 0.1 (our choice).
+        band_dropout: chance that a band is hidden in a whole training image; one stays. Only with the stem "physics".
         moe: the fusion's feed-forward layers; dense by default. Beyond the paper: routers see which sensor a
             token is from. Experts have the approximate GELU.
         geo_context: prototypes of regions beside the fused features; None leaves them out.
@@ -83,6 +92,7 @@ class SkySenseConfig(ModelConfig):
 
     title: ClassVar[str] = "SkySense"
     sensors: tuple[str, ...] = ("rgb", "s2_10", "s1_grd")
+    unseen: tuple[str, ...] = ()
     high_resolution: str = "rgb"
     image_size: int = 512
     patch: int = 4
@@ -97,9 +107,11 @@ class SkySenseConfig(ModelConfig):
     frame: TransformerConfig = TransformerConfig()
     frame_patch: int = 4
     frame_size: int = 64
+    stem: str = LINEAR
     fusion: TransformerConfig = TransformerConfig()
     dated: tuple[str, ...] = ()
     modality_dropout: float = 0.0
+    band_dropout: float = 0.0
     moe: MoEConfig = DENSE
     geo_context: GeoContextConfig | None = None
     dtype: str = "float32"
@@ -156,7 +168,8 @@ class SkySenseConfig(ModelConfig):
     @property
     def image_sizes(self) -> dict[str, int]:
         """See `ModelConfig`."""
-        return {self.high_resolution: self.image_size} if self.high_resolution else {}
+        encoder_of = {name: name for name in self.sensors} | self.stand_ins()
+        return {name: self.image_size for name, taken in encoder_of.items() if taken == self.high_resolution}
 
     @property
     def token_width(self) -> int:
@@ -210,6 +223,43 @@ class SkySenseConfig(ModelConfig):
         """See `ModelConfig`."""
         return dataclasses.replace(self, moe=self.moe.with_engine(engine))
 
+    def stand_ins(self, table: Mapping[str, Sensor] | None = None) -> dict[str, str]:
+        """For every unseen sensor the trained one of its modality; of several, whose pixels are nearest in size.
+
+        It takes that one's encoder, its size of images, its dates and, of routers in the fusion, its row (our choice).
+
+        Args:
+            table: see `ModelConfig`.
+
+        Raises:
+            ConfigError: no sensor has its modality; or only the high-resolution one, and its pixels are as coarse as
+                those of a series.
+        """
+        table = table or sensor_table.resolve(self.all_sensors if self.unseen else ())
+        return {name: self._stand_in(table[name], [table[trained] for trained in self.sensors]) for name in self.unseen}
+
+    def _stand_in(self, sensor: Sensor, trained: Sequence[Sensor]) -> str:
+        check_lengths(sensor)
+        alike = [other for other in trained if other.modality == sensor.modality]
+        if not alike:
+            known = ", ".join(f"{other.name} ({other.modality})" for other in trained)
+            raise ConfigError(
+                f'no encoder of the model was trained on the modality of "{sensor.name}", {sensor.modality}: it has '
+                f"{known}: train it with a sensor of that modality"
+            )
+        name = min(alike, key=lambda other: abs(math.log(other.gsd / sensor.gsd))).name
+        series = [other.gsd for other in trained if other.name != self.high_resolution]
+        if name == self.high_resolution and sensor.gsd >= min(series, default=math.inf):
+            raise ConfigError(
+                f'"{sensor.name}" has pixels of {sensor.gsd:g} m, as a series has, but the only {sensor.modality} '
+                f'images that the model was trained on are its high-resolution "{name}": train it with such a series'
+            )
+        return name
+
+    def what_becomes(self, name: str, table: Mapping[str, Sensor]) -> str:
+        """See `ModelConfig`."""
+        return f"its images take the encoder of {self.stand_ins(table)[name]}, its tokens join the fusion as those do"
+
     def build(
         self,
         sensors: Mapping[str, Sensor] | None = None,
@@ -226,25 +276,28 @@ class SkySenseConfig(ModelConfig):
         """
         if heads:
             raise ConfigError(f"skysense has no decoders, but objectives ask for some of {', '.join(heads)}")
-        table, values = chosen_sensors(self.sensors, sensors, statistics)
+        table, values = self.chosen(sensors, statistics)
         width = self.fusion.width * (2 if self.geo_context else 1)
         streams = dict.fromkeys(table, self.token_width) | {FUSED: width}
-        return from_module(functools.partial(SkySense, self, table, values, mesh), streams, self.blocks_above)
+        make = functools.partial(SkySense, self, table, values, mesh)
+        return from_module(make, streams, self.blocks_above, told=self.told)
 
 
 class SeriesEncoder(nnx.Module):
-    """A ViT for every frame and an up-projection. Call: [B, T, H, W, C] -> frame tokens and [B, T, H, W, d]."""
+    """A ViT for every frame and an up-projection.
 
-    def __init__(self, config: SkySenseConfig, channels: int, rngs: nnx.Rngs, *, constrain, dtype):
+    Call: [B, T, H, W, C], and what `embed` is told -> frame tokens and [B, T, H, W, d].
+    """
+
+    def __init__(self, config: SkySenseConfig, embed: nnx.Module, rngs: nnx.Rngs, *, constrain, dtype):
         frame = config.frame
         options = dict(constrain=constrain, dtype=dtype, resize=config.frame_resize)
         grid = config.frame_size // config.frame_patch
-        self.vit = VisionTransformer(channels, config.frame_patch, grid, frame, rngs, **options)
+        self.vit = VisionTransformer(embed, grid, frame, rngs, **options)
         self.up = PixelDecoder(frame.width, config.frame_patch, config.token_width, rngs, dtype=dtype, alike=True)
 
-    def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
-        tokens = self.vit(images.reshape(-1, *images.shape[2:]), key=key, train=train, mesh=mesh)
-        tokens = tokens.reshape(*images.shape[:2], *tokens.shape[1:])
+    def __call__(self, images: jax.Array, *told, key, train: bool, mesh) -> tuple[jax.Array, ...]:
+        tokens = self.vit(images, *told, key=key, train=train, mesh=mesh)
         return tokens, self.up(tokens)
 
 
@@ -295,27 +348,32 @@ class SkySense(nnx.Module):
     ):
         self.config, self.mesh = config, mesh
         self.sensors, self.statistics = dict(sensors), dict(statistics)
+        self.encoder_of = {name: name for name in config.sensors} | config.stand_ins(sensors)
         dtype = jnp.dtype(config.dtype)
-        self.encoders = nnx.Dict(
-            {
-                name: SwinV2(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
-                if name == config.high_resolution
-                else SeriesEncoder(config, sensor.channels, rngs, constrain=self._constrain, dtype=dtype)
-                for name, sensor in sensors.items()
-            }
-        )
+        self.encoders = nnx.Dict({name: self._make_encoder(name, rngs, dtype) for name in config.sensors})
         self.dates = nnx.Param(jnp.zeros((DATES, config.token_width), jnp.float32))
-        self.fusion = Fusion(config, len(sensors), rngs, constrain=self._constrain, dtype=dtype)
+        self.fusion = Fusion(config, len(config.sensors), rngs, constrain=self._constrain, dtype=dtype)
         self.geo_context = GeoContext(config.geo_context, config.fusion.width, rngs) if config.geo_context else None
 
+    def _make_encoder(self, name: str, rngs: nnx.Rngs, dtype) -> nnx.Module:
+        config, high = self.config, name == self.config.high_resolution
+        patch, width = (config.patch, config.width) if high else (config.frame_patch, config.frame.width)
+        make = PhysicsStem if config.told else functools.partial(PatchEmbed, self.sensors[name].channels)
+        embed = make(patch, width, rngs, dtype=dtype, norm=high)  # as released: the ViTs have none
+        return (SwinV2 if high else SeriesEncoder)(config, embed, rngs, constrain=self._constrain, dtype=dtype)
+
     def __call__(self, batch: Mapping, *, key: jax.Array | None, train: bool) -> dict:
-        validate(batch, self.sensors)
-        entries = {name: batch["sensors"][name] for name in self.config.sensors if name in batch["sensors"]}
-        images = {n: standardise(e["pixels"], e["valid"], self.statistics[n]) for n, e in entries.items()}
+        validate(batch, self.sensors, told=self.config.told)
+        entries = {name: batch["sensors"][name] for name in self.sensors if name in batch["sensors"]}
+        images = {name: standardise(entry, self.statistics[name]) for name, entry in entries.items()}
         self._check_grids(images)
+        bands = {name: entry.get("bands") for name, entry in entries.items()}
+        if train and self.config.band_dropout and key is not None:
+            key, draw = jax.random.split(key)
+            bands = drop_bands(entries, self.sensors, self.config.band_dropout, draw)
         keys = [None] * (len(entries) + 2) if key is None else jax.random.split(key, len(entries) + 2)
         stages = {
-            name: self.encoders[name](image, key=k, train=train, mesh=self.mesh)
+            name: self._encode(name, image, bands[name], key=k, train=train, mesh=self.mesh)
             for (name, image), k in zip(images.items(), keys[2:], strict=True)
         }
         tokens = {name: self._constrain(maps[-1]) for name, maps in stages.items()}
@@ -341,6 +399,11 @@ class SkySense(nnx.Module):
             "routing": routing,
         }
 
+    def _encode(self, name: str, image: jax.Array, bands: jax.Array | None, **options) -> tuple[jax.Array, ...]:
+        """Stages of the encoder that a sensor takes; `bands` [B, T, C] are those that its stem is shown."""
+        told = (describe(self.sensors[name]), bands) if self.config.told else ()
+        return self.encoders[self.encoder_of[name]](image, *told, **options)
+
     def _contexts(self, tokens, visible, location) -> dict[str, jax.Array]:
         """What single encoders read from the prototypes, {sensor: [B, h, w, D]}; see `SkySenseConfig.build`."""
         means = {name: _mean_over_dates(x, visible[name]) for name, x in tokens.items()}
@@ -350,7 +413,7 @@ class SkySense(nnx.Module):
         """Raises a `DataError` unless all images are of one size in locations and windows and patches tile them."""
         config, grids = self.config, {}
         for name, image in images.items():
-            sides, high = image.shape[2:4], name == config.high_resolution
+            sides, high = image.shape[2:4], self.encoder_of[name] == config.high_resolution
             shown = f'sensor "{name}": images are {sides[0]} x {sides[1]} pixels, wanted'
             if high and not config.tiled(*sides):
                 raise DataError(
@@ -365,17 +428,18 @@ class SkySense(nnx.Module):
             raise DataError(f"sensors do not show the same locations: {listed}: a location is one pixel of a series")
 
     def _fuse(self, entries, tokens, visible, keys, train: bool):
-        dated = self.config.dated or tuple(self.sensors)
+        trained = self.config.sensors
+        dated = self.config.dated or trained
         dates = self.dates[...]
         parts, slots = [], []
         for name, x in tokens.items():
             time = entries[name].get("time")
-            if name in dated and time is not None:
+            if self.encoder_of[name] in dated and time is not None:
                 row = jnp.minimum(day_of_year(time), DATES - 1)
                 code = jnp.where((time != NO_TIME)[..., None], dates[row], 0.0)
                 x = x + code[:, :, None, None].astype(x.dtype)
             parts.append(x)
-            slots += [1 + tuple(self.sensors).index(name)] * x.shape[1]
+            slots += [1 + trained.index(self.encoder_of[name])] * x.shape[1]
         if train and self.config.modality_dropout and keys[0] is not None:
             visible = self._drop_modalities(visible, keys[0])
         seen = jnp.concatenate(list(visible.values()), axis=1)

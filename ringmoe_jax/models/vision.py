@@ -117,7 +117,9 @@ class SwinV2Config(PlainEncoder):
 
     def build(self, sensors=None, statistics=None, heads=None, mesh=None) -> Model:
         """See `ModelConfig`; outputs["stages"] are those of the pyramid, the last one with a norm after it."""
-        encoder = lambda channels, rngs: SwinV2(self, channels, rngs, constrain=lambda x: x, dtype=self.dtype)  # noqa: E731
+        embed = lambda channels, rngs: PatchEmbed(channels, self.patch, self.width, rngs, dtype=self.dtype)  # noqa: E731
+        options = dict(constrain=lambda x: x, dtype=self.dtype)
+        encoder = lambda channels, rngs: SwinV2(self, embed(channels, rngs), rngs, **options)  # noqa: E731
         above = prefixed("backbone", self.pyramid.blocks_above, 0) | {"": sum(self.depths), "norm": 0}
         widths = tuple(self.width * 2**i for i in range(len(self.depths)))
         return self._build(encoder, widths, above, sensors, statistics, heads)
@@ -162,23 +164,26 @@ class ViTConfig(PlainEncoder):
 
 
 class SwinV2(nnx.Module):
-    """SwinV2 with cosine attention. Call: [B, T, H, W, C] -> the stages; the last one normed, [B, T, h, w, d].
+    """SwinV2 with cosine attention.
+
+    Call: [B, T, H, W, C], and what `embed` is told -> the stages; the last one normed, [B, T, h, w, d].
 
     Args:
-        config: with `patch`, `width`, `token_width`, `pyramid` and `exact_gelu`.
-        channels: C.
+        config: with `token_width`, `pyramid` and `exact_gelu`.
+        embed: patch embedding, of `patch` and `width`.
         constrain: see `swin.SwinPyramid`.
     """
 
-    def __init__(self, config, channels: int, rngs: nnx.Rngs, *, constrain: Callable, dtype):
-        self.embed = PatchEmbed(channels, config.patch, config.width, rngs, dtype=dtype)
+    def __init__(self, config, embed: nnx.Module, rngs: nnx.Rngs, *, constrain: Callable, dtype):
+        self.embed = embed
         options = dict(dtype=dtype, exact=config.exact_gelu)
         make_ffn = lambda width, rngs, layer: FeedForward(width, 4 * width, rngs, **options)  # noqa: E731
         self.backbone = SwinPyramid(config.pyramid, make_ffn, rngs, constrain=constrain, dtype=dtype)
         self.norm = layer_norm(config.token_width, rngs, dtype=dtype)
 
-    def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
-        stages, _ = self.backbone(self.embed(images), (0,) * images.shape[1], key=key, train=train, mesh=mesh)
+    def __call__(self, images: jax.Array, *told, key, train: bool, mesh) -> tuple[jax.Array, ...]:
+        x = self.embed(images, *told)
+        stages, _ = self.backbone(x, (0,) * images.shape[1], key=key, train=train, mesh=mesh)
         return (*stages[:-1], self.norm(stages[-1]))
 
 
@@ -186,17 +191,15 @@ class _Frames(nnx.Module):
     """A ViT for every date. Call: [B, T, H, W, C] -> one stage [B, T, h, w, D]."""
 
     def __init__(self, config: ViTConfig, channels: int, rngs: nnx.Rngs):
-        grid, options = config.grid or config.image_size // config.patch, dict(dtype=config.dtype)
-        self.vit = VisionTransformer(
-            channels, config.patch, grid, config.blocks, rngs, constrain=lambda x: x, resize=config.resize, **options
-        )
-        blocks = config.blocks
+        blocks, options = config.blocks, dict(dtype=config.dtype)
+        grid = config.grid or config.image_size // config.patch
+        embed = PatchEmbed(channels, config.patch, blocks.width, rngs, norm=False, **options)
+        self.vit = VisionTransformer(embed, grid, blocks, rngs, constrain=lambda x: x, resize=config.resize, **options)
         self.norm = layer_norm(blocks.width, rngs, epsilon=blocks.epsilon, **options) if config.final_norm else None
 
     def __call__(self, images: jax.Array, *, key, train: bool, mesh) -> tuple[jax.Array, ...]:
-        tokens = self.vit(images.reshape(-1, *images.shape[2:]), key=key, train=train, mesh=mesh)
-        tokens = self.norm(tokens) if self.norm else tokens
-        return (tokens.reshape(*images.shape[:2], *tokens.shape[1:]),)
+        tokens = self.vit(images, key=key, train=train, mesh=mesh)
+        return (self.norm(tokens) if self.norm else tokens,)
 
 
 class _Images(nnx.Module):

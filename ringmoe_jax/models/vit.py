@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.models.layers import TRUNCATED_NORMAL, PatchEmbed
+from ringmoe_jax.models.layers import TRUNCATED_NORMAL
 from ringmoe_jax.models.transformer import TransformerConfig, dense_transformer
 
 
@@ -40,14 +40,13 @@ def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
 
 
 class VisionTransformer(nnx.Module):
-    """Patch embedding without norm, class token, learned positions, pre-norm blocks, no final norm.
+    """Patch embedding, class token, learned positions, pre-norm blocks, no final norm.
 
     Positions are resized where the grid is not the one they were made for. The class token takes part in attention
     and is dropped from the output.
 
     Args:
-        channels: C of a frame.
-        patch: side of a patch in pixels.
+        embed: patch embedding; those of timm and SkySense have no norm.
         grid: tokens along a side that positions are made for.
         config: geometry of the blocks, whose feed-forward layers are dense.
         constrain: see `transformer.Transformer`.
@@ -56,8 +55,7 @@ class VisionTransformer(nnx.Module):
 
     def __init__(
         self,
-        channels: int,
-        patch: int,
+        embed: nnx.Module,
         grid: int,
         config: TransformerConfig,
         rngs: nnx.Rngs,
@@ -68,21 +66,20 @@ class VisionTransformer(nnx.Module):
     ):
         if resize not in RESIZES:
             raise ConfigError(f'positions cannot be resized by "{resize}": {nearest(resize, RESIZES)}')
-        self.grid, self.resize = grid, RESIZES[resize]
-        self.embed = PatchEmbed(channels, patch, config.width, rngs, dtype=dtype, norm=False)
+        self.grid, self.resize, self.embed = grid, RESIZES[resize], embed
         self.class_token = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (config.width,), jnp.float32))
         self.positions = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (1 + grid * grid, config.width), jnp.float32))
         self.transformer = dense_transformer(config, rngs, constrain=constrain, dtype=dtype)
 
-    def __call__(self, frames: jax.Array, *, key, train: bool, mesh) -> jax.Array:
-        """[N, H, W, C] standardised pixels -> [N, H / patch, W / patch, D]."""
-        x = self.embed(frames)
-        number, h, w, width = x.shape
-        x = x.reshape(number, h * w, width) + self._positions(h, w).astype(x.dtype)
+    def __call__(self, frames: jax.Array, *told, key, train: bool, mesh) -> jax.Array:
+        """[..., H, W, C] standardised pixels, and what `embed` is told -> [..., H / patch, W / patch, D]."""
+        x = self.embed(frames, *told)
+        *lead, h, w, width = x.shape
+        x = x.reshape(-1, h * w, width) + self._positions(h, w).astype(x.dtype)
         first = (self.class_token[...] + self.positions[...][0]).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (number, 1, width)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, width)), x], axis=1)
         x, _ = self.transformer(x[:, None], None, (0,), key=key, train=train, mesh=mesh)
-        return x[:, 0, 1:].reshape(number, h, w, width)
+        return x[:, 0, 1:].reshape(*lead, h, w, width)
 
     def _positions(self, h: int, w: int) -> jax.Array:
         """[h w, D] float32."""

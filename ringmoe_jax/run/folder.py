@@ -220,8 +220,10 @@ class Run:
             **shown.get("bands", {}),
             **{name: list(said[name][0].band_names) for name in (*new, *changed)},
         }
-        if "image_size" in where["model"] and self.kind != TASK:
-            sizes = dict.fromkeys(new, where["model"]["image_size"])
+        if new:
+            config, table = models.read(where["model"]), known | {name: sensor for name, (sensor, _) in said.items()}
+            stand_ins, fixed = config.stand_ins(table), config.image_sizes
+            sizes = {name: fixed.get(name, self.config.data.size(stand_ins[name])) for name in new}
             shown["sizes"] = {**shown.get("sizes", {}), **sizes}
         for name in (*new, *changed):
             values = (statistics or {}).get(name) or _normalisation(said[name][0], known.get(name), self.statistics)
@@ -256,13 +258,10 @@ class Run:
     def unseen(self) -> dict[str, str]:
         """What a reader has to know of the sensors that were not there in training, by name."""
         config, table = models.read(self.encoder.model), self.encoder.sensors
-        trained = sensor_table.modalities({name: table[name] for name in config.sensors})
-        words = {}
-        for name in config.unseen:
-            modality = table[name].modality
-            own = f"the experts of {modality} and the" if modality in trained else "no experts of its own, only the"
-            words[name] = f"not there in training ({modality}): its tokens choose among {own} collaborative ones"
-        return words
+        return {
+            name: f"not there in training ({table[name].modality}): {config.what_becomes(name, table)}"
+            for name in config.unseen
+        }
 
     def with_network(self, network: Network, steps: int = 0) -> Run:
         """The same run with another network, in memory: without the data and objectives of sensors that it lacks.

@@ -80,24 +80,31 @@ def test_pre_training_goes_on_with_other_sensors(checkpoint, data):
     assert fresh.statistics["rgb"] != run.statistics["rgb"]
 
 
-def test_a_task_on_an_unseen_sensor_begins_without_a_new_stem(tmp_path):
+MIXTURE = tiny.RINGMOE | dict(
+    sensors=("s1_grd",), depths=(1,), stem="physics", moe=dict(specialised=1, collaborative=1)
+)
+PAIR = dict(alike=dict(name="alignment", sensors=("rgb", "s2_10")))
+
+
+@pytest.mark.parametrize(
+    ("model", "objectives", "unseen"), [(MIXTURE, None, "rgb"), (tiny.SKYSENSE_PHYSICS, PAIR, "irrg")]
+)
+def test_a_task_on_an_unseen_sensor_begins_without_a_new_stem(model, objectives, unseen, tmp_path):
     """Fine-tuning on bands that pre-training never saw: every parameter of the encoder is the checkpoint's."""
-    model = tiny.RINGMOE | dict(
-        sensors=("s1_grd",), depths=(1,), stem="physics", moe=dict(specialised=1, collaborative=1)
-    )
-    first = str(tiny_runs.pretraining(tmp_path / "first", model))
+    size = model["image_size"]
+    first = str(tiny_runs.pretraining(tmp_path / "first", model, size=size, objectives=objectives))
     values = dict(
         task=dict(name="classification", target="label"),
-        data=tiny_runs.data(("rgb",), 16, "nowhere"),
+        data=tiny_runs.data((unseen,), 16, "nowhere"),
         init_from=first,
-        override=dict(unseen=("rgb",)),
+        override=dict(unseen=(unseen,)),
     )
     config = FinetuneConfig.of(values)
     target = Target("label", "classes", ("a", "b"), "", 1)
-    parts = runs.finetuning(config, encoder_of(config), TaskSpec(target, {"rgb": 1}), {})
+    parts = runs.finetuning(config, encoder_of(config), TaskSpec(target, {unseen: 1}), {})
     known = known_of(parts.model, {ENCODER: Run.open(first).params})
     assert leaves(known[ENCODER]).keys() == leaves(parts.model.shapes()[ENCODER]).keys()
-    shown = tiny.batch(dict(sensors=("rgb",), image_size=16))
+    shown = tiny.batch(dict(sensors=(unseen,), image_size=16))
     logits = jax.eval_shape(parts.model.apply, parts.model.shapes(), shown)["predictions"]["logits"]
     assert logits.shape == (2, 2)
 

@@ -28,6 +28,19 @@ SKYSENSE = dict(
     frame_size=8,
     fusion=SERIES,
 )
+BLOCK = SERIES | dict(depth=1)
+SKYSENSE_PHYSICS = SKYSENSE | dict(  # a pixel of every sensor is a location
+    sensors=("rgb", "s2_10"),
+    high_resolution="rgb",
+    image_size=8,
+    patch=1,
+    depths=(1,),
+    window=8,
+    head_width=8,
+    frame=BLOCK,
+    fusion=BLOCK,
+    stem="physics",
+)
 
 
 def batch(model: dict, rows: int = 2, dates: int = 1, size: int | None = None, seed: int = 0) -> dict:

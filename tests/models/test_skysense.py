@@ -1,5 +1,6 @@
 """SkySense's encoders and fusion: sizes of the released model, and what may and may not change a feature."""
 
+import dataclasses
 import datetime
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax import contracts as batches
-from ringmoe_jax import models
+from ringmoe_jax import models, sensors
 from ringmoe_jax.errors import ConfigError, DataError
 from ringmoe_jax.models import count, skysense, swin
 from ringmoe_jax.models.layers import PixelDecoder
@@ -308,6 +309,38 @@ def test_day_of_year_against_the_calendar():
 def test_bad_configs(change, message):
     with pytest.raises(ConfigError, match=message):
         skysense.SkySenseConfig(**TINY | change)
+
+
+def test_whose_encoder_an_unseen_sensor_takes():
+    """That of its modality; of several, whose pixels are nearest in size. Its images are of the size of that one's."""
+    config = skysense.SkySenseConfig(**TINY, stem="physics", unseen=("irrg", "s2_12", "sar_amplitude"))
+    assert config.stand_ins() == {"irrg": "rgb", "s2_12": "s2_10", "sar_amplitude": "s1_grd"}
+    assert config.image_sizes == {"rgb": 16, "irrg": 16}
+    several = skysense.SkySenseConfig(**TINY, stem="physics", sensors=("rgb", "s2_8bit"), unseen=("rgbn",))
+    assert several.stand_ins() == {"rgbn": "rgb"}
+    coarse = dataclasses.replace(sensors.get("rgbn"), bands=(sensors.Band("red", 0.1, 0.1, 4.0, 0.6),))
+    assert several.stand_ins(sensors.resolve(several.all_sensors, {"rgbn": coarse})) == {"rgbn": "s2_8bit"}
+    with pytest.raises(ConfigError, match='"s2_8bit" has pixels of 10 m, as a series has, but the only optical images'):
+        skysense.SkySenseConfig(**TINY, stem="physics", unseen=("s2_8bit",)).stand_ins()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(unseen=("dem",)), 'no encoder of the model was trained on the modality of "dem", elevation: it has rgb'),
+        (dict(stem="linear", unseen=("s2_12",)), "the model was not trained on s2_12"),
+        (dict(unseen=("s2_10",)), 'model.unseen names "s2_10", which model.sensors has'),
+        (dict(sensors=("rgb", "s2_8bit")), 'sensor "s2_8bit": nothing but their names tells'),
+        (dict(stem="convolutional"), 'model.stem = "convolutional" does not exist'),
+        (dict(stem="linear", band_dropout=0.1), "model.band_dropout = 0.1"),
+        (dict(band_dropout=1.0), "model.band_dropout = 1.0"),
+        (dict(metadata=dict()), "config.model.metadata does not exist"),
+    ],
+)
+def test_stems_bands_and_sensors_that_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        models.build({"name": "skysense", "stem": "physics"} | TINY | changes)
+    assert "\n" not in str(caught.value)
 
 
 def test_objectives_that_want_decoders():

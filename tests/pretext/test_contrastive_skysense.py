@@ -47,9 +47,9 @@ def scene(rng, ground, rows=8):
     return entries
 
 
-def train_skysense(mesh=None, start=None):
+def train_skysense(mesh=None, start=None, **changes):
     terms, rule = objectives.build(TERMS), optimizer.build(RULE, STEPS)
-    model = models.build(TINY, mesh=mesh)
+    model = models.build(TINY | changes, mesh=mesh)
     task = pretext.build(TASK, model, PretextSpec(STEPS, objectives.collect_projections(terms)))
     run = step.make_train_step(task, terms, rule, optimizer.schedule(RULE, STEPS), seed=0, mesh=mesh)
     state = jax.device_put(start, state_shardings(start, mesh)) if mesh else create(model, task, rule, seed=0)
@@ -80,6 +80,17 @@ def test_skysense_trains_on_eight_devices_as_on_one(alone, eight):
             assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     states = (jax.device_get(x.state.pretext) for x in (eight, alone))
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-4), *states)
+
+
+@pytest.mark.slow
+def test_skysense_trains_with_stems_from_physics():
+    """Two steps with bands hidden from the student: finite, and all parts of patch embeddings move."""
+    trained = train_skysense(stem="physics", band_dropout=0.3)
+    assert all(np.isfinite(value).all() for seen in trained.seen for value in seen.values())
+    before, after = (state.params["encoders"] for state in (trained.start, trained.state))
+    for parts in (lambda of: of["rgb"]["embed"], lambda of: of["s2_10"]["vit"]["embed"]):
+        moved = jax.tree.map(np.subtract, parts(before), parts(after))
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(moved))
 
 
 @pytest.mark.slow
