@@ -189,6 +189,7 @@ def test_a_task_keeps_its_sensors_but_may_lack_bands(tmp_path):
         task.with_sensors([DOVE])
 
 
+@pytest.mark.parametrize("either", ["run", pytest.param("sky", marks=pytest.mark.slow)], indirect=True)
 def test_an_unseen_sensor_is_exported(either, tmp_path):
     """The program says what the model says, on three images of a sensor that nobody trained on."""
     opened = either.with_sensors([DOVE])

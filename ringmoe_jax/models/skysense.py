@@ -168,8 +168,8 @@ class SkySenseConfig(AnySensorConfig):
     @property
     def image_sizes(self) -> dict[str, int]:
         """See `ModelConfig`."""
-        encoder_of = {name: name for name in self.sensors} | self.stand_ins()
-        return {name: self.image_size for name, taken in encoder_of.items() if taken == self.high_resolution}
+        encoders = self.encoder_of().items()
+        return {name: self.image_size for name, encoder in encoders if encoder == self.high_resolution}
 
     @property
     def token_width(self) -> int:
@@ -237,6 +237,10 @@ class SkySenseConfig(AnySensorConfig):
         """
         table = table or sensor_table.resolve(self.all_sensors if self.unseen else ())
         return {name: self._stand_in(table[name], [table[trained] for trained in self.sensors]) for name in self.unseen}
+
+    def encoder_of(self, table: Mapping[str, Sensor] | None = None) -> dict[str, str]:
+        """Whose encoder each sensor takes: its own, or that of its stand-in; `table` and errors as in `stand_ins`."""
+        return {name: name for name in self.sensors} | self.stand_ins(table)
 
     def _stand_in(self, sensor: Sensor, trained: Sequence[Sensor]) -> str:
         check_lengths(sensor)
@@ -348,7 +352,7 @@ class SkySense(nnx.Module):
     ):
         self.config, self.mesh = config, mesh
         self.sensors, self.statistics = dict(sensors), dict(statistics)
-        self.encoder_of = {name: name for name in config.sensors} | config.stand_ins(sensors)
+        self.encoder_of = config.encoder_of(sensors)
         dtype = jnp.dtype(config.dtype)
         self.encoders = nnx.Dict({name: self._make_encoder(name, rngs, dtype) for name in config.sensors})
         self.dates = nnx.Param(jnp.zeros((DATES, config.token_width), jnp.float32))
