@@ -142,7 +142,7 @@ def test_recomputation_keeps_less():
 
 
 def test_shards_hold_less():
-    whole, split = make("v5e:2x4", False, width=32), make("v5e:2x4", False, width=32, data=1, fsdp=2, expert=4)
+    whole, split = (make("v5e:2x4", False, width=64, **mesh) for mesh in ({}, dict(data=1, fsdp=2, expert=4)))
     assert 4 < whole.parameter_bytes / split.parameter_bytes <= 8
 
 
