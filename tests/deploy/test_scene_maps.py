@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from ringmoe_jax.deploy.predict import predict
 from ringmoe_jax.deploy.scenes import Stack
 from ringmoe_jax.deploy.windows import WindowModel, window_model
 from ringmoe_jax.errors import ConfigError, DataError
+from ringmoe_jax.parallel import processes
 from ringmoe_jax.run import Run
 from ringmoe_jax.tasks import SENSOR, Segmentation, Target
 from tests.helpers import tiny_runs
@@ -363,6 +365,49 @@ def test_another_command_does_not_go_on(tmp_path):
         predict(said(answer), scene, tmp_path / "new.tif", batch=8)
     with pytest.raises(DataError, match=r"new\.tif\.draft was begun with step = 1, this command says 2"):
         predict(said(brightness, facts={"checkpoint": "runs/fake", "step": 2}), scene, tmp_path / "new.tif", batch=8)
+
+
+# ---- Several processes ----------------------------------------------------------------------------------
+
+
+def in_two(make):
+    """What two threads make that talk as the processes of a job do; `test_two_processes_map_a_scene_as_one` has two."""
+    own, meet, told = threading.local(), threading.Barrier(2, timeout=60), [None, None]
+
+    def exchange(value):
+        told[own.number] = value
+        meet.wait()
+        heard = list(told)
+        meet.wait()
+        return heard
+
+    def run(number):
+        own.number = number
+        return make()
+
+    talk = dict(count=lambda: 2, number=lambda: own.number, exchange=exchange, gather=exchange)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        for name, function in talk.items():
+            patch.setattr(processes, name, function)
+        return list(pool.map(run, range(2)))
+
+
+def test_processes_share_a_scene_and_map_it_as_one_does(tmp_path):
+    """Blocks of strips that lie between windows which reach into the next one, and a place without data."""
+    pixels, _ = ground(150, 90)
+    pixels[40:70, 20:80] = 0
+    scene, asked = {"s2_12": [tif(tmp_path / "scene.tif", pixels)]}, []
+    model = said(lambda x: asked.append(len(x)) or brightness(x))
+
+    def run(name):
+        done = predict(model, scene, tmp_path / name, overlap=0.7, batch=16)
+        return done.windows, done.empty
+
+    one, alone = run("one.tif"), len(asked)
+    assert in_two(lambda: run("two.tif")) == [one, one]
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+    assert one[1] > 0
+    assert len(asked) - alone < 1.5 * alone  # windows between two blocks are shown twice
 
 
 # ---- Memory ---------------------------------------------------------------------------------------------

@@ -217,6 +217,7 @@ def test_two_processes_learn_from_few_labels(config, two, tmp_path):
         assert rows[arm][name]["value"] == found.value
 
 
+@pytest.mark.slow
 def test_two_processes_map_a_scene_as_one(two, tmp_path, capsys, monkeypatch):
     """Blocks of strips that lie between windows which reach into the next one, and a place without data."""
     pixels = np.random.default_rng(0).integers(1, 255, (3, 150, 90), np.uint8)

@@ -119,7 +119,7 @@ def test_what_is_known_without_a_compiler(monkeypatch):
         raise ConfigError("compiling for v5e:2x4 needs libtpu: pip install -r requirements-plan.txt")
 
     monkeypatch.setattr(topology, "devices", missing)
-    plan = make("v5e:2x4", fsdp=8)
+    plan = make("v5e:2x4", width=64, fsdp=8)
     assert plan.compiled is None
     assert plan.fits is None
     text = "\n".join(describe(plan))
@@ -155,7 +155,7 @@ def test_shards_hold_less():
             dict(batch=8),
             "config.data.batch_size = 8 does not split over 16 devices: wanted a multiple of 16",
         ),
-        ("v5e:4x4", dict(batch=16, expert=16), "do not divide over the 16 devices of the expert axis"),
+        ("v5e:2x4", dict(width=64, expert=8), "do not divide over the 8 devices of the expert axis"),
     ],
 )
 def test_refusals_come_before_any_compilation(monkeypatch, name, options, message):
