@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.rules import Shown
 from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError
+
+_known: collections.deque[tuple[str, Shown, Callable]] = collections.deque(maxlen=8)  # (reader, shown, what reads it)
 
 
 class EvalBatches:
@@ -85,10 +88,10 @@ class EvalBatches:
                 f"wanted sizes > 0, mask_unit 0 or a divisor of image_size, and host 0 to {hosts - 1}"
             )
         self.dataset = open_dataset(directory, sensors, bands)
-        self._batch, show = batch_size, readers.load(reader).evaluation
+        self._batch = batch_size
         further = {"mask_unit": mask_unit, "mask_ratio": mask_ratio, "seed": seed, "tile_power": tile_power}
         self._shown = self._show(image_size, sizes or {}, frames or {}, grid, further)
-        self._read = show(self._shown)
+        self._read = _reads(reader, self._shown)
         self._records = self.dataset.records(split, max_bad_records)
         positions = _checked(positions, self.dataset.size(split))
         self._length = -(-len(positions) // (hosts * batch_size))
@@ -218,6 +221,19 @@ class EvalBatches:
         if all(shape[1:] == (sizes[name],) * 2 for name, shape in shapes.items()):
             return None
         return rules.centre_box(*next(iter(shapes.values()))[1:])
+
+
+def _reads(reader: str, shown: Shown) -> Callable:
+    """What a reader's `evaluation` gives, made once for all passes and splits that are shown alike.
+
+    Building its graph takes longer than reading a small split.
+    """
+    for name, before, read in _known:
+        if (name, before) == (reader, shown):
+            return read
+    read = readers.load(reader).evaluation(shown)
+    _known.append((reader, shown, read))
+    return read
 
 
 def _checked(positions: np.ndarray | None, size: int) -> np.ndarray:

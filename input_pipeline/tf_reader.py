@@ -49,7 +49,7 @@ class _Stream:
         read = pipeline.read_map(self._read, reading)
         return (
             tf.data.Dataset.range(number, tf.int64.max // (count * self._stream.hosts))
-            .map(self._stream.numbers)
+            .map(pipeline.untouched(self._stream.numbers))
             .map(read, num_parallel_calls=2)
             .unbatch()
             .map(pipeline.untouched(self._sample), num_parallel_calls=pipeline.PARALLEL)
@@ -92,6 +92,7 @@ def evaluation(shown: Shown) -> Callable[[Records, np.ndarray, int], Iterator[di
     view = View(box, shown.sizes, shown.image_size, shown.frames, tile_power=shown.tile_power)
     blank = schema.serialiser(dataset.metadata)(schema.to_example(schema.blank(dataset.metadata), dataset.metadata))
 
+    @tf.function(autograph=False)  # one graph for all passes
     def sample(_, position, payload):
         parsed = parse(payload)
         labels = pipeline.place_labels(dataset, parsed, view)
