@@ -184,7 +184,7 @@ def test_a_task_keeps_its_sensors_but_may_lack_bands(tmp_path):
     few = task.with_sensors([rm.sensors.get("s2_10").select(["B08", "B04"])])
     batch = tiny.batch(dict(sensors=("s2_10",), image_size=16))
     batch["sensors"]["s2_10"]["pixels"] = batch["sensors"]["s2_10"]["pixels"][..., :2]
-    assert few.model.apply(few.params, batch)["predictions"]["logits"].shape == (2, 2)
+    assert jax.jit(few.model.apply)(few.params, batch)["predictions"]["logits"].shape == (2, 2)
     with pytest.raises(ConfigError, match=r'the head of this run reads s2_10, not "dove": fine-tune with override'):
         task.with_sensors([DOVE])
 

@@ -16,8 +16,8 @@ from configs import common as configs
 from experiments import compress as verb
 from experiments.reports import compression as report
 from experiments.run import cli, compress
+from experiments.run import distil as lessons
 from experiments.run.compress import Recipe, select
-from experiments.run.distil import distil
 from input_pipeline import synthetic
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
@@ -152,6 +152,8 @@ def test_usage_is_the_sum_over_the_training_images(folder, part, counted):
 
 
 def test_a_pass_that_was_stopped_goes_on_exactly(part, counted, tmp_path, monkeypatch):
+    """On one device, beside a pass on eight."""
+    monkeypatch.setattr(compress, "make_mesh", lambda config: None)
     monkeypatch.setattr(compress, "BATCH", 8)
     monkeypatch.setattr(counting, "EVERY", 1)
     save = Usage.save
@@ -216,6 +218,7 @@ def compressed(folder, counted):
     patch.setattr(costs, "peak_memory", lambda network, batch: (2_000_000, 1_000_000))
     patch.setattr(costs, "REPEATS", 2)
     patch.setattr(cli, "start", lambda **_: None)
+    patch.setattr(lessons, "make_mesh", lambda config: None)  # this is not about meshes, which take long to compile for
     given = ["--checkpoint", folder / "run", "--modality", "optical", "--statistics", folder / "usage" / "usage.npz"]
     recipe = ["--method", "mean", "--keep", "0.5", "--importance", "norm", "--distil", "2", "--int8"]
     out = folder / "small"
@@ -251,14 +254,14 @@ def test_distillation_trains_under_the_submodel(compressed):
 @pytest.mark.slow
 def test_a_distillation_that_was_stopped_goes_on_exactly(part, tmp_path, monkeypatch):
     student = part.with_network(merge(part.network, "mean"))
-    whole = distil(student, part, 3, tmp_path / "whole")
+    whole = lessons.distil(student, part, 3, tmp_path / "whole")
     assert (whole.step, student.step) == (13, 10)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Stop, "after", lambda self, step: step == 2)
         with pytest.raises(TrainingError, match="was stopped as asked: the same command goes on from there"):
-            distil(student, part, 3, tmp_path / "stopped")
+            lessons.distil(student, part, 3, tmp_path / "stopped")
     assert Checkpointer.open(tmp_path / "stopped").latest == 2
-    resumed = distil(student, part, 3, tmp_path / "stopped")
+    resumed = lessons.distil(student, part, 3, tmp_path / "stopped")
     jax.tree.map(assert_array_equal, resumed.params, whole.params)
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (whole.params, student.params)), strict=True))
 

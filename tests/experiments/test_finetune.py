@@ -26,6 +26,7 @@ TASKS = {
     "classification": dict(target="dominant"),
     "multilabel": dict(target="present"),
     "segmentation": dict(target="land_cover"),
+    "pyramid": dict(name="segmentation", target="land_cover"),
     "change": dict(target="change"),
     "height": dict(target="ndsm"),
     "detection": dict(target="boxes"),
@@ -33,7 +34,8 @@ TASKS = {
     "tracking": dict(target="tracks", rotated=True),
 }
 HEADS = {
-    "segmentation": dict(name="upernet", channels=8, auxiliary=8),
+    "segmentation": dict(name="fcn", channels=8),
+    "pyramid": dict(name="upernet", channels=8, auxiliary=8),
     "change": dict(name="change_transformer", channels=8, heads=2, decoder_depth=1),
     "height": dict(channels=8, bins=8, max_height=30.0),
     "detection": dict(channels=8, depth=1, groups=2),

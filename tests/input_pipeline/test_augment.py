@@ -1,5 +1,6 @@
 """Resampling that respects units, validity that never leaks, and geometry that sensors share."""
 
+import functools
 import math
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_complex_crops_reach_every_corner():
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 def test_random_boxes_have_the_area_and_stay_inside(seed):
     top, left, tall, wide = augment.random_box(tf.constant([seed, 1]), (0.2, 0.5), RATIO, 64, 64).numpy()
     assert 0.2 - 1e-5 <= tall * wide <= 0.5 + 1e-5
@@ -157,13 +158,22 @@ def test_ground_says_where_turned_pixels_come_from(mirrored, quarters):
     np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], turned, atol=1e-6)
 
 
+@functools.cache
+def disturber(config, resampling, statistics):
+    """As a graph, as the reader runs it: hundreds of draws take a while operation by operation."""
+    return tf.function(
+        lambda pixels, valid, seed: augment.disturb(pixels, valid, seed, config, resampling, statistics),
+        autograph=False,
+    )
+
+
 def disturbed(pixels, resampling, seed=0, valid=None, **changes):
     valid = np.ones(pixels.shape[:3], bool) if valid is None else valid
     pixels = tf.constant(np.where(valid[..., None], pixels, 0), tf.float32)
     channels = np.arange(1, pixels.shape[-1] + 1)
     statistics = Statistics(tuple(0.1 * channels), tuple(0.5 * channels), "made up")
-    arguments = pixels, tf.constant(valid), tf.constant([seed, 5]), PhotometricConfig(**changes), resampling, statistics
-    return [a.numpy() for a in augment.disturb(*arguments)]
+    run = disturber(PhotometricConfig(**changes), resampling, statistics)
+    return [a.numpy() for a in run(pixels, tf.constant(valid), tf.constant([seed, 5]))]
 
 
 def test_gain_multiplies_power():
@@ -307,7 +317,7 @@ def test_complex_box():
 
 
 @given(side=st.integers(1, 9), ratio=st.floats(0, 1), seed=st.integers(0, 100))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 def test_masks_hide_exactly_ceil_of_the_ratio(side, ratio, seed):
     mask = masking.random_mask(tf.constant([seed, 0]), side, side, ratio).numpy()
     assert mask.shape == (side, side)

@@ -130,7 +130,7 @@ BOX = st.tuples(st.floats(2, 30), st.floats(2, 30), st.floats(1, 20), st.floats(
     quarters=st.integers(0, 3),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_every_point_stays_inside_or_outside(box, upright, side, mirrored, quarters, data):
     """A point of the image is in the moved box exactly if the place it shows was in the box."""
     row = np.array([[0, *box[:4], 0 if upright else box[4]]], np.float32)

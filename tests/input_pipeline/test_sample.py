@@ -1,18 +1,19 @@
 """The default sample: the right files, pairs, places and splits, and speckle with the right power."""
 
 import json
-import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
 
+from experiments import prepare
 from input_pipeline import sample
 from input_pipeline.dataset import open_dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax import geo
 from ringmoe_jax.errors import DataError
+from tests.helpers.verbs import run
 
 
 @pytest.fixture(scope="module")
@@ -145,24 +146,18 @@ def test_a_failing_download_says_why(tmp_path):
         sample.download(sample.DEEPFOREST, tmp_path, command)
 
 
-def prepare(*arguments):
-    command = [sys.executable, "-m", "experiments.prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_command_line_reports_what_is_there(real, capsys):
+    assert run(prepare, "--sample", "--out", real) == 0
+    printed = capsys.readouterr().out
+    assert "the sample data is there already" in printed
+    assert "aerial" in printed
+    assert "simulated" in printed
+    assert "python -m experiments.pretrain --config configs/demo.py" in printed
 
 
-def test_command_line_reports_what_is_there(real):
-    result = prepare("--sample", "--out", real)
-    assert result.returncode == 0, result.stderr
-    assert "the sample data is there already" in result.stdout
-    assert "aerial" in result.stdout
-    assert "simulated" in result.stdout
-    assert "python -m experiments.pretrain --config configs/demo.py" in result.stdout
-
-
-def test_command_line_error_is_one_line(tmp_path):
-    result = prepare("--source", tmp_path / "nowhere", "--out", tmp_path / "out")
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines() == [
+def test_command_line_error_is_one_line(tmp_path, capsys):
+    assert run(prepare, "--source", tmp_path / "nowhere", "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err.strip().splitlines() == [
         f"error: {tmp_path / 'nowhere'} is not a folder: give one that holds a folder a sensor"
     ]
 

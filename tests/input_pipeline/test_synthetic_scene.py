@@ -36,7 +36,7 @@ def test_landscapes_vary():
 
 
 @given(scenes)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_maps_and_heights_agree(scene):
     assert scene.classes.min() >= 0
     assert scene.classes.max() < len(LAND)
@@ -50,7 +50,7 @@ def test_maps_and_heights_agree(scene):
 
 
 @given(scenes)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_objects_stay_on_their_ground_and_apart(scene):
     for t in range(scene.dates):
         masks = scene.masks(t)
@@ -64,7 +64,7 @@ def test_objects_stay_on_their_ground_and_apart(scene):
 
 
 @given(scenes)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_boxes_enclose_masks_and_tracks_move_at_their_speed(scene):
     for t in range(scene.dates):
         for mask, flat, turned in zip(scene.masks(t), scene.boxes(t), scene.boxes(t, oriented=True), strict=True):

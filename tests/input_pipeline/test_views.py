@@ -238,7 +238,7 @@ def test_sub_sequences_are_sorted_distinct_and_observed(places, two):
 
 
 @given(shown=st.lists(st.booleans(), min_size=1, max_size=12), data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_chosen_frames(shown, data):
     count = data.draw(st.integers(1, len(shown)))
     seed = data.draw(st.one_of(st.none(), st.integers(0, 1000).map(lambda seed: tf.constant([seed, 1]))))
@@ -261,18 +261,16 @@ def test_frames_are_drawn_evenly_in_training_and_spaced_evenly_in_evaluation():
 
 
 def test_dates_move_within_bounds_and_stay_sorted(places):
+    """Pixels say which date they were taken on."""
     options = {"frames": {"s2_10": 4}, "sizes": {"s2_10": 6}}
-    still, moved = (
-        first_batch(places, "s2_10", **options, views=ViewsConfig(grid="s2_10", date_jitter=days)) for days in (0, 7)
-    )
+    moved = first_batch(places, "s2_10", **options, views=ViewsConfig(grid="s2_10", date_jitter=7))
     differences = []
-    for before, after in zip(every_view(still).values(), every_view(moved).values(), strict=True):
-        before, after = before["s2_10"], after["s2_10"]
-        np.testing.assert_array_equal(before["pixels"], after["pixels"])  # and only dates move
-        known = before["time"] != NO_TIME
-        np.testing.assert_array_equal(after["time"] != NO_TIME, known)
-        assert (np.diff(after["time"])[known[:, 1:]] >= 0).all()
-        differences.append((after["time"] - before["time"])[known])
+    for entry in (entries["s2_10"] for entries in every_view(moved).values()):
+        known = entry["time"] != NO_TIME
+        np.testing.assert_array_equal(entry["valid"].any((2, 3)), known)
+        assert (np.diff(entry["time"])[known[:, 1:]] >= 0).all()
+        before = DAYS[decoded(entry["pixels"])[1][:, :, 0, 0].astype(int)]
+        differences.append((entry["time"] - before)[known])
         assert set(differences[-1]) == set(range(-7, 8))
     assert (differences[0] != differences[1]).any()
 
@@ -282,7 +280,7 @@ def test_dates_move_within_bounds_and_stay_sorted(places):
     days=st.integers(0, 40),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_moved_dates(time, days, seed):
     time = np.array(time, np.int32)
     moved = views.move_dates(tf.constant(time), days, tf.constant([seed, 0])).numpy()
@@ -303,7 +301,7 @@ def box(values):
 
 
 @given(first=_BOX, others=st.lists(_BOX, min_size=1, max_size=5), overlap=st.floats(0, 1))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_the_first_candidate_that_overlaps_is_taken(first, others, overlap):
     first, candidates = box(first), np.stack([*map(box, others), box(first)])
     got = views.overlapping(tf.constant(first), tf.constant(candidates), overlap).numpy()
@@ -318,7 +316,7 @@ def test_the_first_candidate_that_overlaps_is_taken(first, others, overlap):
 
 
 @given(values=_BOX, share=st.floats(0.05, 1), seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_local_boxes_lie_in_the_tile_with_their_centre_in_the_view(values, share, seed):
     view = box(values)
     inner = views.local_box(tf.constant([seed, 0]), tf.constant(view), share, None).numpy()
@@ -335,14 +333,15 @@ def flat(batch, prefix=""):
 
 
 def test_resume_is_exact(places):
-    disturbed = {"ms4": PhotometricConfig(gain=0.1, blur=0.5, solarise=0.2), "s2_10": PhotometricConfig(gain=0.1)}
-    chosen = {"grid": "s2_10", "local": 1, "local_sensor": "ms4", "local_size": 4, "date_jitter": 3}
-    options = {"batch_size": 8, "frames": {"s2_10": 2}, "views": ViewsConfig(**chosen, photometric=disturbed)}
-    iterator = train_batches(config(places, **options))
+    disturbed = {"s2_10": PhotometricConfig(gain=0.1, blur=0.5, solarise=0.2)}
+    chosen = {"grid": "s2_10", "local": 1, "local_sensor": "s2_10", "local_size": 2, "date_jitter": 3}
+    options = {"batch_size": 8, "frames": {"s2_10": 2}, "sizes": {"s2_10": 6}}
+    options |= {"views": ViewsConfig(**chosen, photometric=disturbed)}
+    iterator = train_batches(config(places, "s2_10", **options))
     next(iterator)
     state = iterator.get_state()
     wanted = dict(flat(next(iterator)))
-    resumed = train_batches(config(places, **options))
+    resumed = train_batches(config(places, "s2_10", **options))
     resumed.set_state(state)
     got = dict(flat(next(resumed)))
     assert wanted.keys() == got.keys()

@@ -1,5 +1,7 @@
 """VICReg and SIGReg against their closed forms in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,30 +12,30 @@ from ringmoe_jax import objectives
 from ringmoe_jax.errors import ConfigError
 
 
-def outputs(z, weight=None, full=2, stream="rgb"):
+def outputs(z, weight=None, stream="rgb"):
     weight = np.ones(z.shape[:2], np.float32) if weight is None else weight
-    embedded = {"rows": jnp.asarray(z), "weight": jnp.asarray(weight), "full": full}
-    return {"embeddings": {stream: embedded}, "draw": jax.random.key(3)}
+    return {"embeddings": {stream: {"rows": z, "weight": weight}}, "draw": jax.random.key(3)}
 
 
 def random(rows=12, views=3, width=5, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, views, width)).astype(np.float32)
 
 
-def said(term, given):
-    """As one program of rows and weights: by itself every operation is compiled for every shape."""
-    embeddings = given["embeddings"]
+@functools.cache
+def compiled(term):
+    """As one program: by itself every operation is compiled for every shape. Two views of a place are full ones."""
 
     @jax.jit
-    def run(arrays):
-        return term(given | {"embeddings": {s: embedded | arrays[s] for s, embedded in embeddings.items()}}, {})
+    def run(given):
+        embeddings = {stream: embedded | {"full": 2} for stream, embedded in given["embeddings"].items()}
+        return term(given | {"embeddings": embeddings}, {})
 
-    return run({s: {key: embedded[key] for key in ("rows", "weight")} for s, embedded in embeddings.items()})
+    return run
 
 
 def loss(name, given, **fields):
     term = objectives.build({"it": {"name": name, "streams": ("rgb",), **fields}})["it"]
-    value, weight, metrics = said(term, given)
+    value, weight, metrics = compiled(term)(given)
     return float(value) / float(weight), metrics
 
 
@@ -103,10 +105,10 @@ def test_gaussian_embeddings_are_nearly_free_and_others_are_not():
 
 def test_sensors_of_one_place_pull_at_each_other():
     z = random(views=2)
-    both = {"rgb": outputs(z)["embeddings"]["rgb"], "s1_grd": outputs(z + 1)["embeddings"]["rgb"]}
+    both = outputs(z)["embeddings"] | outputs(z + 1, stream="s1_grd")["embeddings"]
     term = objectives.build({"it": {"name": "vicreg", "streams": ("rgb", "s1_grd")}})["it"]
     assert term.together() == ("rgb", "s1_grd")
-    apart = said(term, {"embeddings": both})[2]["invariance"]
+    apart = compiled(term)({"embeddings": both})[2]["invariance"]
     alone = loss("vicreg", outputs(z))[1]["invariance"]
     assert_allclose(apart, alone + 0.25, rtol=1e-5)  # each is half of 1 from the mean of both
 

@@ -1,5 +1,7 @@
 """Relations to a teacher's: a NumPy reference, the minimum, and what must not count."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ def taught(seed=0, unseen=()):
     return student | {"teacher": {"tokens": {"rgb": wide}}}, {"sensors": {"rgb": {"valid": valid}}}
 
 
+@functools.cache
 def term(**fields):
     """As one program: by itself every operation is compiled for every shape."""
     values = dict(name="relation_matching", sensor="rgb", temperature=TEMPERATURE) | fields

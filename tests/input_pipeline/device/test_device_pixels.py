@@ -1,5 +1,7 @@
 """Given the same box, turn and dates, the reader "device" shows the pixels that the reader "tf" shows."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -34,31 +36,36 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    """The data set, the serialised samples, and the same as arrays."""
+    """The data set, the serialised samples, the same as arrays, and a program for every number of dates."""
     dataset = open_dataset(str(folder), tuple(GRIDS))
     payloads = dataset.records("train", 0).read(range(4))
     arrays = storage.blank(dataset, 4)
     storage.fill(dataset, arrays, payloads)
-    return dataset, payloads, arrays
+
+    @functools.cache
+    def program(dates, stretched):
+        shows = Shows(dataset, SIZES, 16, dict(dates), grounded=True, stretched=stretched)
+
+        @jax.jit
+        def show(sample, box, mirrored, quarters):
+            look = Look(box, mirrored, quarters, None)
+            return samples.place(shows, sample, look), samples.place_labels(shows, sample, look)
+
+        return show
+
+    return dataset, payloads, arrays, program
 
 
-def both(opened, row, box, mirrored, quarters, frames=None, grounded=True, **changes):
-    """Entries and labels of one look, of both readers."""
-    dataset, payloads, arrays = opened
+def both(opened, row, box, mirrored, quarters, *dates, stretched=False):
+    """Entries and labels of one look, of both readers; `dates` are pairs of a sensor and how many of its are shown."""
+    dataset, payloads, arrays, program = opened
     turned = (tf.constant(mirrored), tf.constant(quarters))
-    view = View(tf.constant(box, tf.float32), SIZES, 16, frames or {}, turned, grounded=grounded, **changes)
+    view = View(tf.constant(box, tf.float32), SIZES, 16, dict(dates), turned, grounded=True, stretched=stretched)
     parsed = pipeline.parse(dataset)(payloads[row])
     theirs = pipeline.place(dataset, parsed, view), pipeline.place_labels(dataset, parsed, view)
-    shows = Shows(dataset, SIZES, 16, frames or {}, grounded=grounded, **changes)
     sample = jax.tree.map(lambda array: array[row], arrays)
-
-    @jax.jit
-    def show(sample, box, mirrored, quarters):
-        look = Look(box, mirrored, quarters, None)
-        return samples.place(shows, sample, look), samples.place_labels(shows, sample, look)
-
-    ours = show(sample, np.array(box, np.float32), np.array(mirrored), np.array(quarters, np.int32))
-    return ours, theirs
+    look = np.array(box, np.float32), np.array(mirrored), np.array(quarters, np.int32)
+    return program(dates, stretched)(sample, *look), theirs
 
 
 def compare(ours, theirs):
@@ -94,7 +101,7 @@ def test_the_other_turns(opened, mirrored, quarters):
 def test_dates_that_show_nothing_in_the_box_are_not_chosen(opened, count, row):
     """Of 2, 3 and 5 dates the second is never seen, and the first not in the left of the tile."""
     left = (0.1, 0.0, SAMPLE, 0.3)
-    ours, theirs = both(opened, row, left, True, 1, frames={"s1_grd": count})
+    ours, theirs = both(opened, row, left, True, 1, ("s1_grd", count))
     compare(ours, theirs)
     assert "tracks" not in ours[1]
     assert ours[0]["s1_grd"]["valid"].any((1, 2)).sum() == min(count, row % 4)
