@@ -62,6 +62,7 @@ def start(folder: Path, command: list[str], count: int = 1, *, devices: int = 1,
     flags = f"{quick.FLAGS} --xla_force_host_platform_device_count={devices}"
     shared = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
     shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    shared |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # small programs are kept as well
     if count > 1:
         shared |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     processes, outputs = [], [folder / f"output{number}.txt" for number in range(count)]
