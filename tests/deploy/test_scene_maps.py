@@ -371,7 +371,7 @@ def test_another_command_does_not_go_on(tmp_path):
 
 
 def in_two(make):
-    """What two threads make that talk as the processes of a job do; `test_two_processes_map_a_scene_as_one` has two."""
+    """What two threads make that talk as the processes of a job do; `tests/multi_process` has real ones."""
     own, meet, told = threading.local(), threading.Barrier(2, timeout=60), [None, None]
 
     def exchange(value):
