@@ -216,7 +216,7 @@ def test_a_finished_run_is_left_as_it_is(config, program):
         (["--config.objectives.rgb.scal=2"], 'config.objectives.rgb.scal does not exist: did you mean "scale"?'),
         (
             ["--config.model.name=None"],
-            'config.model.name = "None" does not exist: (known: galileo, ringmoe, skysense, swinv2, vit)',
+            'config.model.name = "None" does not exist: (known: galileo, presto, ringmoe, skysense, swinv2, vit)',
         ),
         (["--config.train.steps"], 'unknown argument "--config.train.steps": wanted --config.<key>=<value>'),
         (["--steps=3"], 'unknown argument "--steps=3"'),
