@@ -148,7 +148,9 @@ def _reconstructed(rows: Sequence[ComparisonRow]) -> str:
 def _probed(rows: Sequence[ProbeRow]) -> Iterator[str]:
     """For every trained encoder, the best first: the probe that validation tiles like best against any baseline's."""
     told = FUSED if any(row.features == PLAIN for row in rows) else ""  # where a tile lies: no merit of features
-    base = max((row for row in rows if row.encoder in BASELINES), key=lambda row: row.score.value)
+    base = max((row for row in rows if row.encoder in BASELINES), key=lambda row: row.score.value, default=None)
+    if base is None:  # a run of a study, whose baseline is another arm
+        return
     own = [row for row in rows if row.encoder not in BASELINES and row.features != told]
     liked = lambda row: row.validation if math.isfinite(row.validation) else -1.0  # noqa: E731
     best = [max(group, key=liked) for group in grouped(own, "encoder").values()]

@@ -74,6 +74,11 @@ def leveled(level, validation, score, protocol="knn5", encoder="pre-trained"):
     return ProbeRow(protocol, 1.0, 1, scores, (), 20, 5, 5, 0, **where, validation=validation)
 
 
+def test_nothing_is_found_where_nothing_stands_beside():
+    """As in the runs of a study, whose baseline is another arm."""
+    assert not list(pretraining.findings(bare(probes=(leveled("pooled", 0.5, 0.9),))))
+
+
 def test_levels_are_chosen_on_validation_tiles_whatever_their_scores(capsys):
     rows = (
         *(leveled("pooled", 0.5, 0.9), leveled("stage 1", 0.8, 0.3), leveled("all stages", 0.8, 0.7)),
