@@ -25,7 +25,7 @@ LEFT_OUT = {
     "encoder.dw_embed": "land cover",
 }
 SCALES = {"dB (sigma0)": (-25.0, 25.0), "reflectance": (0.0, 1.0)}  # published shift and divisor, as mean and deviation
-PIXELS = 2  # images of a step: every pixel is a sequence of its own
+BATCH = 2  # images of a step: every pixel is a sequence of its own
 
 
 @SOURCES.register("presto")
@@ -73,4 +73,4 @@ class Presto(Source):
 
     def data(self, path: Path) -> dict[str, Any]:
         """See `Source`."""
-        return {"batch_size": PIXELS}
+        return {"batch_size": BATCH}

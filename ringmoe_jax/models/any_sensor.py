@@ -75,26 +75,29 @@ def standardise(entry: Mapping, statistics: Statistics) -> jax.Array:
     return jnp.where(entry["bands"][:, :, None, None], image, 0) if "bands" in entry else image
 
 
-def drop_bands(
-    entries: Mapping[str, Mapping], sensors: Mapping[str, Sensor], rate: float, key: jax.Array
-) -> dict[str, jax.Array]:
-    """Which bands every image shows, [B, T, C]: without some, but never without the one that a draw protects.
+def shown_bands(
+    entries: Mapping[str, Mapping], sensors: Mapping[str, Sensor], rate: float, key: jax.Array | None
+) -> tuple[dict[str, jax.Array | None], jax.Array | None]:
+    """Which bands the images of each sensor show, [B, T, C] bool or None for all; and the key for what comes after.
 
-    Real and imaginary part go together.
+    With a `rate` and a key some of them are hidden, but never the one of an image that a draw protects; real and
+    imaginary part go together.
 
     Args:
         entries: of `batch["sensors"]`.
         sensors: by name.
-        rate: chance that a band goes, 0 to below 1.
-        key: of the draws.
+        rate: chance that a band is hidden, 0 to below 1.
+        key: of the draws; None hides nothing.
     """
-    shown = {}
-    for (name, entry), draw in zip(entries.items(), jax.random.split(key, len(entries)), strict=True):
+    if not rate or key is None:
+        return {name: entry.get("bands") for name, entry in entries.items()}, key
+    shown, (key, draw) = {}, jax.random.split(key)
+    for (name, entry), own in zip(entries.items(), jax.random.split(draw, len(entries)), strict=True):
         (b, t, *_, c), pair = entry["pixels"].shape, 2 if sensors[name].resampling == COMPLEX else 1
         present = entry.get("bands", jnp.ones((b, t, c), bool))
-        first, second = jax.random.split(draw)
+        first, second = jax.random.split(own)
         kept = jax.random.bernoulli(first, 1 - rate, (b, t, c // pair))
         luck = jnp.where(present[..., ::pair], jax.random.uniform(second, kept.shape), -1.0)
         kept |= luck == luck.max(axis=-1, keepdims=True)
         shown[name] = present & jnp.repeat(kept, pair, axis=-1)
-    return shown
+    return shown, key

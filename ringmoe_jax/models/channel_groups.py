@@ -43,12 +43,24 @@ def channels(group: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class GroupConfig(ModelConfig):
-    """What such models share. `units`: of the sensors that they take; () is any."""
+    """What such models share.
+
+    Attributes:
+        units: of the sensors that they take; () is any.
+        sensors: of one place, on one grid. A sensor feeds every group of `GROUPS` whose bands it has.
+        blocks: geometry of the transformer.
+        dates: that have a position in time, at most.
+        location: whether a token says where the place is, when that is known; off by default, so that features say
+            what is seen: probes of tiles of one place look labels up otherwise.
+        dtype: "float32" or "bfloat16" for activations.
+    """
 
     units: ClassVar[tuple[str, ...]] = ()
     sensors: tuple[str, ...] = ("s1_grd", "s2_10")
     blocks: TransformerConfig = TransformerConfig(128, 4, 8, exact_gelu=True)
     dates: int = 24
+    location: bool = False
+    dtype: str = "float32"
 
     def __post_init__(self):
         super().__post_init__()

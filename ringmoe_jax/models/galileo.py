@@ -44,29 +44,19 @@ METRES = 10.0  # of a pixel, to which positions in space are relative
 @MODELS.register("galileo")
 @dataclasses.dataclass(frozen=True)
 class GalileoConfig(GroupConfig):
-    """Geometry. Defaults are the published Nano model.
+    """Geometry, beside that of `GroupConfig`. Defaults are the published Nano model.
 
     Attributes:
-        sensors: of one place, on one grid. A sensor feeds every group of `GROUPS` whose bands it has.
         patch: side of a patch in pixels, 1 to `base_patch`.
         base_patch: side of the patches that kernels are stored for; they are resampled to `patch`.
         gsd: metres of a pixel, for positions in space.
-        blocks: geometry of the transformer.
-        dates: that have a position in time, at most.
-        location: whether a token says where the place is, when that is known; off by default, so that features say
-            what is seen.
-        dtype: "float32" or "bfloat16" for activations.
     """
 
     title: ClassVar[str] = "Galileo"
-    sensors: tuple[str, ...] = ("s1_grd", "s2_10")
+    blocks: TransformerConfig = TransformerConfig(128, 4, 8, drop_path=0.1, exact_gelu=True)
     patch: int = 4
     base_patch: int = 8
     gsd: float = METRES
-    blocks: TransformerConfig = TransformerConfig(128, 4, 8, drop_path=0.1, exact_gelu=True)
-    dates: int = 24
-    location: bool = False
-    dtype: str = "float32"
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,8 +85,8 @@ class Galileo(nnx.Module):
         self.config, self.sensors, self.statistics = config, dict(sensors), dict(statistics)
         width, area = config.blocks.width, config.base_patch**2
         options = dict(constrain=lambda x: x, dtype=config.dtype)
-        embed = {name: linear(area * channels(name), width, rngs, dtype=config.dtype) for name in GROUPS}
-        self.embed = nnx.Dict(embed)
+        sizes = {name: area * channels(name) for name in GROUPS}
+        self.embed = nnx.Dict({k: linear(n, width, rngs, dtype=config.dtype) for k, n in sizes.items()})
         self.channels = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (len(GROUPS), width // 4), jnp.float32))
         self.place = linear(3, width, rngs, dtype=config.dtype)
         self.place_channel = nnx.Param(TRUNCATED_NORMAL(rngs.params(), (width // 4,), jnp.float32))

@@ -39,25 +39,14 @@ from ringmoe_jax.sensors import Sensor, Statistics
 @MODELS.register("presto")
 @dataclasses.dataclass(frozen=True)
 class PrestoConfig(GroupConfig):
-    """Geometry. Defaults are the published model.
+    """Geometry, see `GroupConfig`. Defaults are the published model, which is always told the `location`.
 
-    Attributes:
-        sensors: of one place, on one grid, in dB or reflectance. A sensor feeds every group of `GROUPS` whose bands it
-            has. Dates are months that follow each other (published data), the n-th of each sensor side by side.
-        blocks: geometry of the transformer.
-        dates: that have a position, at most.
-        location: whether a token says where the place is, when that is known (published model: always); off by default,
-            so that features say what is seen: probes of tiles of one place look labels up otherwise.
-        dtype: "float32" or "bfloat16" for activations.
+    Dates are months that follow each other (published data), the n-th of each sensor side by side.
     """
 
     title: ClassVar[str] = "Presto"
     units: ClassVar[tuple[str, ...]] = ("dB (sigma0)", "reflectance")  # published shifts and divisors are of these
-    sensors: tuple[str, ...] = ("s1_grd", "s2_10")
     blocks: TransformerConfig = TransformerConfig(128, 2, 8, drop_path=0.0, exact_gelu=True)
-    dates: int = 24
-    location: bool = False
-    dtype: str = "float32"
 
     def build(self, sensors=None, statistics=None, heads=None, mesh=None) -> Model:
         """See `ModelConfig`; outputs["fused"] is a pixel's mean token with a norm after it, of all sensors and dates.
@@ -91,7 +80,7 @@ class Presto(nnx.Module):
         maps = {name: self._tokens(name, entry, images[name]) for name, entry in entries.items()}
         seen = {n: jnp.broadcast_to(entries[n]["valid"][..., None], x.shape[:-1]) for n, x in maps.items()}
         series, visible = (jnp.concatenate([*map(_series, of.values())], axis=3) for of in (maps, seen))
-        place = on_sphere(next(iter(entries.values())))
+        place = on_sphere(next(iter(entries.values()))) if self.config.location else None
         tokens, fused = self._mixed(series, visible, place, key=key, train=train)
         lengths = [x.shape[1] * x.shape[4] for x in maps.values()]
         parts = dict(zip(maps, jnp.split(tokens, np.cumsum(lengths)[:-1], axis=3), strict=True))
@@ -106,11 +95,11 @@ class Presto(nnx.Module):
         Args:
             series: [B, H, W, n, D].
             visible: [B, H, W, n] bool.
-            place: see `on_sphere`; its token is one of every pixel.
+            place: see `on_sphere`, its token is one of every pixel; or None.
         """
         *pixels, number, width = series.shape
         x, visible = series.reshape(-1, number, width), visible.reshape(-1, number)
-        if self.config.location:
+        if place is not None:
             of_pixels = lambda x: jnp.repeat(x, math.prod(pixels[1:]), axis=0)  # noqa: E731
             point, known = place
             x = jnp.concatenate([x, of_pixels(self.place(point)[:, None])], axis=1)

@@ -21,7 +21,7 @@ from ringmoe_jax.bands import describe
 from ringmoe_jax.config import check_ranges
 from ringmoe_jax.contracts import PIXELS, cells_to_pixels, mean_of_cells, pixel_mask, valid_cells, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.any_sensor import LINEAR, PHYSICS, AnySensorConfig, drop_bands, standardise
+from ringmoe_jax.models.any_sensor import LINEAR, PHYSICS, AnySensorConfig, shown_bands, standardise
 from ringmoe_jax.models.api import MODELS, Model, Network, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.layers import (
@@ -368,10 +368,7 @@ class RingMoE(nnx.Module):
         if len(sizes := {image.shape[2:4] for image in images.values()}) > 1:
             shown = ", ".join(f'"{name}" {"x".join(map(str, image.shape[2:4]))}' for name, image in images.items())
             raise DataError(f"one pass shows images of {len(sizes)} sizes ({shown}): show all its sensors at the same")
-        bands = {name: entry.get("bands") for name, entry in entries.items()}
-        if train and self.config.band_dropout and key is not None:
-            key, draw = jax.random.split(key)
-            bands = drop_bands(entries, self.sensors, self.config.band_dropout, draw)
+        bands, key = shown_bands(entries, self.sensors, self.config.band_dropout if train else 0.0, key)
         stems = {n: self._embed(n, images[n], entry.get("mask"), bands[n]) for n, entry in entries.items()}
         embedded = {name: tokens for name, (tokens, _) in stems.items()}
         if self.metadata is not None:

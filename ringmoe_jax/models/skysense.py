@@ -24,7 +24,7 @@ from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.bands import check_lengths, describe
 from ringmoe_jax.contracts import FUSED, NO_TIME, day_of_year, validate
 from ringmoe_jax.errors import ConfigError, DataError, nearest
-from ringmoe_jax.models.any_sensor import LINEAR, AnySensorConfig, drop_bands, standardise
+from ringmoe_jax.models.any_sensor import LINEAR, AnySensorConfig, shown_bands, standardise
 from ringmoe_jax.models.api import MODELS, Model, from_module
 from ringmoe_jax.models.depth import prefixed
 from ringmoe_jax.models.geo_context import GeoContext, GeoContextConfig
@@ -371,10 +371,7 @@ class SkySense(nnx.Module):
         entries = {name: batch["sensors"][name] for name in self.sensors if name in batch["sensors"]}
         images = {name: standardise(entry, self.statistics[name]) for name, entry in entries.items()}
         self._check_grids(images)
-        bands = {name: entry.get("bands") for name, entry in entries.items()}
-        if train and self.config.band_dropout and key is not None:
-            key, draw = jax.random.split(key)
-            bands = drop_bands(entries, self.sensors, self.config.band_dropout, draw)
+        bands, key = shown_bands(entries, self.sensors, self.config.band_dropout if train else 0.0, key)
         keys = [None] * (len(entries) + 2) if key is None else jax.random.split(key, len(entries) + 2)
         stages = {
             name: self._encode(name, image, bands[name], key=k, train=train, mesh=self.mesh)
