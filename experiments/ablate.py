@@ -32,9 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     given, overrides = parser.parse_known_args(arguments)
     values = cli.read_config(given.config, overrides)
     from experiments.run.ablate import ablate, markdown
+    from ringmoe_jax import remote
 
     cli.start(trains=True)
-    for name, study in ablate(values, given.out, studies=given.studies, seeds=given.seeds).items():
+    out = remote.copied(given.out)
+    for name, study in ablate(values, out, studies=given.studies, seeds=given.seeds).items():
         print("\n" + markdown(name, study))
     print(f"tables and figures are in {given.out}")
     return 0

@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a pre-training run")
     parser.add_argument("--beside", type=cli.folder, nargs="+", default=(), help="folders of others")
-    parser.add_argument("--dataset", type=cli.folder, default="", help="folder; default: that of the run")
+    parser.add_argument("--dataset", type=cli.local, default="", help="folder; default: that of the run")
     parser.add_argument("--sensor", default="", help="default: the first of the run")
     parser.add_argument("--show", nargs="+", default=(), help="bands that are shown; default: all of the data set")
     parser.add_argument(
@@ -44,9 +44,11 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = vars(parse(arguments))
     from experiments.run import bands
+    from ringmoe_jax import remote
 
     cli.start()
     options.pop("modules", None)
+    options |= {name: remote.copied(options[name]) for name in ("checkpoint", "out")}
     bands.show_scores(bands.score(**options))
     return 0
 

@@ -60,11 +60,13 @@ def main(arguments: Sequence[str]) -> int:
 
     from experiments.reports import compression as report
     from experiments.run import compress
+    from ringmoe_jax import remote
     from ringmoe_jax.compress.recipe import METHODS, Recipe
     from ringmoe_jax.errors import ConfigError
 
     cli.start(trains=True)
-    checkpoint, out, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
+    checkpoint, shown, every = (options.pop(name) for name in ("checkpoint", "out", "curve"))
+    out = remote.copied(shown)
     common = {name: options.pop(name) for name in ("modality", "dataset", "statistics") if name in options}
     if every:
         steps = options.pop("distil", compress.STEPS)
@@ -84,9 +86,9 @@ def main(arguments: Sequence[str]) -> int:
         processes.leave_to_first()
         report.show(result)
         page = report.write(Path(out), result)
-    print(f"\nreport      {page}  (open it in a browser)\nnumbers     {out}/report/*.json")
+    print(f"\nreport      {page}  (open it in a browser)\nnumbers     {shown}/report/*.json")
     if not every:
-        print(f"checkpoint  {out}; next: python -m experiments.evaluate --checkpoint {out}")
+        print(f"checkpoint  {shown}; next: python -m experiments.evaluate --checkpoint {shown}")
     return 0
 
 

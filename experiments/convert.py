@@ -106,7 +106,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("file", help="safetensors, or what torch.save wrote; the folder of a run; or weights that come "
                         "with the library: reference")  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder of the run; of a run, the safetensors file")
+    parser.add_argument(
+        "--out", type=cli.local, required=True, help="folder of the run; of a run, the safetensors file"
+    )
     parser.add_argument(
         "--source", default="", help="skysense, timm, galileo, presto; a run's and a file's own by default"
     )

@@ -65,10 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     options = vars(parse(arguments))
     from experiments.run import score
     from experiments.run.evaluate import evaluate
+    from ringmoe_jax import remote
     from ringmoe_jax.errors import ConfigError
     from ringmoe_jax.run import TASK, Run, kind_of, read_record, results
 
     cli.start()
+    options |= {name: remote.copied(options[name]) for name in ("checkpoint", "out") if name in options}
     checkpoint = options["checkpoint"]
     asked = {name: options[name] for name in ("datasets", "split", "without", "sensors") if name in options}
     folder = options.get("out") or results.folder_of(Path(checkpoint) / "report", **asked)
@@ -81,8 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         score.show(score.score(Run.open(options.pop("checkpoint")), **options))
     else:
         evaluate(**options)
-    print(f"\nnumbers and pictures are in {folder}; next:")
-    print(f"    python -m experiments.report --workdir {checkpoint}")
+    print(f"\nnumbers and pictures are in {remote.shown(folder)}; next:")
+    print(f"    python -m experiments.report --workdir {remote.shown(checkpoint)}")
     return 0
 
 

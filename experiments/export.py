@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a run")
     parser.add_argument(
-        "--out", type=cli.folder, required=True, help="folder to write; an older export there is replaced"
+        "--out", type=cli.local, required=True, help="folder to write; an older export there is replaced"
     )
     parser.add_argument("--sensors", nargs="+", default=(), help="that are shown; default: all of the model")
     parser.add_argument("--int8", action="store_true", help="kernels as 8-bit integers")

@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument("--beside", nargs="+", default=(), metavar="RUN", help="further encoders, as arms of their own")
     arguments, values = cli.read_run(parser)
     from experiments.run import few_labels
+    from ringmoe_jax import remote
 
-    asked = (arguments.out, arguments.fractions, arguments.seeds, arguments.beside, arguments.of)
+    asked = (remote.copied(arguments.out), arguments.fractions, arguments.seeds, arguments.beside, arguments.of)
     print(few_labels.markdown(few_labels.study(values, *asked)))
     print(f"runs, table and figure are in {arguments.out}")
     return 0

@@ -22,11 +22,13 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="one run a seed, in sub-folders; mean and interval")
     arguments, values = cli.read_run(parser)
     from experiments.run import finetune, score
+    from ringmoe_jax import remote
 
+    workdir = remote.copied(arguments.workdir)
     if arguments.seeds:
-        score.show_seeds(finetune.several(values, arguments.workdir, arguments.seeds))
+        score.show_seeds(finetune.several(values, workdir, arguments.seeds))
     else:
-        score.show(finetune.finetune(values, arguments.workdir))
+        score.show(finetune.finetune(values, workdir))
         print(f"\nnumbers and pictures are in {arguments.workdir}/report; next:")
         print(f"    python -m experiments.report --workdir {arguments.workdir}")
     return 0

@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("scenes", nargs="+", metavar="[SENSOR=]FILE", help="rasters; several of one sensor are dates")
     parser.add_argument("--checkpoint", type=cli.folder, required=True, help="folder of a run")
-    parser.add_argument("--out", type=cli.folder, required=True, help="file to write")
+    parser.add_argument("--out", type=cli.local, required=True, help="file to write")
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows, a share (%(default)s)")
     parser.add_argument("--batch", type=int, help="windows at a time (default: by memory)")
     parser.add_argument("--output", default="", help="such as classes or probabilities; default: the run's first")

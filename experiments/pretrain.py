@@ -29,9 +29,10 @@ def main() -> int:
         dry_run(values, arguments.workdir)
         return 0
     from experiments.run.pretrain import pretrain
+    from ringmoe_jax import remote
     from ringmoe_jax.run import PretrainConfig
 
-    state = pretrain(values, arguments.workdir)
+    state = pretrain(values, remote.copied(arguments.workdir))
     if int(state.step) == PretrainConfig.of(values).train.steps:
         print(f"\ncheckpoints and metrics are in {arguments.workdir}; next:")
         print(f"    python -m experiments.evaluate --checkpoint {arguments.workdir}")

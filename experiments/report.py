@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.run import cli
-from ringmoe_jax import files
+from ringmoe_jax import files, remote
 from ringmoe_jax.parallel import processes
 
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if bool(options.leaderboard) != bool(options.config):
         parser.error("--leaderboard and --config go together: the recipe is the file, and what differs from it")
-    workdir = Path(options.workdir)
+    workdir = Path(remote.copied(options.workdir))
     if options.leaderboard:
         from experiments.reports import leaderboard
 
@@ -108,13 +108,15 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     cli.start()
     print(f"\nreport       {report(str(workdir))}  (open it in a browser)")
+    remote.send()
+    place = remote.place(workdir)
     for what, names in {
         "numbers": ("seeds.json", "report/*.json"),
         "pictures": ("report/*.png",),
         "checkpoints": ("checkpoints",),
         "metrics": ("metrics.jsonl", "tensorboard"),
     }.items():
-        if there := [str(workdir / name) for name in names if any(workdir.glob(name))]:
+        if there := [remote.shown(workdir / name) for name in names if any(place.glob(name))]:
             print(f"{what:<12} {', '.join(there)}")
     return 0
 

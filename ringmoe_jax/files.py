@@ -38,15 +38,14 @@ def stem(name: str | Path) -> str:
 
 
 def check_local(path: str | Path) -> Path:
-    """The path, if it is one of this machine: what is written and what is read but data sets.
+    """The path, if it is one of this machine: what is written and read but runs and data sets.
 
     Raises:
         ConfigError: an address such as gs://bucket/folder, which would mean a folder named "gs:" here.
     """
     if "://" in str(path):
         raise ConfigError(
-            f"{path}: wanted a local path: mount the bucket (docs/launch.md), or copy from and to it "
-            "(gcloud storage cp -r)"
+            f"{path}: wanted a local path: copy from and to the bucket (gcloud storage cp -r), or mount it"
         )
     return Path(path)
 

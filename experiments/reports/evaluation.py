@@ -123,7 +123,8 @@ def draw(folder: Path, evaluation: Evaluation, pictures: Pictures) -> Evaluation
             figure = arms.labels(f"{dataset}: {label}, {rows[0].metric}", curves)
             add("labels", f"labels_{dataset}_{label}", figure)
     for group, summary in evaluation.routing.items():
-        add("experts", f"experts_{group}", figures.experts(group, summary, evaluation.modalities))
+        if any(summary.tokens):  # experts of a modality have no tokens where all sensors are new to them
+            add("experts", f"experts_{group}", figures.experts(group, summary, evaluation.modalities))
     for (dataset, group), (layer, liked) in pictures.atlas.items():
         title = f"{dataset}, {group} experts of layer {layer}: tiles that each likes best"
         add("atlas", f"atlas_{dataset}_{group}", figures.atlas(title, liked))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from ringmoe_jax import remote
 from ringmoe_jax.evaluate.metrics import Score
 
 MINUS = "\u2212"
@@ -32,7 +33,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "number": number, "setting": setting, "short": short}
+    environment.filters |= {"score": score, "number": number, "setting": setting, "short": short, "shown": remote.shown}
     date = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
     return environment.get_template(template).render(**values, date=date)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import logging
 
-from ringmoe_jax import files
+from ringmoe_jax import files, remote
 from ringmoe_jax.config import allow_modules, named_modules
 from ringmoe_jax.errors import ConfigError, UserError, nearest
 from ringmoe_jax.parallel import host, processes
@@ -52,7 +52,10 @@ def entry_point(main: Callable[..., int | None]) -> Callable[..., None]:
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file otherwise
         host.keep_memory()
         try:
-            status = main(*arguments, **keywords)
+            try:
+                status = main(*arguments, **keywords)
+            finally:
+                remote.send()
             processes.leave()
             sys.exit(status)
         except UserError as error:
@@ -134,9 +137,16 @@ def add_modules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modules", nargs="+", action=Modules, default=argparse.SUPPRESS, help=wanted)
 
 
-def folder(text: str) -> str:
-    """Type of an argument that names a folder or file of results, see `files.check_local`."""
+def local(text: str) -> str:
+    """Type of an argument that names a folder or file of this machine, see `files.check_local`."""
     files.check_local(text)
+    return text
+
+
+def folder(text: str) -> str:
+    """Type of an argument that names the folder of a run, which may lie in a bucket, see `ringmoe_jax.remote`."""
+    if remote.is_remote(text):
+        remote.check(text)
     return text
 
 

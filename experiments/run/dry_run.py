@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 
@@ -48,7 +47,7 @@ def dry_run(values: Mapping, workdir: str) -> None:
     print(f"{_mib(images)} of images; what a step needs beside them says experiments.plan")
     for name in data.datasets:
         _show_stream(config, data, name, len(hosts))
-    step = Checkpointer.open(workdir).newest_whole() if (Path(workdir) / "checkpoints").is_dir() else None
+    step = Checkpointer.open(workdir).newest_whole() if Checkpointer.exists(workdir) else None
     print(f"checkpoint  {'none: starts anew' if step is None else f'goes on from step {step}'} in {workdir}")
 
 

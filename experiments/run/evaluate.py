@@ -27,6 +27,7 @@ from experiments.run.masked import Masked
 from experiments.run.probe import Protocol
 from experiments.run.tiles import Tiles
 from input_pipeline.dataset import Dataset
+from ringmoe_jax import remote
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.contracts import FUSED
 from ringmoe_jax.evaluate import baselines, locations, quicklook, reconstruction, routing
@@ -98,7 +99,8 @@ def evaluate(
     run = run_data.meets(Run.open(checkpoint, kinds=FEATURES), sensors, datasets).frozen
     run_data.check_hidden(without, run.sensors)
     folder = Path(out) if out else results.folder_of(Path(checkpoint) / "report", datasets, split, without, sensors)
-    print(f"checkpoint  {checkpoint} at step {run.step}, on {processes.count()} x {jax.devices()[0].device_kind}")
+    devices = f"{processes.count()} x {jax.devices()[0].device_kind}"
+    print(f"checkpoint  {remote.shown(checkpoint)} at step {run.step}, on {devices}")
     inspect = reconstruction.inspector(run.model, reconstruction.reconstructions(run.parts.objectives))
     random = None if brief else jax.device_put(baselines.random_params(run.model, seed))
     others = {name: Run.open(other, kinds=FEATURES).frozen for name, other in run_data.by_name(beside).items()}

@@ -51,7 +51,7 @@ class Experts:
         return atlas
 
     def _count(self) -> tuple[dict[str, Choices], dict[str, np.ndarray], np.ndarray]:
-        """Choices by router group, labels, and positions in the split, of the scored tiles."""
+        """Choices by router group that had tokens, labels, and positions in the split, of the scored tiles."""
         count = counter(self.run.model)
 
         def look(batch: Mapping) -> tuple[dict, dict, np.ndarray]:
@@ -60,7 +60,8 @@ class Experts:
             return jax.tree.map(lambda x: np.asarray(x)[batch["real"]], counted)
 
         found = list(processes.in_turn(map(look, self.tiles(self.tiles.scored))))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *found)
+        choices, labels, positions = jax.tree.map(lambda *rows: np.concatenate(rows), *found)
+        return {group: chosen for group, chosen in choices.items() if chosen.load.any()}, labels, positions
 
     @functools.cached_property
     def _told(self) -> dict[str, dict[str, Specialisation]]:

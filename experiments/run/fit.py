@@ -13,6 +13,7 @@ import jax
 
 from experiments.run.checkout import COMMIT, commit
 from input_pipeline.reader import BatchIterator
+from ringmoe_jax import remote
 from ringmoe_jax.compress import online
 from ringmoe_jax.compress.online import OnlinePruning
 from ringmoe_jax.errors import ConfigError, TrainingError
@@ -92,7 +93,7 @@ def fit(
             state = create()
         else:
             state = _resume(checkpointer, new_shapes(parts, config), data, config, record, sections, goodput)
-            print(f"resuming {workdir} at step {int(state.step)}")
+            print(f"resuming {remote.shown(workdir)} at step {int(state.step)}")
         writer = MetricsWriter(workdir, resume_step=int(state.step))
         callbacks: list[loop.Callback] = [Validation(processes.from_first(lambda: _validated(workdir)))]
         if rebuild:
@@ -115,7 +116,7 @@ def _validated(workdir: str | Path) -> int:
     return max((record["step"] for record in metrics.read(workdir) if "validation/loss" in record), default=-1)
 
 
-def _seconds(workdir: Path) -> float:
+def _seconds(workdir: str | Path) -> float:
     """Of the run so far, by its newest metrics; 0 without any."""
     return max((record.get("perf/seconds", 0.0) for record in metrics.read(workdir)), default=0.0)
 
@@ -134,7 +135,7 @@ def validation(parts: Parts, batches: Sequence[Mapping]) -> Evaluate:
 def require_done(state: TrainState, steps: int, workdir: str | Path) -> None:
     """Raises a `TrainingError` where a run was stopped before its last step: what comes after it has to wait."""
     if int(state.step) < steps:
-        raise TrainingError(f"{workdir} was stopped as asked: the same command goes on from there")
+        raise TrainingError(f"{remote.shown(workdir)} was stopped as asked: the same command goes on from there")
 
 
 def _resume(
@@ -152,7 +153,7 @@ def _resume(
     saved = checkpointer.record(step)
     if (kind := kind_of(saved)) in (COMPRESSED, IMPORTED):
         raise ConfigError(
-            f"{checkpointer.directory.parent} holds a model that is {kind}, without an optimiser state to resume "
+            f"{checkpointer.workdir} holds a model that is {kind}, without an optimiser state to resume "
             "from: choose a new --workdir"
         )
     before, now = type(config).of(saved["config"]).complete(), config.complete()
@@ -162,7 +163,7 @@ def _resume(
     state = checkpointer.restore(like, step)
     checkpointer.set_aside_after(step)
     data.set_state(saved["data"])
-    goodput.resume(saved.get("seconds", {}), processes.from_first(lambda: _seconds(checkpointer.directory.parent)))
+    goodput.resume(saved.get("seconds", {}), processes.from_first(lambda: _seconds(checkpointer.workdir)))
     return state
 
 
@@ -175,7 +176,7 @@ def with_experts_left(values: Mapping[str, Any], workdir: str) -> Mapping[str, A
     """
 
     def saved() -> dict[str, Any]:
-        if not (Path(workdir) / "checkpoints").is_dir():
+        if not Checkpointer.exists(workdir):
             return {}
         checkpointer = Checkpointer.open(workdir)
         model = checkpointer.record()["config"].get("model", {}) if checkpointer.latest is not None else {}
@@ -201,7 +202,7 @@ def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[]
     if processes.from_first((workdir / result).exists):
         return
     started = time.perf_counter()
-    print(f"{workdir}  ...", end="", flush=True)
+    print(f"{remote.shown(workdir)}  ...", end="", flush=True)
     with logged(workdir, "a"):
         run()
     print(f" {time.perf_counter() - started:.0f} s", flush=True)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ringmoe_jax import config as configuration
-from ringmoe_jax import models, objectives
+from ringmoe_jax import models, objectives, remote
 from ringmoe_jax import sensors as sensor_table
 from ringmoe_jax.compress import Network
 from ringmoe_jax.data_config import DataConfig
@@ -70,7 +70,7 @@ class Run:
         """Opens the newest checkpoint of a run, or the one of `step`.
 
         Args:
-            folder: of `experiments.pretrain`, `finetune`, `compress` or `convert`.
+            folder: of `experiments.pretrain`, `finetune`, `compress` or `convert`; also `gs://bucket/folder`.
             step: optimiser steps of the checkpoint.
             engine: that computes the experts, default the run's; see `ringmoe_jax.moe.engines`.
             kinds: what is wanted: `PRETRAINING`, `TASK`, `COMPRESSED`, `IMPORTED`; any by default.
@@ -86,7 +86,8 @@ class Run:
             params, state = checkpointer.restore_model(record["step"])
         finally:
             checkpointer.close()
-        run = Run(record, params, models.count(params), Path(folder)).with_engine(engine)
+        where = remote.place(folder) if remote.is_remote(folder) else Path(folder)
+        run = Run(record, params, models.count(params), where).with_engine(engine)
         return dataclasses.replace(run, params=run.parts.pretext.export(params, state)).with_sensors(sensors)
 
     # ---- What the record says ---------------------------------------------------------------------
@@ -370,7 +371,7 @@ def claim(folder: Path, name: str, request: Mapping[str, Any]) -> bool:
         ConfigError: the folder is for something else.
     """
     path, request = folder / name, results.plain(request)
-    before, taken = processes.from_first(lambda: (results.read(path), (folder / "checkpoints").exists()))
+    before, taken = processes.from_first(lambda: (results.read(path), Checkpointer.exists(folder)))
     if before == request:
         return True
     if before is not None:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ringmoe_jax import files
+from ringmoe_jax import files, remote
 from ringmoe_jax.config import check_modules, first_difference
 from ringmoe_jax.errors import ConfigError, DataError, TrainingError
 from ringmoe_jax.parallel import mesh as meshes
@@ -53,13 +53,14 @@ class Checkpointer:
     """Saves and restores training states under `<workdir>/checkpoints`.
 
     Args:
-        workdir: folder of the run.
+        workdir: folder of the run, on a disk or of a bucket, see `ringmoe_jax.remote`.
         keep: newest checkpoints to keep; 0 keeps all.
         read_only: changes nothing in the folder, whoever else is writing to it.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = remote.place(workdir) / remote.CHECKPOINTS
+        self.workdir, self._in_bucket = workdir, remote.is_remote(self.directory)
         self._checked: dict[int, str] = {}  # what is wrong with a checkpoint that was looked at; "" where nothing is
         if read_only:  # whoever writes there now keeps what it has begun, and processes read without each other
             own = jax.process_index()
@@ -92,9 +93,18 @@ class Checkpointer:
         """
         if Path(workdir).is_file():
             raise DataError(f"{workdir} is a file: experiments.convert {workdir} --out FOLDER makes a run of weights")
-        if not (Path(workdir) / "checkpoints").is_dir():
+        if not cls.exists(workdir):
             raise DataError(f"no checkpoint in {workdir}: give the folder of a run, or train one there first")
         return cls(workdir, read_only=True)
+
+    @staticmethod
+    def exists(workdir: str | Path) -> bool:
+        """Whether checkpoints were begun in a folder, whole or not."""
+        folder = remote.place(workdir) / remote.CHECKPOINTS
+        if not remote.is_remote(folder):
+            return folder.is_dir()
+        with remote.reached(folder.parent):
+            return bool(remote.listed(folder))
 
     @property
     def latest(self) -> int | None:
@@ -132,7 +142,12 @@ class Checkpointer:
             self._manager.reload()
 
     def _damage(self, step: int) -> str:
-        """What is wrong with the files of a checkpoint, one line; "" where they are what was written."""
+        """What is wrong with the files of a checkpoint, one line; "" where they are what was written.
+
+        A bucket compares what it holds with checksums of its own.
+        """
+        if self._in_bucket:
+            return ""
         if step not in self._checked:
             try:
                 files.verify(self.directory / str(step))
@@ -156,7 +171,7 @@ class Checkpointer:
 
     def _seal(self) -> None:
         """Adds the checksums to a checkpoint whose files are all written, before Orbax gives the folder its name."""
-        if processes.number():
+        if processes.number() or self._in_bucket:
             return
         for folder in self.directory.glob(f"*{UNFINISHED}"):
             inside = (path for path in folder.rglob("*") if path.is_file() and path.name != TIMES)
@@ -179,7 +194,9 @@ class Checkpointer:
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with _explained(self):
             self._manager.wait_until_finished()
-            files.check_room(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + BESIDE)
+            remote.send(self.workdir)  # metrics are never behind a checkpoint
+            if not self._in_bucket:
+                files.check_room(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + BESIDE)
             self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **items))
 
     def wait(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringmoe_jax import files
+from ringmoe_jax import files, remote
 
 
 class MetricsWriter:
@@ -71,6 +71,7 @@ class MetricsWriter:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if name != "step"]
             with self._writing_events():
                 self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        remote.send(self.path.parent, every=remote.EVERY)
 
     def close(self) -> None:
         """Flushes the event file."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compress, evaluate, predict
 from experiments.run import cli
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.run import FinetuneConfig, PretrainConfig
@@ -160,21 +159,6 @@ def test_help_and_mistakes_answer_without_jax(arguments, status, said):
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("verb", "arguments"),
-    [
-        (evaluate, "--checkpoint gs://bucket/run"),
-        (evaluate, "--checkpoint runs/x --out s3://bucket/report"),
-        (compress, "--checkpoint runs/x --out gs://bucket/small"),
-        (predict, "scene.tif --checkpoint runs/x --out gs://bucket/map.tif"),
-    ],
-)
-def test_results_in_an_object_store_are_refused(verb, arguments):
-    """They would land in a folder "gs:" here."""
-    with pytest.raises(ConfigError, match=r"^(gs|s3)://bucket/[^:]+: wanted a local path"):
-        verb.parse(arguments.split())
 
 
 @pytest.mark.parametrize(

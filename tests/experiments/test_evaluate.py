@@ -11,6 +11,7 @@ import pytest
 
 from experiments import evaluate as evaluate_script
 from experiments import report as report_script
+from experiments.reports.evaluation import routers
 from experiments.run import score, tables
 from experiments.run.evaluate import evaluate
 from input_pipeline.builder import write_dataset
@@ -291,6 +292,18 @@ def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path, capsys):
     assert widths["s1_grd, stage 1", "pre-trained"] == 8
     assert widths["s1_grd, stage 2", "random weights"] == 16
     assert results.load(Evaluation, tmp_path / EVALUATION).probes[1].level == "stage 1"
+
+
+def test_experts_of_a_modality_that_no_tile_has_are_left_out(made_up, tmp_path):
+    moe = dict(specialised=2, collaborative=2, engine="dense")
+    model = tiny.RINGMOE | dict(depths=(1,), sensors=("s2_10",), stem="physics", moe=moe)
+    run = tiny_runs.pretraining(tmp_path / "optical", model)
+    radar = evaluate(
+        str(run), [str(made_up[0])], sensors=("s1_grd",), neighbours=(3,), protocol="knn", out=str(tmp_path)
+    )
+    assert {row.group for row in radar.specialisation} == {"collaborative"}
+    assert radar.figures["experts"] == ("experts_collaborative.png",)
+    assert {row.group for row in routers(radar)} == {"collaborative"}
 
 
 def test_json_holds_no_nan():
