@@ -28,19 +28,23 @@ MODEL = dict(name="ringmoe", sensors=("s1_grd",), width=8, depths=(1,), image_si
 LIMIT = 900  # seconds of one command, on a busy machine
 
 
-def configuration(folder: Path, **values) -> Path:
-    """A file of a configuration of the folder's data set."""
+def configuration(folder: Path, **values) -> dict:
+    """Writes a file of a configuration of the folder's data set, and gives what it says."""
     stream = dict(directory=str(folder / "data"), sensors=("s1_grd",), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     values |= dict(
         data=dict(streams=dict(all=stream), image_size=8, batch_size=4, mask_unit=2 if "model" in values else 0),
         optimizer=dict(learning_rate=1e-2, warmup_steps=0),
         train=dict(steps=30, log_every=1, checkpoint_every=5, evaluate_every=15),
     )
-    path = folder / f"{'pretrain' if 'model' in values else 'finetune'}.py"
+    return written(folder / f"{'pretrain' if 'model' in values else 'finetune'}.py", values)
+
+
+def written(path: Path, values: dict) -> dict:
+    """Writes a configuration file that says `values`, and gives them."""
     path.write_text(
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
     )
-    return path
+    return values
 
 
 # ---- What a verb gives --------------------------------------------------------------------------------
@@ -59,6 +63,12 @@ def parameters(out: Path) -> list[bytes]:
 def scores(out: Path) -> dict:
     result = json.loads((out / "report" / "evaluation.json").read_text())
     return {name: result[name] for name in ("step", "probes", "ranks", "reconstruction", "routing", "specialisation")}
+
+
+def saved(*names: str) -> Callable[[Path], list]:
+    """What JSON files of a folder hold; of an object with versions and a date its results."""
+    read = lambda path: json.loads(path.read_text())  # noqa: E731
+    return lambda out: [found.get("results", found.get("rows", found)) for found in map(read, map(out.joinpath, names))]
 
 
 def dataset(out: Path) -> tuple:
@@ -115,6 +125,15 @@ VERBS = {
         lambda out: out.with_name(f"{out.name}.tif").read_bytes(),
     ),
     "report": Verb(lambda base, out: ["--workdir", out], page, copies="evaluated"),
+    "bands": Verb(lambda base, out: ["--checkpoint", base / "pretrain", "--out", out], saved("bands.json")),
+    "ablate": Verb(lambda base, out: ["--config", base / "ablate.py", "--out", out], saved("ablation.json")),
+    "few_labels": Verb(
+        lambda base, out: [
+            *["--config", base / "finetune.py", "--fractions", 1, "--seeds", 0],
+            *["--config.train.steps=10", "--out", out],
+        ],
+        saved("few_labels.json"),
+    ),
 }
 
 
@@ -144,7 +163,10 @@ def inputs(base: Path, verbs: Collection[str] = tuple(VERBS)) -> None:
     """Everything that some of these verbs read."""
     tiny_data.write(base / "data", "s1_grd", train=16, validation=6)
     terms = dict(s1=dict(name="masked_l1", sensor="s1_grd"), balance=dict(name="balance"))
-    configuration(base, model=MODEL, objectives=terms)
+    config = configuration(base, model=MODEL, objectives=terms)
+    arms = dict(plain=dict(), quick=dict(override=dict(optimizer=dict(learning_rate=2e-2))))
+    study = dict(config=config | dict(train=config["train"] | dict(steps=10)), baseline="plain", arms=arms)
+    written(base / "ablate.py", dict(seeds=(0,), studies=dict(rates=study)))
     configuration(
         base, init_from=str(base / "pretrain"), task=dict(name="segmentation", target="map"), head=dict(name="fcn")
     )

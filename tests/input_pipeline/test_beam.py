@@ -1,4 +1,4 @@
-"""Apache Beam shares the work: the same bytes from one process and from two, and after one of them was killed."""
+"""Apache Beam shares the work: the same bytes from one process and from four, and after one of them was killed."""
 
 import filecmp
 import os
@@ -76,21 +76,21 @@ def differences(one, other):
 
 @installed
 @pytest.mark.slow
-def test_one_process_or_two_and_one_of_them_killed(tmp_path):
+def test_one_process_or_four_and_one_of_them_killed(tmp_path):
     (tmp_path / "there").touch()
     assert write(tmp_path, "streamed", 0, "there").returncode == 0
 
-    killed = write(tmp_path, "two", 2, "flag")
+    killed = write(tmp_path, "four", 4, "flag")
     assert killed.returncode == 1
     last = killed.stderr.strip().splitlines()[-1]
     assert last.startswith("error: a worker failed (one of its processes was killed"), last
-    assert not (tmp_path / "two").exists()
-    assert (tmp_path / ".two.parts").exists()
+    assert not (tmp_path / "four").exists()
+    assert (tmp_path / ".four.parts").exists()
 
-    again = write(tmp_path, "two", 2, "flag")
+    again = write(tmp_path, "four", 4, "flag")
     assert again.returncode == 0, again.stderr
-    assert not (tmp_path / ".two.parts").exists()
-    assert differences(tmp_path / "streamed", tmp_path / "two") == []
+    assert not (tmp_path / ".four.parts").exists()
+    assert differences(tmp_path / "streamed", tmp_path / "four") == []
 
     one = write(tmp_path, "one", 1, "there")
     assert one.returncode == 0, one.stderr
