@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import input_pipeline
 from experiments import prepare
 from ringmoe_jax.errors import ConfigError, DataError
 from tests.helpers.tiny_data import names
@@ -128,6 +129,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line(tmp_path):
 def test_without_beam_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "input_pipeline.beam", raising=False)
+    monkeypatch.delattr(input_pipeline, "beam", raising=False)  # where another test imported it
     given = ["--simulate", "2", "--out", str(tmp_path / "d"), "--workers", "2"]
     with pytest.raises(ConfigError, match=r"workers need Apache Beam, which is not installed .*requirements-beam.txt"):
         prepare.prepare(given)
