@@ -8,6 +8,7 @@
     python -m experiments.benchmark --suite reference --minutes 10    # what the reference recipe is worth by then
     python -m experiments.benchmark --suite balance                   # loads of experts, by what balances them
     python -m experiments.benchmark --suite scene --checkpoint runs/seg   # a drawn scene through a model
+    python -m experiments.benchmark --suite probe                     # linear probes of drawn features
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
 """
@@ -171,6 +172,21 @@ def suite_scene(arguments: argparse.Namespace) -> dict:
     return found
 
 
+def suite_probe(arguments: argparse.Namespace) -> dict:
+    """Linear probes over their products alone and over scikit-learn's solver, and several at the same time."""
+    from experiments.benchmarks import probing
+
+    found = probing.measure(arguments.tiles, arguments.features, arguments.classes, arguments.repeats)
+    print(f"{found['tiles']:,} tiles, {found['width']} features, {found['classes']} classes")
+    for name, seconds in found["seconds"].items():
+        print(f"{name:<18}{seconds:8.3f} s")
+    ratio = found["ratio"]
+    peer, alone, together = (ratio[name] for name in (probing.PEER, probing.PRODUCTS, probing.TOGETHER))
+    print(f"the path takes {1 / peer:.2f} of scikit-learn's time and {alone:.2f} of its products'")
+    print(f"probes side by side are {together:.2f} times as fast as in turn")
+    return found
+
+
 SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "moe": suite_moe,
     "train": suite_train,
@@ -179,6 +195,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "reference": suite_reference,
     "balance": suite_balance,
     "scene": suite_scene,
+    "probe": suite_probe,
 }
 
 
@@ -220,7 +237,7 @@ def listed(kind: type, known: Sequence[str] = ()) -> Callable[[str], list]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help="moe, train, input, gpu, reference, balance or scene")
+    parser.add_argument("--suite", required=True, help=", ".join(SUITES))
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
@@ -250,6 +267,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     scene.add_argument("--checkpoint", default="", help="a run instead of a new model of --config")
     scene.add_argument("--megapixels", type=float, default=4.0, help="of the drawn scene (%(default)s)")
     scene.add_argument("--batch", type=int, help="windows at a time (default: as experiments.predict chooses)")
+    drawn = parser.add_argument_group("suite probe")
+    drawn.add_argument("--tiles", type=int, default=4000, help="that are fitted (%(default)s)")
+    drawn.add_argument("--features", type=int, default=512, help="of a tile (%(default)s)")
+    drawn.add_argument("--classes", type=int, default=10, help="(%(default)s)")
     parsed, parsed.overrides = parser.parse_known_args(arguments)
     parsed.config = parsed.config or (REFERENCE if parsed.suite == "reference" else MICRO)
     return parsed
@@ -261,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
-    if (parsed.suite in ("moe", "gpu", "balance") or parsed.checkpoint) and parsed.overrides:
+    if (parsed.suite in ("moe", "gpu", "balance", "probe") or parsed.checkpoint) and parsed.overrides:
         raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))

@@ -10,13 +10,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import balance, experts, gpu, moe, reading, train
+from experiments.benchmarks import balance, experts, gpu, moe, probing, reading, train
 from experiments.run import cli
 from input_pipeline.dataset import open_dataset
 from ringmoe_jax import clock
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
 from ringmoe_jax.data_config import DataConfig, StreamConfig
+from ringmoe_jax.evaluate.probes import PENALTIES
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 from tests.helpers import tiny, tiny_data, tiny_runs
@@ -55,6 +56,22 @@ def test_clock_takes_turns_and_leaves_the_warm_up_out():
     clock.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=1, warmup=0, calls=3)
     assert "".join(order) == "aaabbb"
     assert clock.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_probes_are_timed_beside_a_peer_and_side_by_side(capsys):
+    asked = "--suite probe --tiles 40 --features 6 --classes 3 --repeats 1 --json"
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(asked.split())
+    assert ended.value.code == 0
+    said = capsys.readouterr().out.splitlines()
+    found = json.loads(said[-1])
+    assert set(found["seconds"]) == {
+        probing.PATH, probing.PEER, probing.PRODUCTS, probing.TURNS, probing.TOGETHER
+    }  # fmt: skip
+    assert found["ratio"][probing.PEER] == found["seconds"][probing.PEER] / found["seconds"][probing.PATH]
+    assert found["evaluations"] > len(PENALTIES)
+    features = probing.tiles(5000, 6, 3).features
+    assert np.linalg.eigvalsh(np.cov(features.T)).max() > 2  # some directions say most, as of an encoder
 
 
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
@@ -287,7 +304,10 @@ def test_a_slow_store_gives_the_same_later_and_reading_ahead_hides_it(tiles):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--suite mo", '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference, balance, scene'),
+        (
+            "--suite mo",
+            '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference, balance, scene, probe',
+        ),
         ("--suite moe --widths wide", '"wide": wanted whole numbers, separated by commas'),
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
