@@ -304,10 +304,7 @@ def test_a_slow_store_gives_the_same_later_and_reading_ahead_hides_it(tiles):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            "--suite mo",
-            '--suite "mo" does not exist: wanted one of moe, train, input, gpu, reference, balance, scene, probe',
-        ),
+        ("--suite mo", f'--suite "mo" does not exist: wanted one of {", ".join(benchmark.SUITES)}'),
         ("--suite moe --widths wide", '"wide": wanted whole numbers, separated by commas'),
         ("--suite moe --routing zip", '"zip": wanted even or zipf'),
         ("--suite moe --repeat_s 3", 'unknown argument "--repeat_s"'),
