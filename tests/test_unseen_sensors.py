@@ -146,6 +146,7 @@ def test_whose_encoder_a_sensor_takes_is_said(sky):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_step_of_training_changes_the_stem(sky):
     """One step with bands hidden: the loss is finite, and every part of every patch embedding has moved."""
     values = sky.record["config"] | {"model": SKYSENSE | dict(stem="physics", band_dropout=0.5)}
@@ -189,6 +190,7 @@ def test_a_task_keeps_its_sensors_but_may_lack_bands(tmp_path):
         task.with_sensors([DOVE])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("either", ["run", pytest.param("sky", marks=pytest.mark.slow)], indirect=True)
 def test_an_unseen_sensor_is_exported(either, tmp_path):
     """The program says what the model says, on three images of a sensor that nobody trained on."""

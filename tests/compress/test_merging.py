@@ -118,6 +118,7 @@ def test_svd_keeps_the_strongest_pieces_of_all_groups(one):
     assert_allclose(np.sort(kept), np.sort(norms)[-8:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_selection_keeps_the_function_of_experts_that_are_always_on():
     whole = network(ALWAYS_ON, HEADS)
     merged = merge(whole, "select", hidden_ratio=12)

@@ -26,12 +26,13 @@ REAL = Path(__file__).resolve().parents[3] / "shared/data"
 QUAD = MODEL | {"sensors": ("slc_quad", "s1_grd", "rgb"), "depths": (1,)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "engine"),
     [
         (("rgb", "rgbn"), "dropless"),
-        pytest.param(("s1_grd",), "dense", marks=pytest.mark.slow),
-        pytest.param(("slc_dual", "rgb"), "capacity", marks=pytest.mark.slow),  # with room for all tokens
+        (("s1_grd",), "dense"),
+        (("slc_dual", "rgb"), "capacity"),  # with room for all tokens
     ],
 )
 def test_bits_of_a_submodel(kept, engine):

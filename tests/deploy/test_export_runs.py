@@ -123,6 +123,7 @@ def installed(names, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_readme_s_program_runs_where_only_what_it_names_is_installed(mixture, tmp_path):
     """Exactly the lines of the README; then the same program on images, against the model."""
     item = export(mixture, tiles(MIXTURE["sensors"], rows=1), tmp_path / "out")
@@ -172,6 +173,7 @@ def test_a_sub_model_in_8_bits_is_small_and_near(mixture, tmp_path):
     np.testing.assert_allclose(outputs["pooled/s1_grd"], exact["pooled"]["s1_grd"], atol=0.05)
 
 
+@pytest.mark.slow
 def test_maps_are_exported_with_their_classes(segmentation, tmp_path):
     item = exported(segmentation, tmp_path / "out")
     outputs = {entry["name"]: entry for entry in item["properties"]["mlm:output"]}

@@ -203,6 +203,7 @@ def test_places_hold_what_the_model_says(tiny, places):
         assert [frame.label for frame in place.frames] == ["rgb 2021-06-01", *dates]
 
 
+@pytest.mark.slow
 def test_a_frame_alone_is_a_batch_that_holds_nothing_else(tiny, places):
     model, params = tiny
     apply = jax.jit(model.apply)

@@ -50,6 +50,7 @@ def test_bands_that_were_never_seen(runs, capsys):
     assert rows[runs["physics"]]["difference"]["value"] == 0
 
 
+@pytest.mark.slow
 def test_the_mean_is_scored_as_by_hand(runs, data):
     """The predictor that says the training mean everywhere, from the tiles themselves."""
     found = bands.score(runs["linear"], show=("B02", "B08"), scored=("B03",), out=f"{runs['linear']}/by_hand")

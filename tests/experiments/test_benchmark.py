@@ -85,6 +85,7 @@ def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     assert config["model"]["moe"]["specialised"] == 4  # the given configuration is left alone
 
 
+@pytest.mark.slow
 def test_a_layer_without_help_is_uneven_and_biases_even_it_out(monkeypatch):
     monkeypatch.setattr(balance, "ARMS", {name: balance.ARMS[name] for name in ("nothing", "biases, 0.01")})
     monkeypatch.setattr(balance, "SETTINGS", {"spread": balance.Setting(0.5, 1.0)})
@@ -236,6 +237,7 @@ def test_reference_suite_trains_for_its_minutes_and_scores_validation_tiles(tmp_
     assert set(found["knn5"]) == set(found["knn20"]) >= {"rgb", "rgb, stage 1", "rgb, all stages and their spread"}
 
 
+@pytest.mark.slow
 def test_command_prints_ratios_and_json(capsys):
     arguments = "--suite moe --tokens 64 --widths 8 --experts 4 --top-k 1 --dtypes float32 --routing even --repeats 1"
     with pytest.raises(SystemExit) as stop:
@@ -248,6 +250,7 @@ def test_command_prints_ratios_and_json(capsys):
     assert any(line.startswith("geometric mean, float32 even") for line in lines)
 
 
+@pytest.mark.slow
 def test_scene_suite_times_a_prediction_against_its_computing(tmp_path, capsys):
     model = tiny.RINGMOE | dict(sensors=("s2_12", "s1_grd"), depths=(1,))
     run = tiny_runs.pretraining(tmp_path / "run", model)

@@ -132,6 +132,7 @@ def test_data_and_objectives_of_other_sensors_are_left_out(part):
 # ---- What the experts do ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_usage_is_the_sum_over_the_training_images(folder, part, counted):
     """Beside one pass on one device over exactly the images that there are; the pass above fills up its batch."""
     dataset = open_dataset(str(folder / "data"), ("rgb",))
@@ -151,6 +152,7 @@ def test_usage_is_the_sum_over_the_training_images(folder, part, counted):
         assert_allclose(sums.contribution.norm, routing[group].contribution.norm, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_stopped_goes_on_exactly(part, counted, tmp_path, monkeypatch):
     """On one device, beside a pass on eight."""
     monkeypatch.setattr(compress, "make_mesh", lambda config: None)
@@ -324,6 +326,7 @@ def test_memory_of_a_fresh_process(part):
 # ---- Many of them -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_curve_makes_only_what_is_missing(folder, counted, monkeypatch, capsys):
     score = Score(0.5, 0.4, 0.6)
     probe = ProbeScore("d", "l", "rgb", "linear", "accuracy", score)

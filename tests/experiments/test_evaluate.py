@@ -294,6 +294,7 @@ def test_every_stage_is_probed_beside_random_weights(workdir, tmp_path, capsys):
     assert results.load(Evaluation, tmp_path / EVALUATION).probes[1].level == "stage 1"
 
 
+@pytest.mark.slow
 def test_experts_of_a_modality_that_no_tile_has_are_left_out(made_up, tmp_path):
     moe = dict(specialised=2, collaborative=2, engine="dense")
     model = tiny.RINGMOE | dict(depths=(1,), sensors=("s2_10",), stem="physics", moe=moe)

@@ -110,6 +110,7 @@ def test_a_run_whose_step_was_not_scored_is_scored_first(folder, tmp_path, run, 
     assert (again.step, again.scores) == (1, run.own.result.scores)
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_split_that_was_scored(folder, tmp_path):
     shutil.copytree(folder / "seed0", tmp_path / "run")
     score(Run.open(tmp_path / "run"), split="train")

@@ -112,6 +112,7 @@ def test_a_router(together):
     check_router(*result)
 
 
+@pytest.mark.slow
 def test_a_router_of_experts_that_choose():
     moe = EXPERTS | dict(router=dict(name="own_router:ExpertChoice"), engine="capacity")
     terms = dict(rgb=dict(name="masked_l1", sensor="rgb"), balance=dict(name="balance"))
@@ -183,6 +184,7 @@ def test_an_engine(together):
 # ---- An encoder ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_encoder_without_experts():
     model = VIT | dict(sensors=("rgb", "s1_grd"))
     terms = {name: dict(name="masked_l1", sensor=name) for name in model["sensors"]}
@@ -214,6 +216,7 @@ def test_layer_wise_rates_of_an_encoder():
 # ---- A head with its task and metric ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_head_with_its_task_and_metric():
     target = Target("cover", VALUE, ("water", "land", "ice"))
     task = tasks.build(dict(name="own_task:Shares", target="cover"))

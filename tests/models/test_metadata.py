@@ -65,6 +65,7 @@ def test_what_is_unknown_says_nothing():
     assert not unknown.any()
 
 
+@pytest.mark.slow
 def test_each_is_withheld_from_some_images():
     module, _ = stirred_module(lambda: Metadata(MetadataConfig(dropout=0.5), 8, nnx.Rngs(0)))
     shown = entry(400, location=jnp.zeros((400, 2)), time=jnp.zeros((400, 1), jnp.int32))

@@ -165,6 +165,7 @@ def test_unseen_sensors_use_the_experts_that_there_are(built, whole):
     )  # a router that nobody asked is not averaged in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["skysense"], indirect=True)
 def test_unseen_sensors_take_the_encoder_of_their_kind(system):
     """Aerial infrared is encoded as aerial RGB, Landsat as Sentinel-2, up to dates and experts in the fusion."""
@@ -214,6 +215,7 @@ def test_tokens_without_experts_take_no_rows(built, with_thermal, engine):
     assert_allclose(got["tokens"][THERMAL.name], want["tokens"][THERMAL.name], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["ringmoe", pytest.param("skysense", marks=pytest.mark.slow)], indirect=True)
 def test_eight_devices_give_what_one_gives(system):
     params = system.params
@@ -230,6 +232,7 @@ def test_eight_devices_give_what_one_gives(system):
         assert_allclose(pixels_of(out), pixels_of(one), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_part_learns(built):
     model, params, shown = built
 

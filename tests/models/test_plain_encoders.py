@@ -62,6 +62,7 @@ def test_what_was_not_observed_says_nothing(tiny):
     assert np.abs(seen["tokens"]["s2_10"] - alone["tokens"]["s2_10"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_pixel_of_presto_knows_itself_alone():
     """Neither its neighbours, nor dates and sensors that do not show it, nor a place that is not known."""
     model = models.build({"name": "presto", "blocks": BLOCKS, "location": True})

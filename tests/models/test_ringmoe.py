@@ -143,6 +143,7 @@ def test_masked_cells_share_one_token(dense):
     assert np.abs(gradient["stems"]["rgb"]["project"]["kernel"]).max() == 0
 
 
+@pytest.mark.slow
 def test_capacity_engine_equals_dense_where_nothing_overflows(dense):
     _, params, apply = dense
     roomy = models.build({**TINY, "moe": dict(eval_capacity_factor=100.0)}, heads={"rgb": {"pixels": 3}})

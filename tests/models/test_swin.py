@@ -156,6 +156,7 @@ def test_a_dropped_branch_leaves_nothing_or_the_bias_of_its_norm(before):
     assert_allclose(y, x + (2.5 if before else 0.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_is_dropped_or_stays():
     x = jax.random.normal(jax.random.key(0), (2, 1, 3, D))
     ffn = lambda rngs: layers.FeedForward(D, D, rngs, dtype=jnp.float32)  # noqa: E731
@@ -178,6 +179,7 @@ def test_kernels_start_normal_or_as_the_framework_leaves_them():
         assert_allclose(np.std(values), 1 / 8 / np.sqrt(3), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_epsilons_and_gains_are_those_of_the_config():
     """On nearly equal tokens, whose spread is that of the epsilon: LN(x) = (x - mean) / sqrt(variance + epsilon)."""
     config = swin.SwinConfig(D, (1, 1), 4, 2, D, False, norm_gain=1.0, epsilon=1e-6, merge_epsilon=1e-4)

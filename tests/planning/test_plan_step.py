@@ -181,6 +181,7 @@ def test_a_state_that_is_too_large_is_not_compiled(capsys, tmp_path, monkeypatch
     assert json.loads(lines[-1])["fits"] is False
 
 
+@pytest.mark.slow
 def test_fit_takes_the_first_that_the_compiler_agrees_to(monkeypatch, capsys):
     config = PretrainConfig.of(plan_config.values(batch=3, width=64))
     first = next(planning.candidates(config, topology.parse("gpu:8:80GB")))

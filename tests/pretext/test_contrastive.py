@@ -261,6 +261,7 @@ def one_step(parts):
     return start, *jax.device_get((state, metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [pytest.param(dict(accumulate=2), marks=pytest.mark.slow), dict(mesh=(2, 2, 2))], ids=str
 )

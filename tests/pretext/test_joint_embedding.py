@@ -92,6 +92,7 @@ def test_all_stages_reach_the_embedding():
     assert rows.shape == (ROWS, 5, 6)
 
 
+@pytest.mark.slow
 def test_it_trains_and_the_draw_is_the_step_s():
     _, passes, params, state = built()
     terms = objectives.build({"it": dict(name="sigreg", streams=("rgb", "s1_grd"), directions=8)})

@@ -39,6 +39,7 @@ def built(projections=BOTH, **task):
     return model, passes, params, state | {"step": jnp.int32(0)}
 
 
+@pytest.mark.slow
 def test_targets_are_what_the_teacher_says_of_the_whole_image():
     model, passes, params, state = built()
     shown = batch()

@@ -175,6 +175,7 @@ def score(truth, rows, **options):
     return {name: float(value[0]) for name, value in metric.values(np.ones((1, 1))).items()}
 
 
+@pytest.mark.slow
 def test_simulated_scenes_with_missed_and_false_detections():
     rng = np.random.default_rng(0)
     metric = TrackingMetric(rotated=True)

@@ -406,6 +406,7 @@ def test_validation_comes_first_and_once_a_step(tmp_path):
     assert not loop.Validation(logged=2).due(resumed)
 
 
+@pytest.mark.slow
 def test_the_last_step_is_logged_although_it_is_the_first_after_a_restart(tmp_path):
     parts = setup()
     parts.state = dataclasses.replace(parts.state, step=jnp.int32(2))

@@ -99,6 +99,7 @@ def test_resume_is_exact_and_close_frees(tiny):
         train_batches(config(tiny, shuffle_seed=1)).set_state(states[0])
 
 
+@pytest.mark.slow
 def test_samples_seeds_and_streams_draw_different_numbers(tiny):
     masks = np.concatenate([b["sensors"]["rgb"]["mask"] for b in take(train_batches(config(tiny, mask_unit=1)), 6)])
     assert len(np.unique(masks.reshape(24, -1), axis=0)) == 24
@@ -114,6 +115,7 @@ def test_samples_seeds_and_streams_draw_different_numbers(tiny):
     assert (batches[0]["sensors"]["rgb"]["mask"] != batches[1]["sensors"]["rgb"]["mask"]).any()
 
 
+@pytest.mark.slow
 def test_several_streams_are_joined(tiny, pair):
     streams = {"a": StreamConfig(str(tiny), ("rgb",)), "b": StreamConfig(str(pair), ("s1_grd",), weight=0.5)}
     values = dict(image_size=8, batch_size=6, mask_unit=0, mixing="temperature", views=ViewsConfig())
@@ -227,6 +229,7 @@ def views_of_both(plain):
     return [drawn(plain, reader, "rgb", "ndsm", views=chosen, frames={"ndsm": 3}) for reader in ("device", "tf")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["first", "second", "local0", "local1"])
 def test_boxes_and_turns_are_distributed_alike(views_of_both, view):
     entries = [(b["sensors"] if view == "first" else b["views"][view])["rgb"] for b in views_of_both]
@@ -307,6 +310,7 @@ def test_gains_and_offsets_are_distributed_alike(plain, changes, statistic):
     alike(*values)
 
 
+@pytest.mark.slow
 def test_blur_solarisation_and_loss_of_bands_are_distributed_alike(tmp_path):
     """A checkerboard of 0.2 and 0.8 loses contrast by a blur, turns over by a solarisation, and loses bands."""
     board = np.indices((8, 8)).sum(0) % 2

@@ -90,6 +90,7 @@ def random_like(params, rng):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.5, params)
 
 
+@pytest.mark.slow
 def test_attention_block_against_numpy():
     rng = np.random.default_rng(0)
     graph, state = nnx.split(AttentionBlock(8, 2, nnx.Rngs(0), dtype=jnp.float32))

@@ -64,6 +64,7 @@ def test_parameters_are_counted_by_hand():
 CASES = [("fcn", {}), ("upernet", {"auxiliary": 4})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=["fcn", "upernet"])
 @pytest.mark.parametrize("case", [ONE, FOUR], ids=["one", "four"])
 def test_any_levels_any_grid(name, fields, case):
