@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ringmoe_jax import files
 from ringmoe_jax.errors import ConfigError, UserError
 from ringmoe_jax.parallel import processes
 
@@ -137,10 +138,11 @@ class Copy:
             (self.root / name).unlink(missing_ok=True)
         for name, path in there.items():
             own = self.root / name
-            own.parent.mkdir(parents=True, exist_ok=True)
-            draft = own.with_name(f".{own.name}.{os.getpid()}")  # several processes may share a copy
-            draft.write_bytes(path.read_bytes())
-            draft.replace(own)
+            content, draft = path.read_bytes(), own.with_name(f".{own.name}.{os.getpid()}")  # others may share the copy
+            with files.writing(own):
+                own.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_bytes(content)
+                draft.replace(own)
         self._keep({name: _facts(self.root / name) for name in there})
 
     def send(self) -> None:
@@ -160,10 +162,11 @@ class Copy:
 
     def _keep(self, sent: dict[str, Any]) -> None:
         if sent or self.root.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
             draft = self.root / f"{SENT}.{os.getpid()}"
-            draft.write_text(json.dumps(sent))
-            draft.replace(self.root / SENT)
+            with files.writing(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                draft.write_text(json.dumps(sent))
+                draft.replace(self.root / SENT)
 
 
 def _files(folder: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import jax
 
 from experiments.run.checkout import COMMIT, commit
 from input_pipeline.reader import BatchIterator
-from ringmoe_jax import remote
+from ringmoe_jax import files, remote
 from ringmoe_jax.compress import online
 from ringmoe_jax.compress.online import OnlinePruning
 from ringmoe_jax.errors import ConfigError, TrainingError
@@ -210,10 +210,23 @@ def once(values: Mapping[str, Any], workdir: Path, result: str, run: Callable[[]
 
 @contextlib.contextmanager
 def logged(folder: Path, mode: str) -> Iterator[None]:
-    """What is printed goes to `log.txt`; of several processes the first one prints."""
+    """What is printed goes to `log.txt`; of several processes the first one prints.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     if processes.number():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open(mode) as log, contextlib.redirect_stdout(log):
-        yield
+    path = folder / "log.txt"
+    with files.writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        log = path.open(mode)
+    try:
+        with log, contextlib.redirect_stdout(log):
+            yield
+    except OSError as error:
+        if error.filename is not None:  # of another file, which was being opened
+            raise
+        with files.writing(path):
+            raise

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringmoe_jax import remote
+from ringmoe_jax import files, remote
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.parallel import processes
 
@@ -95,10 +95,11 @@ def _held(path: Path) -> Iterator[str]:
         except OSError as error:
             print(f"note        {path.parent} lies where nothing can be locked ({error}): start one program at a time")
         holder = _self()
-        file.truncate(0)
-        file.write(holder)
-        file.flush()
-        os.fsync(file.fileno())  # other hosts read it
+        with files.writing(path):
+            file.truncate(0)
+            file.write(holder)
+            file.flush()
+            os.fsync(file.fileno())  # other hosts read it
         try:
             yield holder
         finally:
