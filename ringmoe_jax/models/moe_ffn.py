@@ -38,6 +38,9 @@ class MoEConfig:
         eval_capacity_factor: the same at evaluation (V-MoE practice: >= 2).
         exchange_factor: room for rows that a dropless engine receives where experts are split over devices, over a
             device's even share of them, in training; what comes beyond is dropped and counted. 0 has room for all.
+        ring: where experts are split over devices, whether a dropless engine sends experts round the devices and leaves
+            rows where they are (ours): no device ever has more rows than its own, and what is sent does not grow with
+            the batch. Or sends rows to their experts and back. The same values.
         normalise_gates: whether gates are divided by their sum over the chosen experts (released code: with `top_k` = 1
             they are 1, and the task does not train the routers), or are the softmax probabilities (Switch, ours).
         after_drops: whether `normalise_gates` divides by the sum over the chosen experts that had a row for the token
@@ -78,6 +81,7 @@ class MoEConfig:
     capacity_factor: float = 1.2
     eval_capacity_factor: float = 2.0
     exchange_factor: float = 0.0
+    ring: bool = False
     normalise_gates: bool = False
     after_drops: bool = False
     rounds: bool = False
@@ -104,6 +108,11 @@ class MoEConfig:
         if self.exchange_factor and self.rounds:
             raise ConfigError(
                 "model.moe.rounds is of the capacity engine, exchange_factor is not: set one to False or 0"
+            )
+        if self.ring and (self.exchange_factor or self.engine in ("capacity", "dense")):
+            other = "exchange_factor" if self.exchange_factor else f'engine = "{self.engine}"'
+            raise ConfigError(
+                f"model.moe.ring is for dropless engines with room for all rows, not for {other}: set one of them back"
             )
         if self.top_k < 1:
             raise ConfigError(f"model.moe.top_k = {self.top_k}: wanted at least 1 expert per token")
@@ -336,6 +345,7 @@ class MoEFeedForward(nnx.Module):
             mesh=mesh,
             priority=config.priority,
             exchange_factor=config.exchange_factor if train else 0.0,
+            ring=config.ring,
             queues=queues,
             rounds=config.rounds,
             after_drops=config.after_drops,

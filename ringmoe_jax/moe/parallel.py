@@ -39,7 +39,8 @@ def run(
         rows: capacity of an expert in one token group, per router group.
         groups: number of token groups; must be a multiple of the number of devices.
         mesh: None runs on one device.
-        **rules: further ones of `engines.Layout`: priority, exchange_factor, queues, rounds, after_drops.
+        **rules: further ones of `engines.Layout`: priority, exchange_factor, ring, queues, rounds,
+            after_drops.
 
     Returns:
         outputs [N, D]; kept [N, K] bool per router group.

@@ -19,6 +19,7 @@ from ringmoe_jax.moe.engines import blocks
 from ringmoe_jax.moe.engines.dropless import choose
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
+from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import MeshConfig, make
 
 N, D, F, E, K = 40, 4, 8, 4, 2
@@ -43,19 +44,20 @@ def random_choice(seed=0, n=N):
 
 
 @functools.cache
-def compiled(engine, rows, groups, mesh, sizes=None):
+def compiled(engine, rows, groups, mesh, sizes=None, ring=False):
     """One program per engine, shape and sizes of blocks: hypothesis draws values, not shapes."""
 
     def loss(tokens, gates, experts, choice):
-        y, _ = parallel.run(engine, tokens, [choice._replace(gates=gates)], [experts], [rows], groups=groups, mesh=mesh)
+        choices = [choice._replace(gates=gates)]
+        y, _ = parallel.run(engine, tokens, choices, [experts], [rows], groups=groups, mesh=mesh, ring=ring)
         return jnp.sum(jnp.sin(y)), y
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-def value_and_gradients(engine, choice, rows=0, groups=1, mesh=None, sizes=None):
+def value_and_gradients(engine, choice, rows=0, groups=1, mesh=None, sizes=None, ring=False):
     tokens = jax.random.normal(jax.random.key(1), (len(choice.gates), D))
-    return compiled(engine, rows, groups, mesh, sizes)(tokens, choice.gates, random_experts(0), choice)
+    return compiled(engine, rows, groups, mesh, sizes, ring)(tokens, choice.gates, random_experts(0), choice)
 
 
 def assert_same(a, b):
@@ -179,6 +181,33 @@ def test_dropless_on_a_mesh_equals_dense(engine, sizes):
         assert_same(value_and_gradients("dense", choice), value_and_gradients(engine, choice, groups=8, mesh=mesh))
 
 
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("engine", ["blocks", "ragged"])
+def test_experts_that_go_round_equal_dense(engine, sizes):
+    """Routings that send all rows to one device's experts, and some that are nobody's, included."""
+    mesh = make(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    absent = random_choice()
+    absent = absent._replace(experts=absent.experts.at[::3].set(E))
+    for choice in (random_choice(), chosen([[0, 1]] * N, np.ones((N, K))), absent):
+        round_ = value_and_gradients(engine, choice, groups=8, mesh=mesh, ring=True)
+        assert_same(value_and_gradients("dense", choice), round_)
+
+
+def test_what_goes_round_does_not_grow_with_the_batch():
+    """Experts to the next device, in a loop of three turns for four devices; no row is sent."""
+    mesh = make(MeshConfig(1, 1, 4), jax.devices()[:4])
+
+    def sent(n):
+        run = lambda t: parallel.run(  # noqa: E731
+            "blocks", t, [random_choice(n=n)], [random_experts(0)], [0], groups=4, mesh=mesh, ring=True
+        )[0]
+        return hlo.analyse(jax.jit(run).lower(jnp.ones((n, D))).compile().as_text()).sent()
+
+    assert sent(40) == sent(400)
+    weights = sum(leaf.nbytes for leaf in random_experts(0)) / 4
+    assert sent(40) == {"collective-permute": 3 * weights}
+
+
 @pytest.mark.parametrize(("factor", "sent"), [(1.5, 7), (2.0, 10)])
 def test_limited_room_takes_the_same_share_of_every_device(factor, sent):
     """All of 4 x 10 tokens want experts 0 and 1 on two of four devices: 40 rows each, an even share is 20.
@@ -276,6 +305,10 @@ def test_misfit_is_one_clear_line():
     run = functools.partial(parallel.run, tokens=jnp.ones((N, D)), routings=[random_choice()], rows=[4])
     with pytest.raises(ConfigError, match=r"exchange_factor = 0.5: wanted 1 or more"):
         MoEConfig(exchange_factor=0.5)
+    with pytest.raises(ConfigError, match=r'ring is for dropless engines .*, not for engine = "capacity"'):
+        MoEConfig(ring=True)
+    with pytest.raises(ConfigError, match=r"ring is for dropless engines .*, not for exchange_factor"):
+        MoEConfig(ring=True, engine="dropless", exchange_factor=1.5)
     with pytest.raises(ConfigError, match=r'"dens" does not exist: did you mean "dense"'):
         run("dens", experts=[random_experts(0)])
     with pytest.raises(ConfigError, match=r"40 tokens do not split in model[.]moe[.]groups = 3: set it to a divisor"):

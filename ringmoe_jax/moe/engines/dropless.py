@@ -19,6 +19,7 @@ from ringmoe_jax.moe.engines import blocks, products
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing, normalised
+from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 
 # What `engine = "dropless"` means on each platform. Measured in docs/benchmarks.md: on CPU and, before
 # jax 0.12, in the weight gradient on TPU, `ragged_dot` does E times the work.
@@ -52,13 +53,15 @@ def dropless(
         tokens: [N, D].
         routings: one per router group.
         experts: one per router group.
-        layout: `shards` and `platform` matter, and where room is limited `priority` and `after_drops`.
+        layout: `shards`, `ring` and `platform` matter, and where room is limited `priority` and `after_drops`.
         product: "blocks", or a name of `products`; default by platform.
     """
     product = product or choose(layout.platform)
     outputs, kept = jnp.zeros_like(tokens), []
     for routing, group in zip(routings, experts, strict=True):
-        if layout.shards > 1:
+        if layout.shards > 1 and layout.ring:
+            added, found = _around(tokens, routing, group, layout, product), jnp.ones(routing.experts.shape, bool)
+        elif layout.shards > 1:
             added, found = _exchanged(tokens, routing, group, layout, product)
         else:
             added = _grouped(product, layout.platform, tokens, routing.experts, routing.gates, group)
@@ -73,6 +76,34 @@ def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
         expected = chosen.size / experts.count if expected is None else expected
         return blocks.grouped(tokens, chosen, gates, experts, expected)
     return products.grouped(products.by_name(product, platform), tokens, chosen, gates, experts)
+
+
+def _around(tokens, routing: Routing, experts: Experts, layout: Layout, product: str):
+    """Sends every device's experts to all others in turn, each computing its own rows of those that are there.
+
+    Experts are sent to the device before while they compute here. No device has more rows than its own, however
+    uneven the routing is. The backward pass keeps all experts that came by, in the dtype of the tokens, and computes
+    rows again, for each turn has a buffer for all of them.
+    """
+    me, shards, local = jax.lax.axis_index(EXPERT_AXIS), layout.shards, experts.count
+    before = [(device, (device - 1) % shards) for device in range(shards)]
+
+    @jax.checkpoint
+    def added(here: Experts, turn) -> jax.Array:
+        first = (me + turn) % shards * local
+        own = (routing.experts >= first) & (routing.experts < first + local)
+        chosen = jnp.where(own, routing.experts - first, local)
+        expected = routing.experts.size / (shards * local)
+        return _grouped(product, layout.platform, tokens, chosen, routing.gates, here, expected)
+
+    def step(carry, turn):
+        outputs, here = carry
+        following = jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, EXPERT_AXIS, before), here)
+        return (outputs + added(here, turn), following), None
+
+    start = (jnp.zeros_like(tokens), experts.astype(tokens.dtype))
+    (outputs, last), _ = jax.lax.scan(step, start, jnp.arange(shards - 1))
+    return outputs + added(last, shards - 1)
 
 
 def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str):

@@ -22,6 +22,7 @@ class Layout:
         shards: devices that share the experts; 1 where each device has all of them.
         exchange_factor: rows that a device can receive over its even share; 0 for all that may come (dropless engine
             where devices share experts).
+        ring: experts go round the devices that share them, and rows stay where they are (dropless engine).
         platform: "cpu", "gpu" or "tpu", of the device that will run this.
     """
 
@@ -33,4 +34,5 @@ class Layout:
     after_drops: bool = False
     shards: int = 1
     exchange_factor: float = 0.0
+    ring: bool = False
     platform: str = "cpu"
