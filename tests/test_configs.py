@@ -154,7 +154,7 @@ def described(leaf):
 def head_on(config, sensor, dates):
     """A map and a class from one sensor of a pre-trained encoder."""
     stream = dict(directory="nowhere", sensors=(sensor,))
-    data = dict(streams=dict(data=stream), image_size=config.data.view_size(sensor), batch_size=2, mask_unit=0)
+    data = dict(streams=dict(data=stream), image_size=config.data.view_size(sensor), batch_size=32, mask_unit=0)
     encoder = run.Encoder(config.model, config.data.bands, {})
     for name, kind in (("segmentation", "map"), ("classification", "classes")):
         values = dict(task=dict(name=name, target="truth"), model=config.model, data=data)

@@ -214,11 +214,11 @@ def finetuning(config: FinetuneConfig, encoder: Encoder, spec: TaskSpec, statist
 
 
 def _entry(config: FinetuneConfig, sensor: Sensor, dates: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one sensor in a batch of two samples."""
-    shape = (2, dates, *[config.data.size(sensor.name)] * 2)
+    """Shapes of one sensor in a batch, as large as in training: an encoder may want token groups of equal size."""
+    shape = (config.data.batch_size, dates, *[config.data.size(sensor.name)] * 2)
     return {
         "pixels": jax.ShapeDtypeStruct((*shape, sensor.channels), np.float32),
         "valid": jax.ShapeDtypeStruct(shape, np.bool_),
         "time": jax.ShapeDtypeStruct(shape[:2], np.int32),
-        "location": jax.ShapeDtypeStruct((2, 2), np.float32),
+        "location": jax.ShapeDtypeStruct((shape[0], 2), np.float32),
     }
