@@ -270,7 +270,6 @@ def test_two_processes_prune_a_state_that_they_share(config, tmp_path):
     assert_same(two, one, range(1, 6))
 
 
-@pytest.mark.slow
 def test_four_processes_go_on_and_one_after_them(config, two, one, tmp_path):
     """The same batches in the same order: the losses are those of a run that nobody stopped."""
     workdir = tmp_path / "run"
