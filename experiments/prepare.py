@@ -250,7 +250,7 @@ class _Progress:
     def __call__(self, what: str, count: int) -> None:
         if time.monotonic() - self._last > 2:
             self._last = time.monotonic()
-            print(f"  {what}: {count}", flush=True)
+            print(f"  {what}: {count} so far", flush=True)
 
 
 def _report(folders: list[Path], options: argparse.Namespace) -> None:

@@ -137,12 +137,7 @@ class Copy:
         for name in known.keys() - there.keys():
             (self.root / name).unlink(missing_ok=True)
         for name, path in there.items():
-            own = self.root / name
-            content, draft = path.read_bytes(), own.with_name(f".{own.name}.{os.getpid()}")  # others may share the copy
-            with files.writing(own):
-                own.parent.mkdir(parents=True, exist_ok=True)
-                draft.write_bytes(content)
-                draft.replace(own)
+            self._write(name, path.read_bytes())
         self._keep({name: _facts(self.root / name) for name in there})
 
     def send(self) -> None:
@@ -162,11 +157,16 @@ class Copy:
 
     def _keep(self, sent: dict[str, Any]) -> None:
         if sent or self.root.exists():
-            draft = self.root / f"{SENT}.{os.getpid()}"
-            with files.writing(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-                draft.write_text(json.dumps(sent))
-                draft.replace(self.root / SENT)
+            self._write(SENT, json.dumps(sent).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Whole or not at all; several processes of a machine share a copy and may write the same file."""
+        path = self.root / name
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        with files.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(content)
+            draft.replace(path)
 
 
 def _files(folder: Any, above: str = "") -> Iterator[tuple[str, Any]]:

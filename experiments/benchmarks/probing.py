@@ -44,7 +44,9 @@ def measure(count: int, width: int, classes: int, repeats: int) -> dict[str, Any
         alone, and probes side by side faster than in turn. That the path finds what the peer finds is a test's.
     """
     train, test = tiles(count, width, classes), tiles(count // 4, width, classes, seed=2)
-    evaluations = _evaluations(train, classes)
+    path = logistic.LogisticPath(train.features, train.labels, classes)
+    for penalty in PENALTIES:
+        path.fit(penalty)
 
     def ours() -> None:
         probes.logistic(train, test.features, PENALTIES, classes)
@@ -57,7 +59,7 @@ def measure(count: int, width: int, classes: int, repeats: int) -> dict[str, Any
     def products() -> None:
         """As many as the path takes: logits, and gradients of the weights."""
         features, weights = train.features.astype(np.float32), np.ones((width, classes), np.float32)
-        for _ in range(evaluations):
+        for _ in range(path.evaluations):
             features.T @ (features @ weights)
 
     def one() -> list[probes.Probe]:
@@ -72,7 +74,7 @@ def measure(count: int, width: int, classes: int, repeats: int) -> dict[str, Any
         "tiles": count,
         "width": width,
         "classes": classes,
-        "evaluations": evaluations,
+        "evaluations": path.evaluations,
         "seconds": seconds,
         "ratio": {PEER: seconds[PEER] / seconds[PATH], PRODUCTS: seconds[PATH] / seconds[PRODUCTS]}
         | {TOGETHER: seconds[TURNS] / seconds[TOGETHER]},
@@ -82,18 +84,3 @@ def measure(count: int, width: int, classes: int, repeats: int) -> dict[str, Any
 def _on_one_core(job):
     """As `probes.probe` computes."""
     return threadpool_limits.wrap(limits=1)(job)
-
-
-def _evaluations(train: Split, classes: int) -> int:
-    """How often the path asks for the loss and its gradient."""
-    path, asked = logistic.LogisticPath(train.features, train.labels, classes), [0]
-    loss = path._loss
-
-    def counted(logits):
-        asked[0] += 1
-        return loss(logits)
-
-    path._loss = counted
-    for penalty in PENALTIES:
-        path.fit(penalty)
-    return asked[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,15 +219,16 @@ def logged(folder: Path, mode: str) -> Iterator[None]:
     if processes.number():
         yield
         return
-    path = folder / "log.txt"
-    with files.writing(path):
+    with files.writing(folder / "log.txt"):
         folder.mkdir(parents=True, exist_ok=True)
-        log = path.open(mode)
-    try:
-        with log, contextlib.redirect_stdout(log):
-            yield
-    except OSError as error:
-        if error.filename is not None:  # of another file, which was being opened
-            raise
-        with files.writing(path):
-            raise
+        log = io.TextIOWrapper(io.BufferedWriter(_Log(folder / "log.txt", mode)))
+    with log, contextlib.redirect_stdout(log):
+        yield
+
+
+class _Log(io.FileIO):
+    """A file that says its name when it cannot be written, as no `OSError` of a write does."""
+
+    def write(self, data) -> int:
+        with files.writing(Path(self.name)):
+            return super().write(data)

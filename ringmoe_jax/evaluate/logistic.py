@@ -22,6 +22,9 @@ class LogisticPath:
         features: [N, D], near zero mean and unit variance.
         labels: [N] int class, or [N, K] of 0 and 1.
         classes: C, number of classes; those that no tile has get the probability 0. K for several labels a tile.
+
+    Attributes:
+        evaluations: how often the loss and its gradient were computed.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
@@ -44,6 +47,7 @@ class LogisticPath:
         self.power = np.maximum(power, 0)
         self.weights = np.zeros((features.shape[1], self.targets.shape[1]))
         self.bias = np.zeros(self.targets.shape[1])
+        self.evaluations = 0
 
     def fit(self, penalty: float) -> LogisticPath:
         """Moves to the minimum for one C; returns itself."""
@@ -58,6 +62,7 @@ class LogisticPath:
             return values[: -size[1]].reshape(size), values[-size[1] :] * shift
 
         def objective(values):
+            self.evaluations += 1
             weights, bias = split(values)
             logits = scaled @ weights.astype(np.float32) + bias.astype(np.float32)
             loss, slope = self._loss(logits)

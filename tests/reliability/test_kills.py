@@ -61,8 +61,9 @@ def killed(verb: str, base: Path, count: int, processes: int = 1) -> Iterator[Ki
         seconds_after = time.monotonic() - began if processes > 1 else 0.0
         others = [number for number in range(processes) if number != victim]
         named = all(statuses[other] == 1 and f"error: process {victim} of" in job.said(other) for other in others)
-        for other in [] if named or ended else others:
-            print(*job.said(other).splitlines()[-5:], sep="\n", file=sys.stderr, flush=True)
+        if not (named or ended):
+            for other in others:
+                print(*job.said(other).splitlines()[-5:], sep="\n", file=sys.stderr, flush=True)
         if not is_whole(verb, out, wanted):  # else it may refuse to write there again
             finish(verb, base, out, processes)
         yield Kill(share, ended, named, seconds_after, is_whole(verb, out, wanted))
