@@ -76,8 +76,8 @@ def connect(*, stops: bool = False) -> None:
     late.cancel()
     from jax._src import distributed
 
-    jax.devices()  # all processes meet here as well, whatever each of them does next
     _job = _Job(distributed.global_state.client, which, count, board)
+    jax.devices()  # all processes meet here as well, whatever each of them does next
 
 
 def number() -> int:
@@ -174,8 +174,8 @@ def leave() -> None:
 
         _job.barrier("leave")
         _job, job = None, _job
+        jax.distributed.shutdown()  # all meet again
         job.ended.set()
-        jax.distributed.shutdown()
         if job.board:
             job.board.close()
 
@@ -242,7 +242,8 @@ class _Job:
         self.together = True  # whether all processes do the same
         self.ended, self._ending = threading.Event(), threading.Lock()
         self._calls = itertools.count()
-        self._hosts = self.exchange(socket.gethostname())
+        self._hosts = {number: socket.gethostname()}
+        client.key_value_set(f"ringmoe/hosts/{number}", self._hosts[number])
         self._heard = {other: time.monotonic() for other in (range(1, count) if number == 0 else [0])}
         self._seen: dict[int, str] = {}
         for work in (self._talk, self._judge):
@@ -250,7 +251,10 @@ class _Job:
 
     def name(self, number: int) -> str:
         """A process in words."""
-        return f"process {number} of {self.count} (host {self._hosts[number]})"
+        if number not in self._hosts:
+            self._listen()
+        host = f" (host {self._hosts[number]})" if number in self._hosts else ""  # unknown until all have met
+        return f"process {number} of {self.count}{host}"
 
     def barrier(self, name: str, seconds: float = LONG) -> None:
         """Waits for all others."""
@@ -279,6 +283,11 @@ class _Job:
         found = self.client.key_value_dir_get(f"ringmoe/{folder}/")
         return sorted((int(key.rpartition("/")[2]), text) for key, text in found)
 
+    def _listen(self) -> None:
+        """Learns where the others are."""
+        with contextlib.suppress(Exception):
+            self._hosts |= dict(self._read("hosts"))
+
     def _talk(self) -> None:
         """Says that this process lives, and listens who else does, and whether one gave up."""
         for beat in itertools.count():
@@ -287,6 +296,8 @@ class _Job:
                 for number, text in self._read("lives"):
                     if number in self._heard and self._seen.get(number) != text:
                         self._seen[number], self._heard[number] = text, time.monotonic()
+                if len(self._hosts) < self.count:
+                    self._listen()
                 words = self._read("word")
             except Exception:
                 words = []  # process 0 does not answer: `_judge` knows for how long

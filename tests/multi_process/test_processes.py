@@ -96,6 +96,20 @@ def test_a_process_that_is_killed_is_named(tmp_path, killed):
     job = start(tmp_path, "print('up', file=sys.stderr, flush=True); time.sleep(300)")
     job.wait_until(lambda: all("up" in job.said(number) for number in (0, 1)))
     job.processes[killed].send_signal(signal.SIGKILL)
+    assert_named(job, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["jax.devices", "jax.distributed.shutdown"])
+@pytest.mark.parametrize("killed", [0, 1])
+def test_so_is_one_that_is_killed_while_they_meet_or_part(tmp_path, killed, where):
+    dies = f"if os.environ['JAX_PROCESS_ID'] == '{killed}': {where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    job = jobs.start(tmp_path, ["-c", f"import os, signal, jax\n{dies}\n{program(tmp_path / 'run', 'pass')}"], count=2)
+    job.processes[killed].wait(120)
+    assert_named(job, killed)
+
+
+def assert_named(job, killed):
     statuses = job.finish(60)  # what is promised
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] == 1

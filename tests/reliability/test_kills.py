@@ -29,7 +29,7 @@ class Kill(NamedTuple):
 
     Attributes:
         share: of its time, after which it was killed.
-        ended: whether it had ended before.
+        ended: whether it had ended before, or had nothing left to do: all other processes ended with status 0.
         named: whether all other processes ended with a line of theirs.
         seconds: until they had ended; 0 of a process by itself.
         same: whether it gave the same at last.
@@ -60,10 +60,11 @@ def killed(verb: str, base: Path, count: int, processes: int = 1) -> Iterator[Ki
         statuses = job.finish(LIMIT)
         seconds_after = time.monotonic() - began if processes > 1 else 0.0
         others = [number for number in range(processes) if number != victim]
+        ended |= processes > 1 and not any(statuses[other] for other in others)
         named = all(statuses[other] == 1 and f"error: process {victim} of" in job.said(other) for other in others)
         if not (named or ended):
             for other in others:
-                print(*job.said(other).splitlines()[-5:], sep="\n", file=sys.stderr, flush=True)
+                print(statuses[other], *job.said(other).splitlines()[-5:], sep="\n", file=sys.stderr, flush=True)
         if not is_whole(verb, out, wanted):  # else it may refuse to write there again
             finish(verb, base, out, processes)
         yield Kill(share, ended, named, seconds_after, is_whole(verb, out, wanted))
