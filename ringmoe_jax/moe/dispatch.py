@@ -90,10 +90,17 @@ def fill(choices: Sorted, rows: np.ndarray, offset: np.ndarray, shape: tuple[int
     return Dispatch(choice, _rows_of_choices(choice, shape))
 
 
-def compact(choices: Sorted, shape: tuple[int, int], multiple: int = 1) -> Dispatch:
-    """Rows without gaps between experts, as grouped products take them, filled up to a multiple of rows."""
+def compact(choices: Sorted, shape: tuple[int, int], multiple: int = 1, spare: int = 0) -> Dispatch:
+    """Rows without gaps between experts, as grouped products take them, filled up to a multiple of rows.
+
+    Args:
+        choices: of E experts.
+        shape: (N, K).
+        multiple: of rows.
+        spare: empty rows at the end, at least.
+    """
     n, k = shape
-    rows = -(-n * k // multiple) * multiple
+    rows = -(-(n * k + spare) // multiple) * multiple
     within = jnp.arange(rows, dtype=jnp.int32)
     order = jnp.pad(choices.order, (0, rows - n * k))
     choice = jnp.where(within < choices.load.sum(), order, n * k)

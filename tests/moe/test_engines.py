@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.moe_ffn import MoEConfig
 from ringmoe_jax.moe import parallel
-from ringmoe_jax.moe.engines import blocks
-from ringmoe_jax.moe.engines.dropless import choose
+from ringmoe_jax.moe.engines import blocks, ranges
+from ringmoe_jax.moe.engines.dropless import _say, choose
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
 from ringmoe_jax.parallel import hlo
@@ -24,7 +24,7 @@ from ringmoe_jax.parallel.mesh import MeshConfig, make
 
 N, D, F, E, K = 40, 4, 8, 4, 2
 MESHES = [(2, 2, 2), (1, 1, 4), *(pytest.param(m, marks=pytest.mark.slow) for m in ((8, 1, 1), (1, 2, 4)))]
-DROPLESS = ["blocks", "ragged", "megablox"]
+DROPLESS = ["ranges", "blocks", "ragged", "megablox"]
 
 
 def random_experts(seed, experts=E):
@@ -103,6 +103,28 @@ def test_blocks_equal_dense_whatever_the_sizes(monkeypatch, ladder, sizes):
     assert_same(value_and_gradients("dense", choice), value_and_gradients("blocks", choice, sizes=(ladder, sizes)))
 
 
+@pytest.mark.parametrize("ladder", [(1,), (7,), (2, 5, 12), (8, N), (13, 14)])
+def test_ranges_equal_dense_whatever_the_sizes(monkeypatch, ladder):
+    """One part a range, many, and both; an unused expert in front, between and at the end."""
+    monkeypatch.setattr(ranges, "sizes", lambda expected, most: ladder)
+    rng = np.random.default_rng(0)
+    for pairs in ([[0, 2], [2, 3]], [[0, 1], [1, 2]], [[1, 3], [3, 2]]):
+        picked = np.where(rng.random((N, 1)) < 0.8, *pairs)
+        choice = chosen(picked, rng.random((N, K)))
+        assert_same(value_and_gradients("dense", choice), value_and_gradients("ranges", choice, sizes=(ladder,)))
+
+
+def test_parts_of_ranges_fit_an_even_load_and_are_never_larger_than_all_tokens():
+    assert ranges.sizes(512.0, 4096) == (128, 256, 384, 528, 552, 584, 768, 1024)
+    assert ranges.sizes(4.0, 6) == (6,)
+    assert ranges.sizes(100.0, 100) == (32, 56, 80, 100)
+
+
+def test_ranges_compute_few_rows_that_are_not_an_expert_s():
+    even, ladder = np.random.default_rng(0).poisson(512, 64), np.asarray(ranges.sizes(512, 4096))
+    assert ladder[np.searchsorted(ladder, even)].sum() < 1.06 * even.sum()
+
+
 def test_blocks_have_room_for_an_even_load_and_never_more_rows_than_tokens():
     assert blocks.sizes(1024.0, 4096) == blocks.Sizes((512, 1072), (512, 128))
     assert blocks.sizes(4.0, 4096) == blocks.Sizes((16, 40), (256, 64))
@@ -173,7 +195,7 @@ def test_expert_parallel_equals_one_device_drops_included(sizes, rows):
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("engine", ["dense", "blocks", "ragged"])
+@pytest.mark.parametrize("engine", ["dense", "ranges", "blocks", "ragged"])
 def test_dropless_on_a_mesh_equals_dense(engine, sizes):
     """Routings that send all rows to one device, and none to another, included."""
     mesh = make(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
@@ -182,7 +204,7 @@ def test_dropless_on_a_mesh_equals_dense(engine, sizes):
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("engine", ["blocks", "ragged"])
+@pytest.mark.parametrize("engine", ["ranges", "ragged"])
 def test_experts_that_go_round_equal_dense(engine, sizes):
     """Routings that send all rows to one device's experts, and some that are nobody's, included."""
     mesh = make(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
@@ -291,12 +313,12 @@ def test_exchanged_bytes_per_device_do_not_grow_with_the_mesh():
 
 
 def test_dropless_says_once_what_it_means(capsys):
-    choose.cache_clear()
-    tokens = jnp.ones((N, D))
-    for _ in range(2):
-        parallel.run("dropless", tokens, [random_choice()], [random_experts(0)], [0])
+    _say.cache_clear()
+    for n in (N, N, 4 * N):  # 20 and 80 rows an expert
+        parallel.run("dropless", jnp.ones((n, D)), [random_choice(n=n)], [random_experts(0)], [0])
     assert capsys.readouterr().out == (
-        'mixture of experts: "dropless" means "blocks" on cpu; model.moe.engine overrules it\n'
+        'mixture of experts: "dropless" means "blocks" on cpu for few rows an expert; model.moe.engine overrules it\n'
+        'mixture of experts: "dropless" means "ranges" on cpu; model.moe.engine overrules it\n'
     )
     assert choose("tpu") == "megablox"
 

@@ -28,7 +28,7 @@ ENGINES = Registry("engine", Callable)
 ENGINES.add("dense", dense)
 ENGINES.add("capacity", capacity)
 ENGINES.add("dropless", dropless)  # one of the next by platform
-for _product in ("blocks", "ragged", "megablox", "tokamax"):
+for _product in ("ranges", "blocks", "ragged", "megablox", "tokamax"):
     ENGINES.add(_product, functools.partial(dropless, product=_product))
 
 __all__ = ["ENGINES", "Layout"]

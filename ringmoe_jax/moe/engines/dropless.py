@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ringmoe_jax.moe import dispatch as dispatching
 from ringmoe_jax.moe import exchange
-from ringmoe_jax.moe.engines import blocks, products
+from ringmoe_jax.moe.engines import blocks, products, ranges
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing, normalised
@@ -24,19 +24,30 @@ from ringmoe_jax.parallel.mesh import EXPERT_AXIS
 # What `engine = "dropless"` means on each platform. Measured in docs/benchmarks.md: on CPU and, before
 # jax 0.12, in the weight gradient on TPU, `ragged_dot` does E times the work.
 BY_PLATFORM = {
-    "cpu": ("blocks",),
+    "cpu": ("ranges",),
     "tpu": ("megablox",),  # v4, v5e, v5p and v6e: exact work in both directions
     "gpu": ("tokamax", "blocks"),  # the first that is installed
 }
+OWN = {"ranges": ranges.grouped, "blocks": blocks.grouped}  # without a grouped product
+
+
+def choose(platform: str, expected: float = math.inf) -> str:
+    """Name of the grouped product; says so once.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        expected: mean number of rows of an expert.
+    """
+    names = BY_PLATFORM.get(platform, ("blocks",))
+    name = next(n for n in names if n != "tokamax" or importlib.util.find_spec("tokamax"))
+    few = name == "ranges" and expected < blocks.FEW_ROWS
+    _say("blocks" if few else name, f"{platform} for few rows an expert" if few else platform)
+    return "blocks" if few else name
 
 
 @functools.cache
-def choose(platform: str) -> str:
-    """Name of the grouped product for a platform; says so once."""
-    names = BY_PLATFORM.get(platform, ("blocks",))
-    name = next(n for n in names if n != "tokamax" or importlib.util.find_spec("tokamax"))
-    print(f'mixture of experts: "dropless" means "{name}" on {platform}; model.moe.engine overrules it')
-    return name
+def _say(name: str, where: str) -> None:
+    print(f'mixture of experts: "dropless" means "{name}" on {where}; model.moe.engine overrules it')
 
 
 def dropless(
@@ -54,9 +65,8 @@ def dropless(
         routings: one per router group.
         experts: one per router group.
         layout: `shards`, `ring` and `platform` matter, and where room is limited `priority` and `after_drops`.
-        product: "blocks", or a name of `products`; default by platform.
+        product: a name of `OWN` or of `products`; default by platform.
     """
-    product = product or choose(layout.platform)
     outputs, kept = jnp.zeros_like(tokens), []
     for routing, group in zip(routings, experts, strict=True):
         if layout.shards > 1 and layout.ring:
@@ -72,13 +82,14 @@ def dropless(
 
 
 def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
-    if product == "blocks":
-        expected = chosen.size / experts.count if expected is None else expected
-        return blocks.grouped(tokens, chosen, gates, experts, expected)
+    expected = chosen.size / experts.count if expected is None else expected
+    product = product or choose(platform, expected)
+    if product in OWN:
+        return OWN[product](tokens, chosen, gates, experts, expected)
     return products.grouped(products.by_name(product, platform), tokens, chosen, gates, experts)
 
 
-def _around(tokens, routing: Routing, experts: Experts, layout: Layout, product: str):
+def _around(tokens, routing: Routing, experts: Experts, layout: Layout, product: str | None):
     """Sends every device's experts to all others in turn, each computing its own rows of those that are there.
 
     Experts are sent to the device before while they compute here. No device has more rows than its own, however
@@ -106,7 +117,7 @@ def _around(tokens, routing: Routing, experts: Experts, layout: Layout, product:
     return outputs + added(last, shards - 1)
 
 
-def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str):
+def _exchanged(tokens, routing: Routing, experts: Experts, layout: Layout, product: str | None):
     """Sends every choice to the device that holds its expert and back; outputs, and the choices that had room.
 
     Without `layout.exchange_factor` the receiving buffer has room for the worst case, in which every device sends

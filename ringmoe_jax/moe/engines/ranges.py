@@ -1,0 +1,145 @@
+"""Grouped experts without a grouped product, for CPUs: one expert after the other, each on the range of its rows.
+
+Rows lie sorted by expert. A range is computed in parts: as many of the largest size on a short ladder as it fills, and
+one of the smallest size that holds the rest. So a program has few products, of shapes that are known, and yet an expert
+computes few rows that are not its own: what a part has too many belongs to the experts behind, who come later and write
+over it. An expert's weights are read once for many rows, and the gradients of its weights are written once. Our choice;
+measured in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ringmoe_jax.moe import dispatch as dispatching
+from ringmoe_jax.moe.experts import Experts
+
+SHARES = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the mean load: sizes of parts under skew
+DEVIATIONS = (0.5, 1.5, 3.0)  # above the mean load, of a Poisson law: sizes of parts under even random routing
+
+_rows = jax.lax.dynamic_slice_in_dim
+_write = jax.lax.dynamic_update_slice_in_dim
+
+
+def sizes(expected: float, most: int) -> tuple[int, ...]:
+    """Rows of the parts, ascending. They decide about speed and change no value.
+
+    Args:
+        expected: mean load of an expert.
+        most: the largest possible load.
+    """
+    wanted = [share * expected for share in SHARES]
+    wanted += [expected + times * math.sqrt(expected) for times in DEVIATIONS]
+    return tuple(sorted({min(8 * math.ceil(rows / 8), most) for rows in wanted}))
+
+
+def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
+    """sum_k gate_k * expert_k(token), nothing dropped.
+
+    Args:
+        tokens: [N, D].
+        chosen: [N, K] int32, E where a choice is nobody's.
+        gates: [N, K] float32.
+        experts: E experts.
+        expected: choices per expert under even routing; sizes the parts, changes no value.
+
+    Returns:
+        [N, D] in the dtype of `tokens`.
+    """
+    ladder = sizes(expected, tokens.shape[0])
+    beyond = max(size - smaller for smaller, size in itertools.pairwise((0, *ladder)))  # rows of the last part
+    with jax.named_scope("dispatch"):
+        choices = dispatching.sort(chosen, experts.count)
+        dispatch = dispatching.compact(choices, chosen.shape, spare=beyond)
+        x = dispatching.gather(tokens, dispatch)
+    with jax.named_scope("experts"):
+        y = _compute(ladder, choices.start, choices.load, x, experts.astype(tokens.dtype))
+    with jax.named_scope("combine"):
+        return dispatching.combine(y, dispatch, gates)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _compute(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, x: jax.Array, experts: Experts):
+    """Every expert on its range. x [R, D] to [R, D]; rows of nobody hold anything finite."""
+    return _forward(ladder, start, load, x, experts)[0]
+
+
+def _forward(ladder, start, load, x, experts):
+    wi, bi, wo, bo = experts
+
+    def part(size, carry, expert, at, _, __):
+        y, z = carry
+        part_z = _rows(x, at, size) @ wi[expert] + bi[expert]
+        part_y = jax.nn.gelu(part_z) @ wo[expert] + bo[expert]
+        return _write(y, part_y, at, 0), _write(z, part_z, at, 0)
+
+    shape = (len(x), wi.shape[2])
+    y, z = _over_parts(ladder, start, load, part, (jnp.zeros_like(x), jnp.zeros(shape, x.dtype)))
+    return y, (start, load, x, z, experts)
+
+
+def _backward(ladder, saved, d_y):
+    start, load, x, z, experts = saved
+    wi, _, wo, _ = experts
+
+    def part(size, carry, expert, at, filled, first):
+        d_x, d_experts = carry
+        part_y = jnp.where((jnp.arange(size) < filled)[:, None], _rows(d_y, at, size), 0)
+        hidden, to_z = jax.vjp(jax.nn.gelu, _rows(z, at, size))
+        (part_z,) = to_z(part_y @ wo[expert].T)
+        found = Experts(_rows(x, at, size).T @ part_z, part_z.sum(0), hidden.T @ part_y, part_y.sum(0))
+
+        def added(total, one):
+            before = 0 if first else jax.lax.dynamic_index_in_dim(total, expert, 0, keepdims=False)
+            return jax.lax.dynamic_update_index_in_dim(total, before + one, expert, 0)
+
+        return _write(d_x, part_z @ wi[expert].T, at, 0), jax.tree.map(added, d_experts, found)
+
+    unwritten = jax.tree.map(jnp.zeros_like, (x, experts))
+    d_x, d_experts = _over_parts(ladder, start, load, part, unwritten)
+    return None, None, d_x, d_experts
+
+
+_compute.defvjp(_forward, _backward)
+
+
+def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part: Callable, carry: Any) -> Any:
+    """Runs carry = part(size, carry, expert, at, filled, first) over all parts, ranges in their order.
+
+    Every size is a loop of one turn or none, for what a branch returns would be copied whole. The turn enters the
+    place: what does not depend on it the compiler would take out of the loop, and compute always.
+
+    Args:
+        ladder: sizes of parts.
+        start: [E] int32, first row of every range.
+        load: [E] int32, rows of every range.
+        part: `size` rows from `at` on, of which `filled` are the expert's; `first` of its parts, both static but `at`,
+            `expert` and `filled`. An expert without rows has a part of size 0.
+        carry: arrays.
+    """
+    largest = ladder[-1]
+
+    def range_of(expert, carry):
+        many = jnp.maximum(load[expert] - 1, 0) // largest
+        rest = load[expert] - many * largest
+        wanted = jnp.sum(jnp.asarray((0, *ladder)) < rest)
+        for index, size in enumerate((0, *ladder)):
+
+            def last(turn, carry, size=size):
+                return part(size, carry, expert, start[expert] + many * largest + turn, rest, True)
+
+            carry = jax.lax.fori_loop(0, (wanted == index).astype(jnp.int32), last, carry)
+
+        def whole(turn, carry):
+            return part(largest, carry, expert, start[expert] + turn * largest, largest, False)
+
+        return jax.lax.fori_loop(0, many, whole, carry)
+
+    return jax.lax.fori_loop(0, len(load), range_of, carry)
