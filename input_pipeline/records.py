@@ -136,13 +136,18 @@ class Records:
         return [next(payloads) if p >= 0 else None for p in positions]
 
     def read_or_next(self, candidates: Sequence[Iterator[int]]) -> list[tuple[int, bytes]]:
-        """For each of several sequences of positions, the first record that is whole, and its position."""
+        """For each of several sequences of positions, the first record that is whole, and its position.
+
+        Raises:
+            DataError: as `read`, or a sequence has no record that is whole, as other threads may have found.
+        """
         positions = [next(several) for several in candidates]
         payloads = self.read(positions)
         for i, several in enumerate(candidates):
             while payloads[i] is None:
-                positions[i] = next(several)  # ends: with every record broken, `read` raises
-                payloads[i] = self.read([positions[i]])[0]
+                if (position := next(several, None)) is None:
+                    raise self._none_is_whole()
+                positions[i], payloads[i] = position, self.read([position])[0]
         return list(zip(positions, payloads, strict=True))
 
     def _request(self, position: int, batch):
@@ -171,12 +176,15 @@ class Records:
                 self.bad[position] = name
                 _log.warning("broken record skipped: %s", name)
             if len(self.bad) == len(self):
-                raise DataError(f"every record is broken: {self._describe()}")
+                raise self._none_is_whole()
             if len(self.bad) > self._max_bad:
                 raise DataError(
                     f"{len(self.bad)} broken records, {self._max_bad} allowed (max_bad_records): {self._describe()}; "
                     "write or copy the data set again, or allow more"
                 )
+
+    def _none_is_whole(self) -> DataError:
+        return DataError(f"every record is broken: {self._describe()}")
 
     def _describe(self, most: int = 5) -> str:
         names = list(self.bad.values())

@@ -162,6 +162,16 @@ def test_all_broken_raises_and_does_not_hang(copy):
         batches(copy, 100, 1)
 
 
+def test_all_broken_raises_where_another_thread_found_the_last_one(copy):
+    """Else the data would seem to have come to its end."""
+    for number in range(SHARDS):
+        shard(copy, number).write_bytes(b"")
+    opened = open_dataset(copy, ["rgb"]).records("train", 100)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"every record is broken.*and 7 more"):
+            opened.read_or_next([iter(range(12)), iter(range(12))])
+
+
 def test_evaluation_leaves_a_broken_record_out(copy):
     path = copy / "tiny-validation.tfrecord-00001-of-00003"
     flip(path, 100)
