@@ -24,6 +24,7 @@ from ringmoe_jax.moe.experts import Experts
 ENGINES = ("capacity", "dropless")
 CAPACITY_FACTOR = 1.25
 DENSE = "dense layer"
+IDEAL = "products alone"  # of the same loads, by the same compiler
 DTYPES = ("float32", "bfloat16")
 POPULARITY = {"even": np.zeros_like, "zipf": lambda rank: -np.log(rank)}  # logarithm, of ranks from 1 on
 
@@ -101,6 +102,19 @@ def dense(x: jax.Array, weights: Experts) -> jax.Array:
     return jax.nn.gelu(x @ wi + bi) @ wo + bo
 
 
+def loads(point: Point) -> list[int]:
+    """Rows of every expert."""
+    given = inputs(point)
+    chosen = np.argsort(-(given.x @ given.router + given.scores), axis=1)[:, : point.top_k]
+    return np.bincount(chosen.ravel(), minlength=point.experts).tolist()
+
+
+def alone(rows: Sequence[int], x: jax.Array, experts: Sequence[Experts]) -> jax.Array:
+    """Every expert on its rows, which lie in place and whose numbers the compiler knows. [R, D] -> [R, D]."""
+    parts = jnp.split(x, np.cumsum(rows)[:-1])
+    return jnp.concatenate([dense(part, weights) for part, weights in zip(parts, experts, strict=True)])
+
+
 def programs(point: Point, engines: Sequence[str] = ENGINES) -> dict[str, tuple]:
     """Compiled forward and backward passes with their arguments: {name: (function, arguments)}."""
     given = inputs(point)
@@ -110,6 +124,8 @@ def programs(point: Point, engines: Sequence[str] = ENGINES) -> dict[str, tuple]
     rows, above = jnp.tile(x, (point.top_k, 1)), jnp.tile(upstream, (point.top_k, 1))
     first = Experts(*(w[:1] for w in experts))
     found[DENSE] = _compiled(dense, above, rows, first)
+    each = [Experts(*(w[i : i + 1] for w in experts)) for i in range(point.experts)]
+    found[IDEAL] = _compiled(functools.partial(alone, loads(point)), above, rows, each)
     for engine in engines:
         function = functools.partial(layer, point, engine)
         found[engine] = _compiled(function, upstream, x, router, experts, jnp.asarray(given.scores))

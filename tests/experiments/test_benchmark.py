@@ -5,6 +5,7 @@ import json
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -18,6 +19,8 @@ from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
 from ringmoe_jax.data_config import DataConfig, StreamConfig
 from ringmoe_jax.evaluate.probes import PENALTIES
+from ringmoe_jax.moe import routing, table
+from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.run import PretrainConfig
 from ringmoe_jax.training.loop import count_images
 from tests.helpers import tiny, tiny_data, tiny_runs
@@ -45,6 +48,18 @@ def test_peers_compute_the_same_layer():
         assert_allclose(gradients[1], d_router, rtol=1e-3, atol=1e-3)
         wi = gradients[2] if name == "torch grouped_mm" else np.stack(gradients[2::4])
         assert_allclose(wi, d_experts.wi, rtol=1e-3, atol=1e-3)
+
+
+def test_products_alone_have_the_loads_that_the_layer_meets():
+    point = dataclasses.replace(TINY, popularity="zipf")
+    given = moe.inputs(point)
+    (logits,) = routing.logits(jnp.asarray(given.x), [jnp.asarray(given.router)])
+    allowed = table.collaborative(1, point.experts)
+    choice = routing.route(logits + given.scores, jnp.zeros(point.tokens, jnp.int32), allowed, k=point.top_k)
+    assert moe.loads(point) == np.bincount(np.asarray(choice.experts).ravel(), minlength=point.experts).tolist()
+    nothing = jnp.zeros((1, 2, 4)), jnp.zeros((1, 4)), jnp.zeros((1, 4, 2))
+    each = [Experts(*nothing, jnp.full((1, 2), number)) for number in (0.0, 1.0, 2.0)]
+    assert_allclose(moe.alone([1, 0, 2], jnp.ones((3, 2)), each)[:, 0], [0, 2, 2])
 
 
 def test_clock_takes_turns_and_leaves_the_warm_up_out():
