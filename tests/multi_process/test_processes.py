@@ -90,8 +90,7 @@ def test_a_job_that_is_not_complete_ends_with_a_line(tmp_path):
     assert job.said().startswith("error: process 0 (host ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_is_named(tmp_path, killed):
     job = start(tmp_path, "print('up', file=sys.stderr, flush=True); time.sleep(300)")
     job.wait_until(lambda: all("up" in job.said(number) for number in (0, 1)))
