@@ -102,11 +102,10 @@ def dense(x: jax.Array, weights: Experts) -> jax.Array:
     return jax.nn.gelu(x @ wi + bi) @ wo + bo
 
 
-def loads(point: Point) -> list[int]:
+def loads(given: Inputs, top_k: int) -> list[int]:
     """Rows of every expert."""
-    given = inputs(point)
-    chosen = np.argsort(-(given.x @ given.router + given.scores), axis=1)[:, : point.top_k]
-    return np.bincount(chosen.ravel(), minlength=point.experts).tolist()
+    chosen = np.argsort(-(given.x @ given.router + given.scores), axis=1)[:, :top_k]
+    return np.bincount(chosen.ravel(), minlength=given.scores.shape[1]).tolist()
 
 
 def alone(rows: Sequence[int], x: jax.Array, experts: Sequence[Experts]) -> jax.Array:
@@ -125,7 +124,7 @@ def programs(point: Point, engines: Sequence[str] = ENGINES) -> dict[str, tuple]
     first = Experts(*(w[:1] for w in experts))
     found[DENSE] = _compiled(dense, above, rows, first)
     each = [Experts(*(w[i : i + 1] for w in experts)) for i in range(point.experts)]
-    found[IDEAL] = _compiled(functools.partial(alone, loads(point)), above, rows, each)
+    found[IDEAL] = _compiled(functools.partial(alone, loads(given, point.top_k)), above, rows, each)
     for engine in engines:
         function = functools.partial(layer, point, engine)
         found[engine] = _compiled(function, upstream, x, router, experts, jnp.asarray(given.scores))

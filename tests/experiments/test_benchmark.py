@@ -56,7 +56,8 @@ def test_products_alone_have_the_loads_that_the_layer_meets():
     (logits,) = routing.logits(jnp.asarray(given.x), [jnp.asarray(given.router)])
     allowed = table.collaborative(1, point.experts)
     choice = routing.route(logits + given.scores, jnp.zeros(point.tokens, jnp.int32), allowed, k=point.top_k)
-    assert moe.loads(point) == np.bincount(np.asarray(choice.experts).ravel(), minlength=point.experts).tolist()
+    met = np.bincount(np.asarray(choice.experts).ravel(), minlength=point.experts)
+    assert moe.loads(given, point.top_k) == met.tolist()
     nothing = jnp.zeros((1, 2, 4)), jnp.zeros((1, 4)), jnp.zeros((1, 4, 2))
     each = [Experts(*nothing, jnp.full((1, 2), number)) for number in (0.0, 1.0, 2.0)]
     assert_allclose(moe.alone([1, 0, 2], jnp.ones((3, 2)), each)[:, 0], [0, 2, 2])

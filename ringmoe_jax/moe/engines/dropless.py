@@ -40,9 +40,11 @@ def choose(platform: str, expected: float = math.inf) -> str:
     """
     names = BY_PLATFORM.get(platform, ("blocks",))
     name = next(n for n in names if n != "tokamax" or importlib.util.find_spec("tokamax"))
-    few = name == "ranges" and expected < blocks.FEW_ROWS
-    _say("blocks" if few else name, f"{platform} for few rows an expert" if few else platform)
-    return "blocks" if few else name
+    where = platform
+    if name == "ranges" and expected < blocks.FEW_ROWS:  # as fast there, and it compiles sooner
+        name, where = "blocks", f"{platform} for few rows an expert"
+    _say(name, where)
+    return name
 
 
 @functools.cache

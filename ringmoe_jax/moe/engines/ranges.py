@@ -41,18 +41,7 @@ def sizes(expected: float, most: int) -> tuple[int, ...]:
 
 
 def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
-    """sum_k gate_k * expert_k(token), nothing dropped.
-
-    Args:
-        tokens: [N, D].
-        chosen: [N, K] int32, E where a choice is nobody's.
-        gates: [N, K] float32.
-        experts: E experts.
-        expected: choices per expert under even routing; sizes the parts, changes no value.
-
-    Returns:
-        [N, D] in the dtype of `tokens`.
-    """
+    """As `blocks.grouped`; `expected` sizes the parts."""
     ladder = sizes(expected, tokens.shape[0])
     beyond = max(size - smaller for smaller, size in itertools.pairwise((0, *ladder)))  # rows of the last part
     with jax.named_scope("dispatch"):
@@ -120,8 +109,8 @@ def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part
         ladder: sizes of parts.
         start: [E] int32, first row of every range.
         load: [E] int32, rows of every range.
-        part: `size` rows from `at` on, of which `filled` are the expert's; `first` of its parts, both static but `at`,
-            `expert` and `filled`. An expert without rows has a part of size 0.
+        part: computes `size` rows from row `at` on, of which `filled` are the expert's; `first` for the first part of a
+            range. `size` and `first` are static. An expert without rows has one part of size 0.
         carry: arrays.
     """
     largest = ladder[-1]
