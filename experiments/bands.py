@@ -1,4 +1,6 @@
-"""Which bands a model can do without, and what it makes of those that it never saw: errors at hidden pixels, by band.
+"""Which bands a model can do without, and what it makes of those that it never saw.
+
+Errors at hidden pixels by band and in nats, and probes of features.
 
     python -m experiments.bands --checkpoint runs/any/physics                         # all bands of its data set
     python -m experiments.bands --checkpoint runs/any/physics --show B02 B03 B04 B08 --beside runs/any/fixed_four
@@ -6,8 +8,9 @@
 
 A model whose stem is made from what bands are (`model.stem = "physics"`) is told which bands are missing, and says
 bands that it never saw. Others are shown the mean of missing bands; what they have no decoder of is interpolated
-between its neighbours in wavelength. Random weights and the training mean stand beside them. Writes `bands.json` to
-`<checkpoint>/report/bands`.
+between its neighbours in wavelength. Random weights and the training mean stand beside them. Where tiles have class
+labels, probes say what mean tokens are worth where these bands are shown, beside statistics of the bands themselves; of
+a model without a decoder of pixels they are all. Writes `bands.json` to `<checkpoint>/report/bands`.
 """
 
 from __future__ import annotations

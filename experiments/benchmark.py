@@ -9,6 +9,7 @@
     python -m experiments.benchmark --suite balance                   # loads of experts, by what balances them
     python -m experiments.benchmark --suite scene --checkpoint runs/seg   # a drawn scene through a model
     python -m experiments.benchmark --suite probe                     # linear probes of drawn features
+    python -m experiments.benchmark --suite stem                      # one for any bands over one for those it knows
 
 PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
 """
@@ -187,6 +188,22 @@ def suite_probe(arguments: argparse.Namespace) -> dict:
     return found
 
 
+def suite_stem(arguments: argparse.Namespace) -> dict:
+    """A stem that is made from what bands are over a patch embedding for the same ones, forward and backward."""
+    from experiments.benchmarks import stem
+
+    print(f"stems of the bands of {stem.SENSOR}: made from what bands are, over fixed ones")
+    points = []
+    for point in stem.POINTS[: 1 if arguments.tiny else None]:
+        points.append(stem.measure(point, arguments.repeats))
+        seconds, ratio = points[-1]["seconds"], points[-1]["ratio"]
+        both = " over ".join(f"{1e3 * seconds[name]:.2f}" for name in (stem.PHYSICS, stem.FIXED))
+        print(f"{point!s:<68} {ratio:.2f}   [{both} ms]", flush=True)
+    mean = clock.geometric_mean([point["ratio"] for point in points])
+    print(f"geometric mean {mean:.2f}")
+    return {"points": points, "geometric_mean": mean}
+
+
 SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "moe": suite_moe,
     "train": suite_train,
@@ -196,6 +213,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], dict]] = {
     "balance": suite_balance,
     "scene": suite_scene,
     "probe": suite_probe,
+    "stem": suite_stem,
 }
 
 
@@ -259,7 +277,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     card.add_argument("--minutes", type=float, default=4.0, help="gpu: no part begins later; reference: of training")
     card.add_argument("--parts", type=listed(str), default=(), help="some parts, comma-separated; default: all")
     card.add_argument("--threads", type=int, default=8, help="that compile")
-    card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU")
+    card.add_argument("--tiny", action="store_true", help="small sizes, as on a CPU; of stem the first alone")
     even = parser.add_argument_group("suite balance")
     even.add_argument("--steps", type=int, default=400, help="of every arm (%(default)s)")
     even.add_argument("--seeds", type=int, default=3, help="of every arm (%(default)s)")
@@ -282,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if parsed.suite not in SUITES:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
-    if (parsed.suite in ("moe", "gpu", "balance", "probe") or parsed.checkpoint) and parsed.overrides:
+    if (parsed.suite in ("moe", "gpu", "balance", "probe", "stem") or parsed.checkpoint) and parsed.overrides:
         raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))

@@ -1,9 +1,13 @@
-"""What runs make of a sensor's bands, those that they know and those that they never saw: masked errors by band."""
+"""What runs make of a sensor's bands, those that they know and those that they never saw.
+
+Masked errors by band, what they state of hidden pixels in nats, and what their features are worth beside labels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +16,27 @@ import jax
 import numpy as np
 
 from experiments.run import data as run_data
+from experiments.run import probe
+from experiments.run.data import TRAIN
 from experiments.run.tables import table, with_interval
 from input_pipeline.dataset import Dataset
 from input_pipeline.evaluation import EvalBatches
 from ringmoe_jax.contracts import PIXELS, pixel_mask, restore
+from ringmoe_jax.data_config import DataConfig
 from ringmoe_jax.errors import ConfigError, nearest
-from ringmoe_jax.evaluate import baselines, bootstrap
+from ringmoe_jax.evaluate import baselines, bootstrap, features
 from ringmoe_jax.evaluate.metrics import Score
 from ringmoe_jax.models import Params
 from ringmoe_jax.run import FEATURES, Run, results
+from ringmoe_jax.run.evaluation import ProbeRow
 from ringmoe_jax.run.results import Provenance
 
 BATCH = 16  # tiles
+FITTED = 512  # training tiles at most that say how large errors are
 RESULT = "bands.json"  # a `BandScores`
 RANDOM = "random weights"  # of the first run's model
 MEAN = "training mean"  # a predictor that looks at nothing
+STATISTICS = "image statistics"  # features of the bands that are shown, which nobody learnt
 TOLD, FILLED, LACKED = "told", "filled with the mean", "interpolated"
 
 
@@ -38,6 +48,8 @@ class BandRow:
         encoder: the folder of a run, `RANDOM` or `MEAN`.
         error: mean over bands and tiles of |prediction - truth| at hidden pixels, in standard deviations of the band.
         difference: to the first row, paired tile by tile; below 0 this one is better.
+        nats: mean -ln p of a hidden pixel over all scored bands, in the sensor's unit, of Laplacian errors whose scale
+            by band is the mean error at hidden pixels of training tiles; differences between rows have a meaning.
         by_band: the error of every band.
         missing: how the model learns that bands are missing: "told" or "filled with the mean"; "" where none is.
         interpolated: bands that the model has no decoder of, so that they are taken linearly between the decoded ones
@@ -47,6 +59,7 @@ class BandRow:
     encoder: str
     error: Score
     difference: Score
+    nats: Score
     by_band: dict[str, float]
     missing: str = ""
     interpolated: tuple[str, ...] = ()
@@ -63,7 +76,8 @@ class BandScores(Provenance):
         tiles: number of tiles.
         shown: bands that models are shown.
         scored: bands that they are to say.
-        rows: the first one is what the others are compared with.
+        rows: the first one is what the others are compared with; none where a model has no decoder of pixels.
+        probes: of mean tokens where these bands are shown and nothing is hidden, if the data set has class labels.
     """
 
     dataset: str
@@ -73,6 +87,7 @@ class BandScores(Provenance):
     shown: tuple[str, ...]
     scored: tuple[str, ...]
     rows: tuple[BandRow, ...]
+    probes: tuple[ProbeRow, ...] = ()
 
 
 def score(
@@ -87,10 +102,10 @@ def score(
     seed: int = 0,
     out: str = "",
 ) -> BandScores:
-    """Scores reconstructions of hidden pixels by band.
+    """Scores reconstructions of hidden pixels by band, and features where tiles have class labels.
 
     Args:
-        checkpoint: folder of a pre-training run whose decoders say pixels.
+        checkpoint: folder of a pre-training run.
         beside: folders of others.
         dataset: folder; default the run's.
         sensor: default the run's first.
@@ -101,7 +116,7 @@ def score(
         out: folder for `RESULT`; default `<checkpoint>/report/bands`.
 
     Raises:
-        UserError: no such run, sensor, band or split; or a run has no decoder of pixels.
+        UserError: no such run, sensor, band or split; or a run has no decoder of pixels, and the tiles no class labels.
     """
     runs = {folder: Run.open(folder, kinds=FEATURES) for folder in (checkpoint, *beside)}
     first = runs[checkpoint]
@@ -109,42 +124,62 @@ def score(
     for folder, run in runs.items():
         if name not in run.sensors:
             raise ConfigError(f'{folder} has no sensor "{name}": {nearest(name, run.sensors)}')
-    asked = dataclasses.replace(first.data, bands={}, shuffle_seed=seed)
     opened = _open(first, dataset, name)
     show = _known(opened, name, show or opened.sensors[name].band_names)
     scored = _known(opened, name, scored or show)
-    split = run_data.scored_split(opened, split)
-    sized = dict(split=split, batch_size=min(BATCH, opened.size(split)), masked=True)
-    batches = EvalBatches.of(asked, opened.directory, (name,), **sized)
     random = {RANDOM: dataclasses.replace(first, params=baselines.random_params(first.model, seed))}
     readers = {label: _Reader(run, opened, name, show, scored) for label, run in (runs | random).items()}
-    tiles = [tile for batch in batches for tile in _errors(batch, opened, name, scored, readers)]
-    errors = {label: np.stack([tile[label] for tile in tiles]) for label in tiles[0]}  # [N, 1 + bands]
-    found = BandScores(
+    data = dataclasses.replace(first.data, bands={}, shuffle_seed=seed)
+    protocol = probe.Protocol(split=run_data.scored_split(opened, split), neighbours=(5,), seed=seed)
+    scoring = _Scoring(opened, data, name, show, scored, readers, protocol)
+    labelled = bool(probe.labels_of(opened))
+    try:
+        rows = list(scoring.rows())
+    except _NoDecoder as error:
+        if not labelled:
+            raise
+        rows = []
+        print(f"note        {error}: no errors at hidden pixels, probes alone")
+    scores = BandScores(
         dataset=opened.metadata.name,
-        split=split,
+        split=protocol.split,
         sensor=name,
-        tiles=len(tiles),
+        tiles=opened.size(protocol.split),
         shown=show,
         scored=scored,
-        rows=tuple(_rows(errors, readers, scored, seed)),
+        rows=tuple(rows),
+        probes=tuple(scoring.probes() if labelled else ()),
         **results.provenance(),
     )
-    results.write(Path(out or f"{checkpoint}/report/bands") / RESULT, found)
-    return found
+    results.write(Path(out or f"{checkpoint}/report/bands") / RESULT, scores)
+    return scores
 
 
 def show_scores(found: BandScores) -> None:
     """Prints a table."""
-    print(f"{found.dataset}, {found.tiles} tiles of {found.split}, hidden pixels of {found.sensor}")
+    print(f"{found.dataset}, {found.tiles} tiles of {found.split}, {found.sensor}")
     print(f"shown       {' '.join(found.shown)}")
-    print(f"scored      {' '.join(found.scored)}; errors in standard deviations of a band, with 95 % intervals\n")
+    if found.rows:
+        _show_errors(found)
+    if found.probes:
+        print("\nwhat mean tokens say of labels where these bands are shown and nothing is hidden\n")
+        rows = []
+        for row in found.probes:
+            metric, value = next(iter(row.scores.items()))
+            rows.append((row.label, row.protocol, row.encoder, f"{metric} {with_interval(value)}"))
+        print(table(("label", "probe", "features", ""), rows))
+
+
+def _show_errors(found: BandScores) -> None:
+    print(f"scored      {' '.join(found.scored)}; errors in standard deviations of a band, with 95 % intervals")
+    print("-ln p       nats a pixel over these bands, of Laplacian errors whose scales are those of training tiles\n")
     rows = []
     for row in found.rows:
         notes = [f"missing bands {row.missing}"] * bool(row.missing)
         notes += [f"{' '.join(row.interpolated)} interpolated"] * bool(row.interpolated)
-        rows.append((row.encoder, with_interval(row.error), with_interval(row.difference), ", ".join(notes)))
-    print(table(("model", "error", "difference to the first", ""), rows))
+        numbers = (row.error, row.difference, row.nats)
+        rows.append((row.encoder, *map(with_interval, numbers), ", ".join(notes)))
+    print(table(("model", "error", "difference to the first", "-ln p", ""), rows))
 
 
 def _open(run: Run, directory: str, name: str) -> Dataset:
@@ -158,6 +193,10 @@ def _open(run: Run, directory: str, name: str) -> Dataset:
 
 def _known(dataset: Dataset, name: str, bands: Sequence[str]) -> tuple[str, ...]:
     return dataset.sensors[name].select(bands).band_names
+
+
+class _NoDecoder(ConfigError):
+    """A model says no pixels of a sensor, as one that was trained by contrast alone."""
 
 
 class _Reader:
@@ -204,8 +243,8 @@ class _Reader:
                 mixing[order[i], j] = np.interp(band.wavelength, wavelengths[order], unit)
         return mixing
 
-    def __call__(self, entry: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What it says of the scored bands, [B, T, H, W, bands], in the sensor's unit."""
+    def _shown(self, entry: Mapping[str, np.ndarray]) -> dict[str, dict]:
+        """A batch of the bands that it is shown."""
         pixels = entry["pixels"][..., self.index]
         own = {key: entry[key] for key in ("valid", "time", "location", "gsd", "mask")}
         if self.missing == TOLD:
@@ -213,55 +252,114 @@ class _Reader:
         else:
             mean = np.asarray(self.run.parts.statistics[self.name].mean, np.float32)
             pixels = np.where(self.shown, pixels, mean)
-        said = _said(
-            self.run.model.apply, self.name, self.run.params, {"sensors": {self.name: own | {"pixels": pixels}}}
-        )
+        return {"sensors": {self.name: own | {"pixels": pixels}}}
+
+    def __call__(self, entry: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What it says of the scored bands, [B, T, H, W, bands], in the sensor's unit."""
+        said = _seen(self.run.model.apply, self.name, self.run.params, self._shown(entry))["pixels"]
         if said is None:
-            raise ConfigError(f'{self.run.folder} has no decoder of the pixels of "{self.name}"')
+            raise _NoDecoder(f'{self.run.folder} has no decoder of the pixels of "{self.name}"')
         return np.asarray(said) @ self.mixing
+
+    def features(self, batch: Mapping) -> dict[str, jax.Array]:
+        """Its mean tokens [B, D] where nothing is hidden, by sensor."""
+        entry = batch["sensors"][self.name]
+        shown = self._shown(entry | {"mask": np.zeros_like(entry["mask"])})
+        return {self.name: _seen(self.run.model.apply, self.name, self.run.params, shown)["pooled"]}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _said(apply: Callable, name: str, params: Params, batch: Mapping) -> jax.Array | None:
-    """What a model says of all its bands, in the sensor's unit; None without a decoder of them."""
+def _seen(apply: Callable, name: str, params: Params, batch: Mapping) -> dict[str, jax.Array | None]:
+    """A model's mean tokens, and what it says of all its bands in the sensor's unit; None without a decoder of them."""
     outputs = apply(params, batch)
     heads = outputs["heads"].get(name, {})
-    return restore(heads[PIXELS], outputs["statistics"][name]) if PIXELS in heads else None
+    said = restore(heads[PIXELS], outputs["statistics"][name]) if PIXELS in heads else None
+    return {"pixels": said, "pooled": outputs["pooled"][name]}
 
 
-def _errors(
-    batch: Mapping, dataset: Dataset, name: str, scored: Sequence[str], readers: Mapping[str, _Reader]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Of every real tile by model: number of hidden pixels, then the summed error of every band."""
-    entry, whole, statistics = batch["sensors"][name], dataset.sensors[name], dataset.statistics(name)
-    index = [whole.band_names.index(band) for band in scored]
-    truth, deviation = entry["pixels"][..., index], np.asarray(statistics.std)[index]
-    mean = np.asarray(statistics.mean)[index]
-    hidden = np.asarray(pixel_mask(entry))
-    said = {label: reader(entry) for label, reader in readers.items()} | {MEAN: np.broadcast_to(mean, truth.shape)}
-    for row in np.flatnonzero(batch["real"]):
-        seen = hidden[row][..., None]
-        yield {
-            label: np.append(hidden[row].sum(), (np.abs(x[row] - truth[row]) / deviation * seen).sum(axis=(0, 1, 2)))
-            for label, x in said.items()
-        }
+@dataclasses.dataclass(frozen=True)
+class _Scoring:
+    """What is asked of several models about one data set.
 
+    Attributes:
+        dataset: opened.
+        data: how its tiles are shown.
+        name: of the sensor.
+        show: bands that are shown.
+        scored: bands that are to be said.
+        readers: models.
+        protocol: of probes, which names the split that is scored; its seed is that of intervals.
+    """
 
-def _rows(
-    errors: Mapping[str, np.ndarray], readers: Mapping[str, _Reader], scored: Sequence[str], seed: int
-) -> Iterator[BandRow]:
-    tiles = len(next(iter(errors.values())))
-    drawn = np.concatenate([np.ones((1, tiles)), bootstrap.draw(np.arange(tiles), seed=seed)])
-    means = {label: drawn @ sums[:, 1:] / (drawn @ sums[:, :1]) for label, sums in errors.items()}
-    first = next(iter(means.values())).mean(axis=1)
-    of = lambda values: Score(float(values[0]), *bootstrap.interval(values[1:]))  # noqa: E731
-    for label, by_band in means.items():
-        reader = readers.get(label)
-        yield BandRow(
-            encoder=label,
-            error=of(by_band.mean(axis=1)),
-            difference=of(by_band.mean(axis=1) - first),
-            by_band=dict(zip(scored, by_band[0].tolist(), strict=True)),
-            missing=reader.missing if reader else "",
-            interpolated=reader.lacked if reader else (),
+    dataset: Dataset
+    data: DataConfig
+    name: str
+    show: tuple[str, ...]
+    scored: tuple[str, ...]
+    readers: Mapping[str, _Reader]
+    protocol: probe.Protocol
+
+    def rows(self) -> Iterator[BandRow]:
+        """Every model's scores, and those of the mean."""
+        errors, fitted = self._errors(self.protocol.split), self._errors(TRAIN, FITTED)
+        tiles = len(errors[MEAN])
+        drawn = np.concatenate([np.ones((1, tiles)), bootstrap.draw(np.arange(tiles), seed=self.protocol.seed)])
+        means = {label: drawn @ sums[:, 1:] / (drawn @ sums[:, :1]) for label, sums in errors.items()}
+        first = next(iter(means.values())).mean(axis=1)
+        of = lambda values: Score(float(values[0]), *bootstrap.interval(values[1:]))  # noqa: E731
+        for label, by_band in means.items():
+            scale = fitted[label][:, 1:].sum(axis=0) / fitted[label][:, 0].sum()
+            yield BandRow(
+                encoder=label,
+                error=of(by_band.mean(axis=1)),
+                difference=of(by_band.mean(axis=1) - first),
+                nats=of((np.log(2 * scale * self._statistics[1]) + by_band / scale).sum(axis=1)),
+                by_band=dict(zip(self.scored, by_band[0].tolist(), strict=True)),
+                missing=self.readers[label].missing if label in self.readers else "",
+                interpolated=self.readers[label].lacked if label in self.readers else (),
+            )
+
+    def probes(self) -> list[ProbeRow]:
+        """Probes of every model's features beside statistics of the bands that are shown."""
+        seen = {self.name: self.dataset.sensors[self.name].select(self.show)}
+        index, plain = self._index(self.show), baselines.image_statistics(seen)
+
+        def statistics(batch: Mapping) -> Mapping[str, np.ndarray]:
+            entry = batch["sensors"][self.name]
+            return plain({"sensors": {self.name: entry | {"pixels": entry["pixels"][..., index]}}})
+
+        encoders = {label: reader.features for label, reader in self.readers.items()} | {STATISTICS: statistics}
+        splits = self.protocol.splits(self.dataset)
+        return probe.probe(
+            self.dataset, {part: features.collect(self._batches(part), encoders) for part in splits}, self.protocol
         )
+
+    def _index(self, bands: Sequence[str]) -> list[int]:
+        return [self.dataset.sensors[self.name].band_index(band) for band in bands]
+
+    @functools.cached_property
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the bands that are scored."""
+        known, index = self.dataset.statistics(self.name), self._index(self.scored)
+        return np.asarray(known.mean)[index], np.asarray(known.std)[index]
+
+    def _batches(self, part: str) -> EvalBatches:
+        sized = dict(split=part, batch_size=min(BATCH, self.dataset.size(part)), masked=True)
+        return EvalBatches.of(self.data, self.dataset.directory, (self.name,), **sized)
+
+    def _errors(self, part: str, limit: int | None = None) -> dict[str, np.ndarray]:
+        """Of every tile by model, [N, 1 + bands]: number of hidden pixels, then the summed error of every band."""
+        tiles = list(itertools.islice((tile for batch in self._batches(part) for tile in self._tiles(batch)), limit))
+        return {label: np.stack([tile[label] for tile in tiles]) for label in tiles[0]}
+
+    def _tiles(self, batch: Mapping) -> Iterator[dict[str, np.ndarray]]:
+        entry, (mean, deviation) = batch["sensors"][self.name], self._statistics
+        truth, hidden = entry["pixels"][..., self._index(self.scored)], np.asarray(pixel_mask(entry))
+        said = {label: reader(entry) for label, reader in self.readers.items()}
+        said[MEAN] = np.broadcast_to(mean, truth.shape)
+        for row in np.flatnonzero(batch["real"]):
+            seen = hidden[row][..., None]
+            yield {
+                label: np.append(seen.sum(), (np.abs(x[row] - truth[row]) / deviation * seen).sum(axis=(0, 1, 2)))
+                for label, x in said.items()
+            }

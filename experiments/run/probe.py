@@ -153,6 +153,11 @@ def encoders(run: Run, random: Params | None, inspect: Callable, protocol: Proto
     return model | dict(zip(BASELINES, untrained, strict=True))
 
 
+def labels_of(dataset: Dataset) -> dict[str, schema.LabelInfo]:
+    """The labels that can be probed."""
+    return {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
+
+
 def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Protocol) -> list[ProbeRow]:
     """Probes every label, encoder, set of sensors and level of a data set, and what a fusion makes of them.
 
@@ -162,7 +167,7 @@ def probe(dataset: Dataset, parts: Mapping[str, features.Features], protocol: Pr
         protocol: how.
     """
     name, shown = dataset.metadata.name, protocol.shown(dataset)
-    labels = {k: v for k, v in dataset.labels.items() if v.kind in (schema.CLASSES, schema.MULTILABEL)}
+    labels = labels_of(dataset)
     if not labels:
         print(f"note        {name}: no class labels, nothing to probe")
     sets = [(sensor,) for sensor in shown] + ([shown] if len(shown) > 1 else []) + [(FUSED,), (PLAIN,)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import bands as verb
 from experiments.run import bands
@@ -38,7 +39,7 @@ def test_bands_that_were_never_seen(runs, capsys):
     arguments = ["--checkpoint", runs["physics"], "--beside", runs["linear"], "--show", *KNOWN, "--score", "B05", "B11"]
     assert verbs.run(verb, *arguments) == 0
     printed = capsys.readouterr().out
-    assert "6 tiles of validation, hidden pixels of s2_10" in printed
+    assert "6 tiles of validation, s2_10" in printed
     assert "B05 B11 interpolated" in printed
     found = json.loads(Path(f"{runs['physics']}/report/bands/bands.json").read_text())
     rows = {row["encoder"]: row for row in found["rows"]}
@@ -47,7 +48,11 @@ def test_bands_that_were_never_seen(runs, capsys):
     assert set(rows) == {runs["physics"], runs["linear"], bands.RANDOM, bands.MEAN}
     for row in rows.values():
         assert row["error"]["value"] == pytest.approx(np.mean(list(row["by_band"].values())))
+        assert np.isfinite([row["nats"][key] for key in ("low", "value", "high")]).all()
     assert rows[runs["physics"]]["difference"]["value"] == 0
+    probed = {(row["encoder"], row["protocol"]) for row in found["probes"]}
+    assert probed == {(name, p) for name in {*rows, bands.STATISTICS} - {bands.MEAN} for p in ("knn5", "linear")}
+    assert "what mean tokens say of labels where these bands are shown" in printed
 
 
 @pytest.mark.slow
@@ -60,9 +65,15 @@ def test_the_mean_is_scored_as_by_hand(runs, data):
     (batch,) = bands.EvalBatches(data, ["s2_10"], **sized)
     entry, statistics = batch["sensors"]["s2_10"], opened.statistics("s2_10")
     hidden = np.repeat(np.repeat(entry["mask"], 8, 1), 8, 2)[:, None] & entry["valid"]
-    away = np.abs(entry["pixels"][..., 0] - statistics.mean[1]) / statistics.std[1]
+    away = np.abs(entry["pixels"][..., 0] - statistics.mean[1])
     rows = {row.encoder: row for row in found.rows}
-    assert rows[bands.MEAN].error.value == pytest.approx(away[hidden].mean(), rel=1e-4)
+    assert rows[bands.MEAN].error.value == pytest.approx(away[hidden].mean() / statistics.std[1], rel=1e-4)
+    (batch,) = bands.EvalBatches(data, ["s2_10"], **sized | dict(split="train", batch_size=8))
+    entry = batch["sensors"]["s2_10"]
+    known = np.repeat(np.repeat(entry["mask"], 8, 1), 8, 2)[:, None] & entry["valid"]
+    scale = np.abs(entry["pixels"][..., 0] - statistics.mean[1])[known].mean()
+    laplace = stats.laplace(scale=scale)
+    assert rows[bands.MEAN].nats.value == pytest.approx(-laplace.logpdf(away[hidden]).mean(), rel=1e-4)
     assert rows[runs["linear"]].missing == "filled with the mean"
 
 
@@ -72,6 +83,19 @@ def test_what_is_missing_is_told_or_filled(runs):
     few = bands.score(runs["physics"], show=KNOWN[:2], scored=KNOWN, out=f"{runs['physics']}/few").rows[0]
     assert (whole.missing, few.missing) == ("", "told")
     assert whole.error.value != few.error.value
+
+
+def test_a_model_without_a_decoder_is_probed_alone(runs, monkeypatch, capsys):
+    monkeypatch.setattr(bands, "PIXELS", "nothing")
+    bands._seen.clear_cache()
+    found = bands.score(runs["physics"], show=KNOWN, out=f"{runs['physics']}/features")
+    assert found.rows == ()
+    assert {row.encoder for row in found.probes} == {runs["physics"], bands.RANDOM, bands.STATISTICS}
+    assert 'has no decoder of the pixels of "s2_10": no errors at hidden pixels' in capsys.readouterr().out
+    monkeypatch.setattr(bands.probe, "labels_of", lambda dataset: {})
+    with pytest.raises(ConfigError, match='has no decoder of the pixels of "s2_10"'):
+        bands.score(runs["physics"], show=KNOWN)
+    bands._seen.clear_cache()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import balance, experts, gpu, moe, probing, reading, train
+from experiments.benchmarks import balance, experts, gpu, moe, probing, reading, stem, train
 from experiments.run import cli
 from input_pipeline.dataset import open_dataset
 from ringmoe_jax import clock
@@ -88,6 +88,19 @@ def test_probes_are_timed_beside_a_peer_and_side_by_side(capsys):
     assert found["evaluations"] > len(PENALTIES)
     features = probing.tiles(5000, 6, 3).features
     assert np.linalg.eigvalsh(np.cov(features.T)).max() > 2  # some directions say most, as of an encoder
+
+
+def test_a_generated_stem_is_timed_over_a_fixed_one(capsys):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main("--suite stem --tiny --repeats 1 --json".split())
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (point,) = found["points"]
+    assert point["ratio"] == point["seconds"][stem.PHYSICS] / point["seconds"][stem.FIXED]
+    assert found["geometric_mean"] == pytest.approx(point["ratio"])
+    (loss, gradients), (fixed, of_fixed) = (stem.jobs(stem.POINTS[0])[name]() for name in (stem.PHYSICS, stem.FIXED))
+    assert np.isfinite([loss, fixed]).all()
+    assert len(jax.tree.leaves(gradients)) > len(jax.tree.leaves(of_fixed)) == 4  # kernel, bias, and those of the norm
 
 
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
