@@ -58,15 +58,21 @@ class PhysicsStem(nnx.Module):
         mixture = self.coefficients(description)
         channels = len(description)
         if shown is None:
-            number, seen = channels, mixture.mean(axis=0)
+            kernel, seen = self._kernel(mixture / channels**0.5), mixture.mean(axis=0)
         else:
-            pixels = jnp.where(shown[:, :, None, None], pixels, 0)
             number = jnp.maximum(shown.sum(axis=-1), 1)[:, :, None, None, None]
+            pixels = jnp.where(shown[:, :, None, None], pixels, 0) / jnp.sqrt(number)
+            kernel = self._kernel(mixture)
             seen = (jnp.dot(shown.astype(jnp.float32), mixture)[:, :, None, None]) / number
-        kernel = jnp.einsum("prd,cr->pcd", self.kernel[...], mixture).reshape(-1, self.kernel.shape[-1])
         x = jnp.dot(patches(pixels, self.patch).astype(self.dtype), kernel.astype(self.dtype))
-        x = x / jnp.sqrt(number).astype(self.dtype) + self.bias(seen.astype(self.dtype))
+        x = x + self.bias(seen.astype(self.dtype))
         return self.norm(x) if self.norm else x
+
+    def _kernel(self, mixture: jax.Array) -> jax.Array:
+        """[C, R] -> [p p C, D], by one product: a product for each pixel of a patch is slow on CPUs."""
+        size, rank, width = self.kernel.shape
+        mixed = jnp.dot(mixture, self.kernel[...].swapaxes(0, 1).reshape(rank, -1))
+        return mixed.reshape(-1, size, width).swapaxes(0, 1).reshape(-1, width)
 
 
 class PhysicsDecoder(nnx.Module):

@@ -90,9 +90,18 @@ def test_a_job_that_is_not_complete_ends_with_a_line(tmp_path):
     assert job.said().startswith("error: process 0 (host ")
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_is_killed_is_named(tmp_path, killed):
-    job = start(tmp_path, "print('up', file=sys.stderr, flush=True); time.sleep(300)")
+@pytest.mark.parametrize(
+    ("killed", "patience"),
+    [
+        (1, "processes.PERIOD, processes.PATIENCE = 1.0, 8.0"),
+        pytest.param(0, "", marks=pytest.mark.slow),
+        pytest.param(1, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_killed_is_named(tmp_path, killed, patience):
+    body = "print('up', file=sys.stderr, flush=True); time.sleep(300)"
+    hurried = f"from ringmoe_jax.parallel import processes\n{patience}\n{program(tmp_path / 'run', body)}"
+    job = jobs.start(tmp_path, ["-c", hurried], 2)
     job.wait_until(lambda: all("up" in job.said(number) for number in (0, 1)))
     job.processes[killed].send_signal(signal.SIGKILL)
     assert_named(job, killed)
