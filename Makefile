@@ -62,7 +62,7 @@ test-all: lint
 
 test-peers: env
 	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements-torch.txt
-	$(PY) -m pytest -q tests/interop
+	$(PY) -m pytest -q tests/interop tests/experiments/test_benchmark.py
 
 lint: env
 	@$(PY) -m ruff check --quiet .

@@ -72,7 +72,7 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     jobs = train.measured(checked.complete(), moe.ENGINES)
     batch = train.random_batch(checked, 0)
     if installed("torch"):
-        jobs |= train.torch_jobs(checked, batch)
+        jobs |= train.torch_jobs(checked, batch, compiled=arguments.compile_peer)
     print(
         f"one train step of {arguments.config}, {count_images(batch)} images, {len(jobs)} programs; first they compile"
     )
@@ -268,6 +268,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config", default="", help=f"of reference (default {REFERENCE}), train, input and scene (default {MICRO})"
     )
+    parser.add_argument("--compile-peer", action="store_true", help="suite train: PyTorch's loop by torch.compile, too")
     host = parser.add_argument_group("suite input")
     host.add_argument("--step", type=float, default=200.0, help="milliseconds of a train step (%(default)s)")
     host.add_argument("--hosts", type=int, default=0, help="that share a batch: what each of them needs")

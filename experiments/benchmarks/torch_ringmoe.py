@@ -21,7 +21,13 @@ from ringmoe_jax.sensors import Sensor
 
 
 def job(
-    config: RingMoEConfig, sensors: Mapping[str, Sensor], channels: Mapping[str, int], batch: Mapping, *, grouped: bool
+    config: RingMoEConfig,
+    sensors: Mapping[str, Sensor],
+    channels: Mapping[str, int],
+    batch: Mapping,
+    *,
+    grouped: bool,
+    compiled: bool = False,
 ) -> Callable[[], object]:
     """A whole train step on a batch that is already there.
 
@@ -31,9 +37,11 @@ def job(
         channels: decoder channels of each sensor.
         batch: of NumPy arrays, see `ringmoe_jax.contracts`.
         grouped: grouped products instead of a loop over experts.
+        compiled: by `torch.compile`, where it otherwise runs eagerly; needs a C++ compiler.
     """
     torch.manual_seed(0)
     model = RingMoE(config, sensors, channels, grouped)
+    forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     images, hidden = {}, {}
     for name, entry in batch["sensors"].items():
@@ -44,7 +52,7 @@ def job(
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        predicted, balance = model(images, hidden)
+        predicted, balance = forward(images, hidden)
         loss = 4e-3 * balance
         for name, y in predicted.items():
             error = (y - images[name][..., : y.shape[-1]]).abs().mean(-1)
@@ -108,7 +116,7 @@ class Block(nn.Module):
 
     def __init__(self, config: RingMoEConfig, width: int, stage: int, odd: bool, modalities: int, grouped: bool):
         super().__init__()
-        window, grid = config.stage_window(stage), config.grid(stage)
+        window, grid = config.pyramid.stage_window(stage), config.grid(stage)
         self.window, self.heads = window, width // min(config.head_width, config.width)
         self.shift = window // 2 if odd and grid > window else 0
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -127,7 +135,7 @@ class Block(nn.Module):
         x = x + self.norms[0](self.attend(x))
         tokens = x.reshape(-1, x.shape[-1])
         of_token = modality.repeat_interleave(len(tokens) // len(modality))
-        y, balance = torch_moe.expert(tokens, *self.shared), 0.0
+        y, balance = torch_moe.expert(tokens, *parts(self.shared)), 0.0
         for group in self.groups:
             part, loss = group(tokens, of_token)
             y, balance = y + part, balance + loss
@@ -168,7 +176,7 @@ class RouterGroup(nn.Module):
         probabilities = torch.softmax(logits, -1)
         gates, chosen = probabilities.topk(self.top_k, -1)
         if self.grouped:
-            y = torch_moe.grouped(x, gates, chosen, *self.experts)
+            y = torch_moe.grouped(x, gates, chosen, *parts(self.experts))
         else:
             y = torch_moe.loop(x, gates, chosen, self.experts)
         load = torch.bincount(chosen.reshape(-1), minlength=self.allowed.shape[1]) / chosen.numel()
@@ -179,6 +187,11 @@ def expert_weights(width: int, hidden: int) -> list[nn.Parameter]:
     """Fresh wi [D, F], bi [F], wo [F, D], bo [D]."""
     shapes = (width, hidden), (hidden,), (hidden, width), (width,)
     return [nn.Parameter(0.02 * torch.randn(*s) if len(s) == 2 else torch.zeros(*s)) for s in shapes]
+
+
+def parts(weights: nn.ParameterList) -> list[nn.Parameter]:
+    """Its entries; `torch.compile` cannot unpack a list of parameters."""
+    return [weights[i] for i in range(len(weights))]
 
 
 def patches(x, size: int):

@@ -127,8 +127,14 @@ def _step(config: PretrainConfig):
     return step, functools.partial(states.create, parts.model, parts.pretext, rule, seed=config.train.seed), config
 
 
-def torch_jobs(config: PretrainConfig, batch) -> dict[str, Callable[[], object]]:
-    """The step of `torch_ringmoe` on the same batch, both ways to run its experts."""
+def torch_jobs(config: PretrainConfig, batch, *, compiled: bool = False) -> dict[str, Callable[[], object]]:
+    """The step of `torch_ringmoe` on the same batch, both ways to run its experts.
+
+    Args:
+        config: whose model is JAX's.
+        batch: of `random_batch`.
+        compiled: the loop by `torch.compile` as well, which takes minutes; it refuses grouped products in float32.
+    """
     from experiments.benchmarks import torch_ringmoe
     from ringmoe_jax import objectives
     from ringmoe_jax.config import build
@@ -138,4 +144,6 @@ def torch_jobs(config: PretrainConfig, batch) -> dict[str, Callable[[], object]]
     heads = objectives.collect_heads(objectives.build(config.objectives), config.sensors)
     channels = {sensor: sum(of.values()) for sensor, of in heads.items()}
     make = functools.partial(torch_ringmoe.job, model, config.sensors, channels, batch)
-    return {"torch loop": make(grouped=False), "torch grouped_mm": make(grouped=True)}
+    ways = {"torch loop": dict(grouped=False), "torch grouped_mm": dict(grouped=True)}
+    ways |= {"torch.compile": dict(grouped=False, compiled=True)} if compiled else {}
+    return {name: make(**way) for name, way in ways.items()}

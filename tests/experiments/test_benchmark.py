@@ -103,6 +103,16 @@ def test_a_generated_stem_is_timed_over_a_fixed_one(capsys):
     assert len(jax.tree.leaves(gradients)) > len(jax.tree.leaves(of_fixed)) == 4  # kernel, bias, and those of the norm
 
 
+def test_the_twin_in_pytorch_takes_the_same_batch_and_both_ways_learn_alike():
+    pytest.importorskip("torch", reason="PyTorch is not installed: its step cannot be taken")
+    changes = [f"--config.{key}" for key in ("model.width=8", "model.head_width=8", "data.batch_size=1")]
+    config = PretrainConfig.of(cli.read_config("configs/demo.py", changes))
+    jobs = train.torch_jobs(config, train.random_batch(config, 0))
+    losses = {name: [job() for _ in range(3)] for name, job in jobs.items()}
+    assert_allclose(losses["torch loop"], losses["torch grouped_mm"], rtol=1e-4)
+    assert losses["torch loop"][-1] < losses["torch loop"][0]
+
+
 def test_the_dense_backbone_has_the_active_arithmetic_of_the_mixture():
     """Each token meets one specialised, one collaborative and the shared expert: three FFNs' hidden units."""
     config = PretrainConfig.of(cli.read_config("configs/ringmoe_micro.py")).complete()
