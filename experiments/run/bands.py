@@ -246,7 +246,7 @@ class _Reader:
     def _shown(self, entry: Mapping[str, np.ndarray]) -> dict[str, dict]:
         """A batch of the bands that it is shown."""
         pixels = entry["pixels"][..., self.index]
-        own = {key: entry[key] for key in ("valid", "time", "location", "gsd", "mask")}
+        own = {key: value for key, value in entry.items() if key in ("valid", "time", "location", "gsd", "mask")}
         if self.missing == TOLD:
             own["bands"] = np.broadcast_to(self.shown, (*pixels.shape[:2], len(self.shown)))
         else:
@@ -264,7 +264,7 @@ class _Reader:
     def features(self, batch: Mapping) -> dict[str, jax.Array]:
         """Its mean tokens [B, D] where nothing is hidden, by sensor."""
         entry = batch["sensors"][self.name]
-        shown = self._shown(entry | {"mask": np.zeros_like(entry["mask"])})
+        shown = self._shown(entry | ({"mask": np.zeros_like(entry["mask"])} if "mask" in entry else {}))
         return {self.name: _seen(self.run.model.apply, self.name, self.run.params, shown)["pooled"]}
 
 
@@ -354,8 +354,8 @@ class _Scoring:
 
     def _tiles(self, batch: Mapping) -> Iterator[dict[str, np.ndarray]]:
         entry, (mean, deviation) = batch["sensors"][self.name], self._statistics
-        truth, hidden = entry["pixels"][..., self._index(self.scored)], np.asarray(pixel_mask(entry))
-        said = {label: reader(entry) for label, reader in self.readers.items()}
+        truth, said = entry["pixels"][..., self._index(self.scored)], {k: of(entry) for k, of in self.readers.items()}
+        hidden = np.asarray(pixel_mask(entry))
         said[MEAN] = np.broadcast_to(mean, truth.shape)
         for row in np.flatnonzero(batch["real"]):
             seen = hidden[row][..., None]

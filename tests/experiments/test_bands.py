@@ -85,17 +85,17 @@ def test_what_is_missing_is_told_or_filled(runs):
     assert whole.error.value != few.error.value
 
 
-def test_a_model_without_a_decoder_is_probed_alone(runs, monkeypatch, capsys):
-    monkeypatch.setattr(bands, "PIXELS", "nothing")
-    bands._seen.clear_cache()
-    found = bands.score(runs["physics"], show=KNOWN, out=f"{runs['physics']}/features")
+def test_a_model_without_a_decoder_is_probed_alone(data, tmp_path, monkeypatch, capsys):
+    model = tiny.SKYSENSE | dict(depths=(1,), frame=tiny.BLOCK, fusion=tiny.BLOCK, stem="physics")
+    alike = dict(alike=dict(name="alignment", sensors=model["sensors"]))
+    run = tiny_runs.pretraining(tmp_path / "run", model, directory=data, objectives=alike, mask_unit=0, size=8)
+    found = bands.score(run, sensor="s2_10", show=KNOWN)
     assert found.rows == ()
-    assert {row.encoder for row in found.probes} == {runs["physics"], bands.RANDOM, bands.STATISTICS}
+    assert {row.encoder for row in found.probes} == {run, bands.RANDOM, bands.STATISTICS}
     assert 'has no decoder of the pixels of "s2_10": no errors at hidden pixels' in capsys.readouterr().out
     monkeypatch.setattr(bands.probe, "labels_of", lambda dataset: {})
     with pytest.raises(ConfigError, match='has no decoder of the pixels of "s2_10"'):
-        bands.score(runs["physics"], show=KNOWN)
-    bands._seen.clear_cache()
+        bands.score(run, sensor="s2_10", show=KNOWN)
 
 
 @pytest.mark.parametrize(
