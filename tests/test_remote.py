@@ -115,7 +115,6 @@ def trained(config, store, tmp_path_factory):
     return address, alone, workdir
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_where_nobody_has_seen_it(trained):
     address, alone, workdir = trained
     assert names(address) >= {"checkpoints", "metrics.jsonl"}

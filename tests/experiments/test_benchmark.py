@@ -98,7 +98,8 @@ def test_a_generated_stem_is_timed_over_a_fixed_one(capsys):
     (point,) = found["points"]
     assert point["ratio"] == point["seconds"][stem.PHYSICS] / point["seconds"][stem.FIXED]
     assert found["geometric_mean"] == pytest.approx(point["ratio"])
-    (loss, gradients), (fixed, of_fixed) = (stem.jobs(stem.POINTS[0])[name]() for name in (stem.PHYSICS, stem.FIXED))
+    jobs = stem.jobs(stem.POINTS[0])
+    (loss, gradients), (fixed, of_fixed) = jobs[stem.PHYSICS](), jobs[stem.FIXED]()
     assert np.isfinite([loss, fixed]).all()
     assert len(jax.tree.leaves(gradients)) > len(jax.tree.leaves(of_fixed)) == 4  # kernel, bias, and those of the norm
 

@@ -332,7 +332,6 @@ def flat(batch, prefix=""):
         yield from flat(value, f"{prefix}/{key}") if isinstance(value, dict) else [(f"{prefix}/{key}", value)]
 
 
-@pytest.mark.slow
 def test_resume_is_exact(places):
     disturbed = {"s2_10": PhotometricConfig(gain=0.1, blur=0.5, solarise=0.2)}
     chosen = {"grid": "s2_10", "local": 1, "local_sensor": "s2_10", "local_size": 2, "date_jitter": 3}
