@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     """The model, its objectives and the sample data."""
     config = common.ringmoe(width=16, depths=(2, 2, 6, 2), head_width=16)
     config.model.update(sensors=("rgb", *SENTINEL), image_size=64, window=4, power_input=True)
-    config.model.update(dtype="float32", remat="none")
+    config.model.update(dtype="float32", remat="none", unroll=True)
     config.objectives = common.masked(
         rgb="masked_l1", s2_12="masked_l1", s1_grd="masked_l1", slc_dual="log_total_power"
     )

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     """All router groups over four modalities, three stages, masked reconstruction."""
     losses = dict(rgb="masked_l1", s2_12="masked_l1", s1_grd="masked_l1", slc_dual="log_total_power")
     config = common.ringmoe(width=16, depths=(2, 4, 2), head_width=16)
-    config.model.update(sensors=tuple(losses), image_size=48, window=6, power_input=True, dtype="float32", remat="none")
+    config.model.update(sensors=tuple(losses), image_size=48, window=6, power_input=True)
+    config.model.update(dtype="float32", remat="none", unroll=True)
     config.objectives = common.masked(**losses)
     config.data.streams = common.streams(tuple(losses), "data/simulated_four", crop_scale=(0.5, 1.0))
     config.data.update(image_size=48, batch_size=8, mask_unit=8, rotate=True)

@@ -17,7 +17,7 @@ SENSORS = ("s2_12", "s1_grd")
 def get_config() -> ConfigDict:
     """The configuration that `make demo-skysense` runs."""
     config = common.skysense(SENSORS)
-    blocks = dict(width=64, depth=2, heads=4, drop_path=0.0, remat="none")
+    blocks = dict(width=64, depth=2, heads=4, drop_path=0.0, remat="none", unroll=True)
     config.model.update(width=16, depths=(1, 1, 1), norm_every=0, drop_path=0.0, dtype="float32", remat="none")
     config.model.update(frame=blocks, frame_size=16, fusion=blocks, modality_dropout=0.2)
     config.model.geo_context = dict(regions=64, prototypes=8)

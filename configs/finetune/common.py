@@ -16,6 +16,7 @@ def encoder(sensors: tuple[str, ...], size: int) -> dict:
         window=6,
         head_width=16,
         cosine_attention=True,
+        unroll=True,
         moe=dict(specialised=0, collaborative=0),
     )
 

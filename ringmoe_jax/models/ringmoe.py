@@ -91,7 +91,7 @@ class RingMoEConfig(AnySensorConfig):
             softmax and losses stay float32.
         remat: "none", "dots" or "full": what the backward pass computes again.
         unroll: equal blocks are written out one after the other, and not run as a loop whose compilation does not
-            grow with depth: on CPUs a step of a shallow model takes less time.
+            grow with depth, see `stack.scan`.
         adapter: width of convolutional bypasses in every block, see `ringmoe_jax.models.adapters`; 0 is none.
     """
 

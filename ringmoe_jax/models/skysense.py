@@ -81,6 +81,7 @@ class SkySenseConfig(AnySensorConfig):
         geo_context: prototypes of regions beside the fused features; None leaves them out.
         dtype: "float32" or "bfloat16" for activations.
         remat: "none", "dots" or "full", of the high-resolution encoder; `frame` and `fusion` have their own.
+        unroll: whether its equal blocks are written out, see `stack.scan`; `frame` and `fusion` have their own.
         adapter: width of convolutional bypasses in the high-resolution encoder's blocks, see
             `ringmoe_jax.models.adapters`; 0 is none.
         exact_gelu: of the high-resolution encoder; `frame` and `fusion` have their own. True in the released code.
@@ -116,6 +117,7 @@ class SkySenseConfig(AnySensorConfig):
     geo_context: GeoContextConfig | None = None
     dtype: str = "float32"
     remat: str = "none"
+    unroll: bool = False
     adapter: int = 0
     exact_gelu: bool = False
     shift_thin: bool = True
@@ -193,6 +195,7 @@ class SkySenseConfig(AnySensorConfig):
             drop_path=self.drop_path,
             drop_before_norm=self.drop_before_norm,
             remat=self.remat,
+            unroll=self.unroll,
             adapter=self.adapter,
         )
 

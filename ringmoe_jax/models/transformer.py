@@ -26,6 +26,7 @@ class TransformerConfig:
         drop_attention: whether it drops attention, too (ViT of timm, ours), or feed-forward branches alone (released
             SkySense code).
         remat: key of `stack.REMAT_POLICIES`.
+        unroll: see `stack.scan`.
         exact_gelu: GELU by the error function (released SkySense code, timm), not by its usual approximation.
         epsilon: of layer norms; timm's ViT and SkySense++ have 1e-6.
     """
@@ -37,6 +38,7 @@ class TransformerConfig:
     drop_path: float = 0.3
     drop_attention: bool = True
     remat: str = "none"
+    unroll: bool = False
     exact_gelu: bool = False
     epsilon: float = EPSILON
 
@@ -129,7 +131,8 @@ class Transformer(nnx.Module):
             return self.constrain(x), collected
 
         x = self.constrain(x)
-        return scan(call, self.blocks, x, (jnp.linspace(0.0, config.drop_path, config.depth), keys), config.remat)
+        layers = (jnp.linspace(0.0, config.drop_path, config.depth), keys)
+        return scan(call, self.blocks, x, layers, config.remat, unroll=config.unroll)
 
 
 def dense_transformer(config: TransformerConfig, rngs: nnx.Rngs, *, constrain: Callable, dtype) -> Transformer:

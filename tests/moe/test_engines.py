@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.models.moe_ffn import MoEConfig
+from ringmoe_jax.moe import experts as expert_ops
 from ringmoe_jax.moe import parallel
 from ringmoe_jax.moe.engines import blocks, ranges
 from ringmoe_jax.moe.engines.dropless import _say, choose
@@ -161,6 +162,36 @@ def test_a_capacity_that_is_exactly_full_drops_nothing():
     tokens = jnp.ones((N, D))
     assert dropping(rows)(tokens, [choice], [random_experts(0)])[1][0].all()
     assert not dropping(rows - 1)(tokens, [choice], [random_experts(0)])[1][0].all()
+
+
+def test_ranges_of_a_buffer_have_room_for_any_load():
+    """Loads of six times the mean, which no part is made for, beside empty experts; the last one is full."""
+    x, experts = jax.random.normal(jax.random.key(0), (E, 50, D)), random_experts(1)
+    load = jnp.asarray([0, 3, 0, 50], jnp.int32)
+    filled = (jnp.arange(50) < load[:, None])[..., None]
+
+    def value_and_gradient(compute):
+        loss = lambda experts, x: jnp.sum(jnp.sin(jnp.where(filled, compute(experts, x), 0)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(experts, x)
+
+    assert max(ranges.sizes(8.0, 50)) < 50
+    in_ranges = functools.partial(ranges.apply, load=load, expected=8.0)
+    assert_same(value_and_gradient(expert_ops.apply), value_and_gradient(in_ranges))
+
+
+@pytest.mark.parametrize("rows", [2, 13, N])
+def test_capacity_computes_the_same_where_it_leaves_out_empty_rows(monkeypatch, rows):
+    """Experts that overflow, are half empty and unused, one of them the last."""
+    skewed = np.where(np.random.default_rng(0).random((N, 1)) < 0.8, [[0, 2]], [[2, 1]])
+    for choice in (random_choice(), chosen(skewed, random_choice().gates)):
+        buffers = value_and_gradients("capacity", choice, rows)
+        monkeypatch.setattr(ranges, "WORTH", 0)
+        tokens = jax.random.normal(jax.random.key(1), (N, D))
+        in_ranges = compiled.__wrapped__("capacity", rows, 1, None)
+        text = in_ranges.lower(tokens, choice.gates, random_experts(0), choice).as_text()
+        assert text.count("while") > 8  # loops over parts are there
+        assert_same(buffers, in_ranges(tokens, choice.gates, random_experts(0), choice))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("engine", ["capacity", "blocks"])
@@ -312,13 +343,15 @@ def test_exchanged_bytes_per_device_do_not_grow_with_the_mesh():
     assert shapes(1) == shapes(2) != []
 
 
-def test_dropless_says_once_what_it_means(capsys):
+def test_dropless_says_once_what_it_means(monkeypatch, capsys):
     _say.cache_clear()
-    for n in (N, N, 4 * N):  # 20 and 80 rows an expert
-        parallel.run("dropless", jnp.ones((n, D)), [random_choice(n=n)], [random_experts(0)], [0])
+    monkeypatch.setattr(ranges, "WORTH", 64 * D)
+    for n, dtype in ((N, "float32"), (N, "float32"), (4 * N, "float32"), (4 * N, "bfloat16")):  # 20, 80 rows an expert
+        parallel.run("dropless", jnp.ones((n, D), dtype), [random_choice(n=n)], [random_experts(0)], [0])
     assert capsys.readouterr().out == (
-        'mixture of experts: "dropless" means "blocks" on cpu for few rows an expert; model.moe.engine overrules it\n'
+        'mixture of experts: "dropless" means "blocks" on cpu for small experts; model.moe.engine overrules it\n'
         'mixture of experts: "dropless" means "ranges" on cpu; model.moe.engine overrules it\n'
+        'mixture of experts: "dropless" means "blocks" on cpu in bfloat16; model.moe.engine overrules it\n'
     )
     assert choose("tpu") == "megablox"
 

@@ -14,6 +14,7 @@ import numpy as np
 from ringmoe_jax.moe import dispatch as dispatching
 from ringmoe_jax.moe import experts as expert_ops
 from ringmoe_jax.moe import routing
+from ringmoe_jax.moe.engines import ranges
 from ringmoe_jax.moe.engines.layout import Layout
 from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
@@ -58,9 +59,12 @@ def capacity(tokens: jax.Array, routings: Sequence[Routing], experts: Sequence[E
         if shards > 1:  # to the devices that hold the experts: [groups * shards, rows of a device, D]
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=1, concat_axis=0, tiled=True)
     with jax.named_scope("experts"):
-        parts = jnp.split(buffer, np.cumsum(sizes)[:-1], axis=1)
-        parts = [_computed(group, part, size) for group, part, size in zip(experts, parts, layout.rows, strict=True)]
-        buffer = jnp.concatenate(parts, axis=1)
+        borders = np.cumsum(sizes)[:-1]
+        parts, taken = jnp.split(buffer, borders, axis=1), [None] * len(sizes)
+        if shards * groups == 1 and layout.platform == "cpu":
+            taken = jnp.split(dispatch.choice < chosen.size, borders)
+        found = zip(experts, routings, parts, layout.rows, taken, strict=True)
+        buffer = jnp.concatenate([_computed(*one) for one in found], axis=1)
     with jax.named_scope("combine"):
         if shards > 1:
             buffer = jax.lax.all_to_all(buffer, EXPERT_AXIS, split_axis=0, concat_axis=1, tiled=True)
@@ -82,12 +86,19 @@ def _served(tokens: int, widths: Sequence[int], gates: jax.Array, layout: Layout
     return group, gates.max(axis=1) if layout.priority else None
 
 
-def _computed(experts: Experts, part: jax.Array, size: int) -> jax.Array:
-    """The rows [G, E * size, D] of one router group through its experts; they see [E, G * size, D]."""
+def _computed(experts: Experts, choice: Routing, part: jax.Array, size: int, taken: jax.Array | None) -> jax.Array:
+    """The rows [G, E * size, D] of one router group through its experts; they see [E, G * size, D].
+
+    Where `taken` [E * size] tells which rows hold a token, no others are computed, if that is faster.
+    """
     by_group = (part.shape[0], experts.count, size, part.shape[-1])
     rows = part.reshape(by_group).swapaxes(0, 1).reshape(experts.count, -1, part.shape[-1])
-    outputs = expert_ops.apply(experts, rows).reshape(experts.count, part.shape[0], size, -1)
-    return outputs.swapaxes(0, 1).reshape(part.shape)
+    expected = choice.experts.size / experts.count
+    if taken is not None and ranges.pay(expected, part.shape[-1], part.dtype):
+        outputs = ranges.apply(experts, rows, taken.reshape(-1, size).sum(axis=1, dtype=jnp.int32), expected)
+    else:
+        outputs = expert_ops.apply(experts, rows)
+    return outputs.reshape(experts.count, part.shape[0], size, -1).swapaxes(0, 1).reshape(part.shape)
 
 
 def _places(counts, sizes, shards: int, groups: int, per_device: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,8 @@ from ringmoe_jax.moe.experts import Experts
 SHARES = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the mean load: sizes of parts under skew
 DEVIATIONS = (0.5, 1.5, 3.0)  # above the mean load, of a Poisson law: sizes of parts under even random routing
 
+WORTH = 2**14  # an expert's rows times their width, above which ranges are faster than buffers: measured
+
 _rows = jax.lax.dynamic_slice_in_dim
 _write = jax.lax.dynamic_update_slice_in_dim
 
@@ -40,6 +42,15 @@ def sizes(expected: float, most: int) -> tuple[int, ...]:
     return tuple(sorted({min(8 * math.ceil(rows / 8), most) for rows in wanted}))
 
 
+def pay(expected: float, width: int, dtype) -> bool:
+    """Whether ranges are faster than buffers on a CPU, `expected` rows an expert of that width and dtype.
+
+    Smaller parts cost more by their number than by their rows. In bfloat16, which XLA computes in float32, every part
+    converts its weights.
+    """
+    return dtype == jnp.float32 and expected * width >= WORTH
+
+
 def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
     """As `blocks.grouped`; `expected` sizes the parts."""
     ladder = sizes(expected, tokens.shape[0])
@@ -52,6 +63,25 @@ def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Exp
         y = _compute(ladder, choices.start, choices.load, x, experts.astype(tokens.dtype))
     with jax.named_scope("combine"):
         return dispatching.combine(y, dispatch, gates)
+
+
+def apply(experts: Experts, x: jax.Array, load: jax.Array, expected: float) -> jax.Array:
+    """As `experts.apply`, but of the first rows of every expert alone.
+
+    Args:
+        experts: weights, cast to the dtype of `x`.
+        x: [E, R, D], R rows for each expert.
+        load: [E] int32, how many of them hold a token, R at most.
+        expected: mean load; sizes the parts.
+
+    Returns:
+        [E, R, D] in the dtype of `x`; rows past an expert's load hold anything finite.
+    """
+    count, rows, depth = x.shape
+    start = jnp.arange(count, dtype=jnp.int32) * rows
+    ladder = tuple(sorted({*sizes(expected, rows), rows}))  # one part an expert, which ends with its rows
+    y = _compute(ladder, start, load, x.reshape(-1, depth), experts.astype(x.dtype))
+    return y.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
