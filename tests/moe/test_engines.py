@@ -343,13 +343,12 @@ def test_exchanged_bytes_per_device_do_not_grow_with_the_mesh():
     assert shapes(1) == shapes(2) != []
 
 
-def test_dropless_says_once_what_it_means(monkeypatch, capsys):
+def test_dropless_says_once_what_it_means(capsys):
     _say.cache_clear()
-    monkeypatch.setattr(ranges, "WORTH", 64 * D)
     for n, dtype in ((N, "float32"), (N, "float32"), (4 * N, "float32"), (4 * N, "bfloat16")):  # 20, 80 rows an expert
         parallel.run("dropless", jnp.ones((n, D), dtype), [random_choice(n=n)], [random_experts(0)], [0])
     assert capsys.readouterr().out == (
-        'mixture of experts: "dropless" means "blocks" on cpu for small experts; model.moe.engine overrules it\n'
+        'mixture of experts: "dropless" means "blocks" on cpu for few rows an expert; model.moe.engine overrules it\n'
         'mixture of experts: "dropless" means "ranges" on cpu; model.moe.engine overrules it\n'
         'mixture of experts: "dropless" means "blocks" on cpu in bfloat16; model.moe.engine overrules it\n'
     )

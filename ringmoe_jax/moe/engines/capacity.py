@@ -94,7 +94,7 @@ def _computed(experts: Experts, choice: Routing, part: jax.Array, size: int, tak
     by_group = (part.shape[0], experts.count, size, part.shape[-1])
     rows = part.reshape(by_group).swapaxes(0, 1).reshape(experts.count, -1, part.shape[-1])
     expected = choice.experts.size / experts.count
-    if taken is not None and ranges.pay(expected, part.shape[-1], part.dtype):
+    if taken is not None and ranges.pay(experts, expected, part.dtype):
         outputs = ranges.apply(experts, rows, taken.reshape(-1, size).sum(axis=1, dtype=jnp.int32), expected)
     else:
         outputs = expert_ops.apply(experts, rows)

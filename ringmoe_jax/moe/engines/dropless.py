@@ -31,20 +31,21 @@ BY_PLATFORM = {
 OWN = {"ranges": ranges.grouped, "blocks": blocks.grouped}  # without a grouped product
 
 
-def choose(platform: str, expected: float = math.inf, width: int = 1, dtype=jnp.float32) -> str:
+def choose(platform: str, expected: float = math.inf, dtype=jnp.float32) -> str:
     """Name of the grouped product; says so once.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
         expected: mean number of rows of an expert.
-        width: of a row.
         dtype: of a row.
     """
     names = BY_PLATFORM.get(platform, ("blocks",))
     name = next(n for n in names if n != "tokamax" or importlib.util.find_spec("tokamax"))
     where = platform
-    if name == "ranges" and not ranges.pay(expected, width, dtype):
-        name, where = "blocks", "cpu for small experts" if dtype == jnp.float32 else f"cpu in {jnp.dtype(dtype)}"
+    if name == "ranges" and dtype != jnp.float32:  # every range would convert its expert's weights
+        name, where = "blocks", f"{platform} in {jnp.dtype(dtype)}"
+    elif name == "ranges" and expected < blocks.FEW_ROWS:  # as fast there, and it compiles sooner
+        name, where = "blocks", f"{platform} for few rows an expert"
     _say(name, where)
     return name
 
@@ -87,7 +88,7 @@ def dropless(
 
 def _grouped(product, platform, tokens, chosen, gates, experts, expected=None):
     expected = chosen.size / experts.count if expected is None else expected
-    product = product or choose(platform, expected, tokens.shape[1], tokens.dtype)
+    product = product or choose(platform, expected, tokens.dtype)
     if product in OWN:
         return OWN[product](tokens, chosen, gates, experts, expected)
     return products.grouped(products.by_name(product, platform), tokens, chosen, gates, experts)

@@ -24,7 +24,7 @@ from ringmoe_jax.moe.experts import Experts
 SHARES = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the mean load: sizes of parts under skew
 DEVIATIONS = (0.5, 1.5, 3.0)  # above the mean load, of a Poisson law: sizes of parts under even random routing
 
-WORTH = 2**14  # an expert's rows times their width, above which ranges are faster than buffers: measured
+WORTH = 2**24  # products of numbers (rows, D, F) an expert, from which on its range is faster than its buffer: measured
 
 _rows = jax.lax.dynamic_slice_in_dim
 _write = jax.lax.dynamic_update_slice_in_dim
@@ -42,13 +42,18 @@ def sizes(expected: float, most: int) -> tuple[int, ...]:
     return tuple(sorted({min(8 * math.ceil(rows / 8), most) for rows in wanted}))
 
 
-def pay(expected: float, width: int, dtype) -> bool:
-    """Whether ranges are faster than buffers on a CPU, `expected` rows an expert of that width and dtype.
+def pay(experts: Experts, expected: float, dtype) -> bool:
+    """Whether a CPU computes a buffer's rows faster by `apply` than all together.
 
-    Smaller parts cost more by their number than by their rows. In bfloat16, which XLA computes in float32, every part
-    converts its weights.
+    Small parts cost more by their number than by their rows. In bfloat16, which XLA computes in float32 there, every
+    part converts its weights.
+
+    Args:
+        experts: whose D and F count.
+        expected: mean load.
+        dtype: of the rows.
     """
-    return dtype == jnp.float32 and expected * width >= WORTH
+    return dtype == jnp.float32 and expected * math.prod(experts.wi.shape[1:]) >= WORTH
 
 
 def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Experts, expected: float) -> jax.Array:
