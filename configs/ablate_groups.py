@@ -4,7 +4,7 @@
     python -m experiments.ablate --config configs/ablate_groups.py --out runs/groups
 
 Every run is `configs/demo.py`: four sensors, 300 steps, masked pixels of validation tiles and probes scored. What came
-out: docs/benchmarks.md.
+out: docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m experiments.ablate --config configs/ablate_physics.py --out runs/ablation
 
 A study trains the micro model with two stages on one sensor, so that a difference is the objective's alone. A run
-takes 25 to 60 s on 2 cores, the first of an arm twice that. Results: docs/benchmarks.md.
+takes 25 to 60 s on 2 cores, the first of an arm twice that. Results: docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 python -m experiments.prepare  --simulate 1000 --out data/simulated_unlabelled --size 96 --gsd 1 --seed 1 --sensors rgb
 python -m experiments.pretrain --config configs/dense_simulated.py --workdir runs/dense_simulated
 
-Run for 700 of its 1500 steps; what it is worth on a task is measured in docs/benchmarks.md: nothing that would stand.
+Run for 700 of its 1500 steps; what it is worth on a task is measured in docs/results.md: nothing that would stand.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
     python -m experiments.pretrain --config configs/ringmoe_micro.py --workdir runs/optical --sensors rgb s2_12
 
 Measured on 2 cores: 65 images/s after 44 s of compilation, so about 4 minutes by arithmetic; masked loss on
-validation tiles falls clearly below trivial predictors for every sensor, see docs/benchmarks.md.
+validation tiles falls clearly below trivial predictors for every sensor, see docs/results.md.
 12.8 M parameters with decoders. The paper's geometry at a third of its scale: 64 px images, 4 windows a side
 in the first stage, 6 of 10 cells hidden.
 """

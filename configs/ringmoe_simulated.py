@@ -5,7 +5,7 @@
     python -m experiments.pretrain --config configs/ringmoe_simulated.py --workdir runs/simulated
 
 2.3 M parameters without decoders, 0.17 M when merged. Training took 40 minutes beside other work, at 130
-images/s with less of it; what compression makes of it is in docs/benchmarks.md.
+images/s with less of it; what compression makes of it is in docs/results.md.
 """
 
 from ml_collections import ConfigDict

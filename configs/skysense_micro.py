@@ -4,7 +4,7 @@
     python -m experiments.pretrain --config configs/skysense_micro.py --workdir runs/skysense
 
 `make demo-skysense` runs both and writes the report; how long it takes and what its features are worth is in
-docs/benchmarks.md. 0.5 M parameters with prototypes.
+docs/results.md. 0.5 M parameters with prototypes.
 """
 
 from ml_collections import ConfigDict

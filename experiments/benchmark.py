@@ -11,12 +11,15 @@
     python -m experiments.benchmark --suite probe                     # linear probes of drawn features
     python -m experiments.benchmark --suite stem                      # one for any bands over one for those it knows
 
-PyTorch's figures appear beside ours where PyTorch is installed. `--json` prints one JSON object as the last line.
+PyTorch's figures appear beside ours where PyTorch is installed. With `--before FOLDER`, a checkout of another version
+(`git worktree add FOLDER COMMIT`), that version's take turns with ours, in suites moe, train and stem. `--json` prints
+one JSON object as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -30,7 +33,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.benchmarks import moe
+from experiments.benchmarks import before, moe
 from experiments.run import cli
 from ringmoe_jax import clock
 from ringmoe_jax.errors import ConfigError
@@ -50,7 +53,8 @@ def suite_moe(arguments: argparse.Namespace) -> dict:
     )
     print("time over a dense layer of the same active FLOPs, forward and backward; ms of the dense layer in brackets")
     for point in points:
-        results.append(moe.measure(point, arguments.repeats, torch=torch))
+        earlier = arguments.version.jobs("moe", dataclasses.asdict(point)) if arguments.version else {}
+        results.append(moe.measure(point, arguments.repeats, torch=torch, others=earlier))
         ratio, seconds = results[-1]["ratio"], results[-1]["seconds"]
         line = [f"{name} {value:.2f}" for name, value in ratio.items()]
         dense = [f"{1e3 * seconds[name]:.0f}" for name in seconds if name.endswith("dense layer")]
@@ -73,13 +77,15 @@ def suite_train(arguments: argparse.Namespace) -> dict:
     batch = train.random_batch(checked, 0)
     if installed("torch"):
         jobs |= train.torch_jobs(checked, batch, compiled=arguments.compile_peer)
+    if arguments.version:
+        jobs |= arguments.version.jobs("train", {"config": arguments.config, "overrides": arguments.overrides})
     print(
         f"one train step of {arguments.config}, {count_images(batch)} images, {len(jobs)} programs; first they compile"
     )
     seconds = clock.interleaved(jobs, arguments.repeats)
     for name, value in seconds.items():
         print(
-            f"{name:<18} {1e3 * value:7.1f} ms   {count_images(batch) / value:7.1f} images/s   "
+            f"{name:<22} {1e3 * value:7.1f} ms   {count_images(batch) / value:7.1f} images/s   "
             f"{value / seconds[train.DENSE]:.2f} of the dense backbone"
         )
     return {"seconds": seconds, "images": count_images(batch)}
@@ -195,10 +201,12 @@ def suite_stem(arguments: argparse.Namespace) -> dict:
     print(f"stems of the bands of {stem.SENSOR}: made from what bands are, over fixed ones")
     points = []
     for point in stem.POINTS[: 1 if arguments.tiny else None]:
-        points.append(stem.measure(point, arguments.repeats))
+        earlier = arguments.version.jobs("stem", dataclasses.asdict(point)) if arguments.version else {}
+        points.append(stem.measure(point, arguments.repeats, earlier))
         seconds, ratio = points[-1]["seconds"], points[-1]["ratio"]
         both = " over ".join(f"{1e3 * seconds[name]:.2f}" for name in (stem.PHYSICS, stem.FIXED))
-        print(f"{point!s:<68} {ratio:.2f}   [{both} ms]", flush=True)
+        old = "".join(f", {name} {1e3 * seconds[name]:.2f}" for name in earlier)
+        print(f"{point!s:<68} {ratio:.2f}   [{both} ms{old}]", flush=True)
     mean = clock.geometric_mean([point["ratio"] for point in points])
     print(f"geometric mean {mean:.2f}")
     return {"points": points, "geometric_mean": mean}
@@ -257,6 +265,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--suite", required=True, help=", ".join(SUITES))
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of every job; medians are shown")
+    parser.add_argument("--before", default="", help="a checkout whose jobs take turns with ours (moe, train, stem)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     layer = parser.add_argument_group("suite moe, comma-separated")
     layer.add_argument("--tokens", type=int, default=4096)
@@ -303,9 +312,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f'--suite "{parsed.suite}" does not exist: wanted one of {", ".join(SUITES)}')
     if (parsed.suite in ("moe", "gpu", "balance", "probe", "stem") or parsed.checkpoint) and parsed.overrides:
         raise ConfigError(f'unknown argument "{parsed.overrides[0]}": --help names those of --suite {parsed.suite}')
+    if parsed.before and parsed.suite not in before.SUITES:
+        raise ConfigError(f"--before is for the suites {', '.join(before.SUITES)}, not for {parsed.suite}")
     found = machine()
     print(", ".join(f"{name} {value}" for name, value in found.items()))
-    result = SUITES[parsed.suite](parsed)
+    with before.Version(parsed.before) if parsed.before else contextlib.nullcontext() as parsed.version:
+        result = SUITES[parsed.suite](parsed)
     if parsed.json:
         print(json.dumps({"suite": parsed.suite, "machine": found} | result))
     return 1 if result.get("failures") else 0

@@ -3,7 +3,7 @@
     python -m experiments.prepare  --simulate 300 --out data/simulated_change --size 96 --gsd 1 --dates 2 --sensors rgb
     python -m experiments.finetune --config configs/finetune/change.py --workdir runs/change
 
-Measured (docs/benchmarks.md): F1 0.954 [0.947, 0.960] on held-out scenes, change everywhere 0.358.
+Measured (docs/results.md): F1 0.954 [0.947, 0.960] on held-out scenes, change everywhere 0.358.
 """
 
 from configs.finetune import common

@@ -3,7 +3,7 @@
     python -m experiments.prepare  --simulate 1200 --out data/simulated_sentinel --size 96 --sensors s2_12 s1_grd
     python -m experiments.finetune --config configs/finetune/classification.py --workdir runs/classification
 
-Measured (docs/benchmarks.md): accuracy 0.950 [0.921, 0.979] on held-out scenes, constant answer 0.783.
+Measured (docs/results.md): accuracy 0.950 [0.921, 0.979] on held-out scenes, constant answer 0.783.
 """
 
 from configs.finetune import common

@@ -3,7 +3,7 @@
     python -m experiments.prepare  --simulate 500 --out data/simulated_1m --size 96 --gsd 1 --sensors rgb ndsm
     python -m experiments.finetune --config configs/finetune/detection.py --workdir runs/detection
 
-Measured (docs/benchmarks.md): AP50 0.953 [0.932, 0.970] on held-out scenes.
+Measured (docs/results.md): AP50 0.953 [0.932, 0.970] on held-out scenes.
 """
 
 from configs.finetune import common

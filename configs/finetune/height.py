@@ -3,7 +3,7 @@
     python -m experiments.prepare  --simulate 500 --out data/simulated_1m --size 96 --gsd 1 --sensors rgb ndsm
     python -m experiments.finetune --config configs/finetune/height.py --workdir runs/height
 
-Measured (docs/benchmarks.md): RMSE 2.97 m on held-out scenes, 9.9 % of the range; the mean height 5.31 m.
+Measured (docs/results.md): RMSE 2.97 m on held-out scenes, 9.9 % of the range; the mean height 5.31 m.
 """
 
 from configs.finetune import common

@@ -3,7 +3,7 @@
     python -m experiments.prepare  --simulate 120 --out data/simulated_tracks --size 96 --gsd 1 --dates 5 --sensors rgb
     python -m experiments.finetune --config configs/finetune/tracking.py --workdir runs/tracking
 
-Measured (docs/benchmarks.md): MOTA 0.835 [0.739, 0.928], HOTA 0.755 on held-out scenes.
+Measured (docs/results.md): MOTA 0.835 [0.739, 0.928], HOTA 0.755 on held-out scenes.
 """
 
 from configs.finetune import detection

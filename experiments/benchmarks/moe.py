@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -149,8 +149,8 @@ def grid(widths, experts, top_k, dtypes, popularities, tokens: int) -> Iterator[
         yield Point(tokens, width, e, k, dtype, popularity)
 
 
-def measure(point: Point, repeats: int, *, torch: bool) -> dict:
-    """Times one point.
+def measure(point: Point, repeats: int, *, torch: bool, others: Mapping[str, Callable] | None = None) -> dict:
+    """Times one point, and jobs of others beside it.
 
     Returns:
         {"point": ..., "seconds": {name: median}, "ratio": {name: over the dense layer of its framework},
@@ -163,6 +163,7 @@ def measure(point: Point, repeats: int, *, torch: bool) -> dict:
         from experiments.benchmarks import torch_moe
 
         peers = torch_moe.jobs(point, inputs(point))
+    jobs |= others or {}
     seconds = clock.interleaved(jobs | peers, repeats)
     ratio = {name: seconds[name] / seconds[DENSE] for name in jobs if name != DENSE}
     ratio |= {name: seconds[name] / seconds[torch_moe.DENSE] for name in peers if name != torch_moe.DENSE}

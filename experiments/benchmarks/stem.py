@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,11 +73,11 @@ def _pass(stem: nnx.Module, upstream: jax.Array, pixels: jax.Array, *constants) 
     return functools.partial(jax.jit(jax.value_and_grad(loss)), params, pixels)
 
 
-def measure(point: Point, repeats: int) -> dict[str, Any]:
-    """Times both stems in turns.
+def measure(point: Point, repeats: int, others: Mapping[str, Callable] | None = None) -> dict[str, Any]:
+    """Times both stems in turns, and jobs of others beside them.
 
     Returns:
-        {"point": ..., "seconds": medians by stem, "ratio": of the generated stem to the fixed one}.
+        {"point": ..., "seconds": medians by job, "ratio": of the generated stem to the fixed one}.
     """
-    seconds = clock.interleaved(jobs(point), repeats)
+    seconds = clock.interleaved(jobs(point) | (others or {}), repeats)
     return {"point": dataclasses.asdict(point), "seconds": seconds, "ratio": seconds[PHYSICS] / seconds[FIXED]}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from experiments import benchmark
-from experiments.benchmarks import balance, experts, gpu, moe, probing, reading, stem, train
+from experiments.benchmarks import balance, before, experts, gpu, moe, probing, reading, stem, train
 from experiments.run import cli
 from input_pipeline.dataset import open_dataset
 from ringmoe_jax import clock
 from ringmoe_jax import run as runs
 from ringmoe_jax.contracts import validate
 from ringmoe_jax.data_config import DataConfig, StreamConfig
+from ringmoe_jax.errors import ConfigError
 from ringmoe_jax.evaluate.probes import PENALTIES
 from ringmoe_jax.moe import routing, table
 from ringmoe_jax.moe.experts import Experts
@@ -102,6 +104,31 @@ def test_a_generated_stem_is_timed_over_a_fixed_one(capsys):
     (loss, gradients), (fixed, of_fixed) = jobs[stem.PHYSICS](), jobs[stem.FIXED]()
     assert np.isfinite([loss, fixed]).all()
     assert len(jax.tree.leaves(gradients)) > len(jax.tree.leaves(of_fixed)) == 4  # kernel, bias, and those of the norm
+
+
+def test_another_checkout_takes_turns_with_ours(tmp_path, capsys):
+    """This one serves as both; a job that fails there, and a folder that is no checkout, are said in a line."""
+    root = Path(__file__).parents[2]
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(f"--suite stem --tiny --repeats 1 --json --before {root}".split())
+    assert ended.value.code == 0
+    (point,) = json.loads(capsys.readouterr().out.splitlines()[-1])["points"]
+    both = {stem.FIXED, stem.PHYSICS}
+    assert set(point["seconds"]) == both | {name + before.SUFFIX for name in both}
+    assert all(seconds > 0 for seconds in point["seconds"].values())
+    with before.Version(str(root)) as version:
+        with pytest.raises(ConfigError, match=r"--before .*: TypeError: .* unexpected keyword argument 'colour'"):
+            version.jobs("stem", {"colour": 1})
+        made = version.jobs("moe", dataclasses.asdict(TINY))
+        assert {"dropless" + before.SUFFIX, moe.DENSE + before.SUFFIX} <= set(made)
+        made["dropless" + before.SUFFIX]()
+    for arguments, said in (
+        (f"--suite stem --before {tmp_path}", f"--before {tmp_path} is no checkout: git worktree add"),
+        ("--suite probe --before .", "--before is for the suites moe, train, stem, not for probe"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.main(arguments.split())
+        assert said in capsys.readouterr().err
 
 
 def test_the_twin_in_pytorch_takes_the_same_batch_and_both_ways_learn_alike():

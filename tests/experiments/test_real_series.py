@@ -114,5 +114,5 @@ def test_locations_of_a_series_do_not_collapse_and_tell_land_cover(tmp_path):
     for stream in ("s2_13", "fused"):
         assert last[f"{stream}_pixel/usage"] > 0.9
         assert 0.1 < last[f"{stream}_pixel/teacher_entropy"] < 0.98
-    # The bands themselves, of all dates, are ahead after so few steps: see docs/benchmarks.md.
+    # The bands themselves, of all dates, are ahead after so few steps: see docs/results.md.
     assert scores["pre-trained"].value > scores["random weights"].value
