@@ -6,7 +6,7 @@
 
 Two stages of patches of 4 pixels, so that a token of the last one stands for 8 x 8 pixels, a cell of the mask, and a
 reconstruction looks like the image (configs/ringmoe_micro.py has the paper's four stages). Routers of temperature 0.1
-decide within hundreds of steps (our choice). What it reaches and how long it takes: docs/benchmarks.md.
+decide within hundreds of steps (our choice). What it reaches: docs/results.md; how long it takes: docs/benchmarks.md.
 """
 
 from ml_collections import ConfigDict
