@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import math
+import os
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,13 +16,15 @@ import numpy as np
 
 from ringmoe_jax import files, remote
 
+_NUMBERS = itertools.count()  # of this process's event files
+
 
 class MetricsWriter:
     """Writes one record a logged step; on restart, records after the resumed step are taken back.
 
     `metrics.jsonl` is always written, one JSON object a line with "step" and the scalars. TensorBoard
-    event files are written where the `tensorboard` package is installed (TensorFlow is not needed).
-    Only process 0 writes.
+    event files are written where the `tensorboard` package is installed, record by record: its own writer of event
+    files imports TensorFlow where that is installed, which takes seconds. Only process 0 writes.
 
     Args:
         workdir: folder of the run.
@@ -44,12 +48,15 @@ class MetricsWriter:
             rewritten.write_text("".join(line + "\n" for line in kept))
             rewritten.replace(self.path)
         try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             print("tensorboard is not installed: metrics go to metrics.jsonl only")
             return
-        with self._writing_events():
-            self._events = EventFileWriter(str(self.folder))
+        started = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        with files.writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self._events = RecordWriter((self.folder / f"events.out.tfevents.{started}").open("wb"))
+        self._record(file_version="brain.Event:2")
 
     def write(self, step: int, scalars: Mapping[str, float], tables: Mapping[str, np.ndarray] | None = None) -> None:
         """Appends one record.
@@ -65,30 +72,25 @@ class MetricsWriter:
         with files.writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(record | {name: _listed(values) for name, values in (tables or {}).items()}) + "\n")
         if self._events is not None:
-            from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if name != "step"]
-            with self._writing_events():
-                self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._record(step=step, summary=Summary(value=values))
         remote.send(self.path.parent, every=remote.EVERY)
 
     def close(self) -> None:
-        """Flushes the event file."""
+        """Closes the event file."""
         if self._events is not None:
-            with self._writing_events():
+            with files.writing(self.folder):
                 self._events.close()
 
-    @contextlib.contextmanager
-    def _writing_events(self) -> Iterator[None]:
-        """`files.writing`, also where TensorFlow is installed, whose exceptions TensorBoard raises then."""
+    def _record(self, **fields) -> None:
+        """Appends one event."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
         with files.writing(self.folder):
-            try:
-                yield
-            except Exception as error:
-                if type(error).__module__.startswith("tensorflow"):
-                    raise OSError(str(error)) from error
-                raise
+            self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+            self._events.flush()
 
 
 def read(workdir: str | Path) -> list[dict]:
