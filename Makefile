@@ -1,4 +1,4 @@
-# make demo    environment, sample data, pre-training, probe, compression, report   (first run about 8 minutes on 2 cores)
+# make demo    environment, sample data, pre-training, probe, compression, report   (first run: 8 to 12 minutes)
 # make demo-skysense    the same for SkySense: two views, a teacher, prototypes
 # make test    environment, lint, all tests but the slow ones
 # make help    everything else
