@@ -65,6 +65,10 @@ class Collective:
     sent: float
 
 
+# Named scope of loops that count as never run: one of several that exclude each other stands for all.
+UNCOUNTED = "uncounted"
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Work of one device in a step.
@@ -118,7 +122,9 @@ class Program:
         """Computations that an instruction runs and how often; None is a loop of unknown length."""
         if instruction.opcode.endswith(("-done", "-update")):
             return  # belongs to its start
-        trips = self.trip_count(instruction) if instruction.opcode == "while" else 1
+        trips = 1
+        if instruction.opcode == "while":
+            trips = 0 if f"/{UNCOUNTED}/" in instruction.attributes else self.trip_count(instruction)
         for key, name in _CALLEES.findall(instruction.attributes):
             yield name, trips + 1 if key == "condition" and trips else trips
         for names in _BRANCHES.findall(instruction.attributes):
@@ -146,7 +152,7 @@ class Program:
         for caller, instructions in self.computations.items():
             for instruction in instructions.values():
                 for name, times in self.callees(instruction):
-                    callers.setdefault(name, []).append((caller, times or 1))
+                    callers.setdefault(name, []).append((caller, 1 if times is None else times))
                     unknown += times is None and f"body=%{name}" in instruction.attributes
 
         @functools.cache

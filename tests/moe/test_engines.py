@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import re
 
 import jax
@@ -22,6 +23,7 @@ from ringmoe_jax.moe.experts import Experts
 from ringmoe_jax.moe.routing import Routing
 from ringmoe_jax.parallel import hlo
 from ringmoe_jax.parallel.mesh import MeshConfig, make
+from ringmoe_jax.planning import ahead
 
 N, D, F, E, K = 40, 4, 8, 4, 2
 MESHES = [(2, 2, 2), (1, 1, 4), *(pytest.param(m, marks=pytest.mark.slow) for m in ((8, 1, 1), (1, 2, 4)))]
@@ -177,6 +179,21 @@ def test_ranges_of_a_buffer_have_room_for_any_load():
     assert max(ranges.sizes(8.0, 50)) < 50
     in_ranges = functools.partial(ranges.apply, load=load, expected=8.0)
     assert_same(value_and_gradient(expert_ops.apply), value_and_gradient(in_ranges))
+
+
+@pytest.mark.parametrize("engine", ["capacity", "ranges"])
+def test_flops_of_ranges_are_those_of_an_even_load(monkeypatch, engine):
+    """As written and as compiled, forward and backward: no sum over parts of which an expert takes one."""
+    monkeypatch.setattr(ranges, "WORTH", 0)
+    n = 60 * N
+    choice, tokens, experts = random_choice(n=n), jnp.ones((n, D)), random_experts(0)
+    run = lambda *of: parallel.run(engine, of[0], [choice], [of[1]], [math.ceil(1.2 * K * n / E)])[0]  # noqa: E731
+    even = K * n * 2 * 2 * D * F
+    for function, products in ((run, 1), (jax.grad(lambda *of: jnp.sum(jnp.sin(run(*of))), argnums=(0, 1)), 3)):
+        written = ahead.count_flops(function, tokens, experts)
+        compiled = hlo.analyse(jax.jit(function).lower(tokens, experts).compile().as_text()).flops
+        assert products * even <= written <= 1.1 * products * even
+        assert products * even <= compiled <= 1.1 * products * even
 
 
 @pytest.mark.parametrize("rows", [2, 13, N])

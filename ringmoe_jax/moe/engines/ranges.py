@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ringmoe_jax.moe import dispatch as dispatching
 from ringmoe_jax.moe.experts import Experts
+from ringmoe_jax.parallel import hlo
 
 SHARES = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the mean load: sizes of parts under skew
 DEVIATIONS = (0.5, 1.5, 3.0)  # above the mean load, of a Poisson law: sizes of parts under even random routing
@@ -65,7 +66,7 @@ def grouped(tokens: jax.Array, chosen: jax.Array, gates: jax.Array, experts: Exp
         dispatch = dispatching.compact(choices, chosen.shape, spare=beyond)
         x = dispatching.gather(tokens, dispatch)
     with jax.named_scope("experts"):
-        y = _compute(ladder, choices.start, choices.load, x, experts.astype(tokens.dtype))
+        y = _compute(ladder, expected, choices.start, choices.load, x, experts.astype(tokens.dtype))
     with jax.named_scope("combine"):
         return dispatching.combine(y, dispatch, gates)
 
@@ -85,17 +86,19 @@ def apply(experts: Experts, x: jax.Array, load: jax.Array, expected: float) -> j
     count, rows, depth = x.shape
     start = jnp.arange(count, dtype=jnp.int32) * rows
     ladder = tuple(sorted({*sizes(expected, rows), rows}))  # one part an expert, which ends with its rows
-    y = _compute(ladder, start, load, x.reshape(-1, depth), experts.astype(x.dtype))
+    y = _compute(ladder, expected, start, load, x.reshape(-1, depth), experts.astype(x.dtype))
     return y.reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _compute(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, x: jax.Array, experts: Experts):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _compute(
+    ladder: tuple[int, ...], expected: float, start: jax.Array, load: jax.Array, x: jax.Array, experts: Experts
+):
     """Every expert on its range. x [R, D] to [R, D]; rows of nobody hold anything finite."""
-    return _forward(ladder, start, load, x, experts)[0]
+    return _forward(ladder, expected, start, load, x, experts)[0]
 
 
-def _forward(ladder, start, load, x, experts):
+def _forward(ladder, expected, start, load, x, experts):
     wi, bi, wo, bo = experts
 
     def part(size, carry, expert, at, _, __):
@@ -105,11 +108,11 @@ def _forward(ladder, start, load, x, experts):
         return _write(y, part_y, at, 0), _write(z, part_z, at, 0)
 
     shape = (len(x), wi.shape[2])
-    y, z = _over_parts(ladder, start, load, part, (jnp.zeros_like(x), jnp.zeros(shape, x.dtype)))
+    y, z = _over_parts(ladder, expected, start, load, part, (jnp.zeros_like(x), jnp.zeros(shape, x.dtype)))
     return y, (start, load, x, z, experts)
 
 
-def _backward(ladder, saved, d_y):
+def _backward(ladder, expected, saved, d_y):
     start, load, x, z, experts = saved
     wi, _, wo, _ = experts
 
@@ -127,14 +130,16 @@ def _backward(ladder, saved, d_y):
         return _write(d_x, part_z @ wi[expert].T, at, 0), jax.tree.map(added, d_experts, found)
 
     unwritten = jax.tree.map(jnp.zeros_like, (x, experts))
-    d_x, d_experts = _over_parts(ladder, start, load, part, unwritten)
+    d_x, d_experts = _over_parts(ladder, expected, start, load, part, unwritten)
     return None, None, d_x, d_experts
 
 
 _compute.defvjp(_forward, _backward)
 
 
-def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part: Callable, carry: Any) -> Any:
+def _over_parts(
+    ladder: tuple[int, ...], expected: float, start: jax.Array, load: jax.Array, part: Callable, carry: Any
+) -> Any:
     """Runs carry = part(size, carry, expert, at, filled, first) over all parts, ranges in their order.
 
     Every size is a loop of one turn or none, for what a branch returns would be copied whole. The turn enters the
@@ -142,6 +147,7 @@ def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part
 
     Args:
         ladder: sizes of parts.
+        expected: mean load, whose part alone counts where FLOPs are counted: an expert takes one of them.
         start: [E] int32, first row of every range.
         load: [E] int32, rows of every range.
         part: computes `size` rows from row `at` on, of which `filled` are the expert's; `first` for the first part of a
@@ -149,6 +155,7 @@ def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part
         carry: arrays.
     """
     largest = ladder[-1]
+    usual = next((size for size in ladder if size >= expected), largest)
 
     def range_of(expert, carry):
         many = jnp.maximum(load[expert] - 1, 0) // largest
@@ -159,11 +166,13 @@ def _over_parts(ladder: tuple[int, ...], start: jax.Array, load: jax.Array, part
             def last(turn, carry, size=size):
                 return part(size, carry, expert, start[expert] + many * largest + turn, rest, True)
 
-            carry = jax.lax.fori_loop(0, (wanted == index).astype(jnp.int32), last, carry)
+            with jax.named_scope("part" if size == usual else hlo.UNCOUNTED):
+                carry = jax.lax.fori_loop(0, (wanted == index).astype(jnp.int32), last, carry)
 
         def whole(turn, carry):
             return part(largest, carry, expert, start[expert] + turn * largest, largest, False)
 
-        return jax.lax.fori_loop(0, many, whole, carry)
+        with jax.named_scope(hlo.UNCOUNTED):
+            return jax.lax.fori_loop(0, many, whole, carry)
 
     return jax.lax.fori_loop(0, len(load), range_of, carry)
