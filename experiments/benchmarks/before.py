@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ringmoe_jax.errors import ConfigError
+
 SUITES = ("moe", "train", "stem")
 SUFFIX = ", before"
 
@@ -57,13 +59,11 @@ class Version:
     """
 
     def __init__(self, folder: str):
-        from ringmoe_jax.errors import ConfigError
-
-        self._error, self._folder = ConfigError, Path(folder).absolute()
+        self._folder = Path(folder).absolute()
         if not (self._folder / "experiments" / "benchmarks").is_dir():
             raise ConfigError(f"--before {folder} is no checkout: git worktree add {folder} COMMIT makes one")
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).absolute())],
+            [sys.executable, "-P", str(Path(__file__).absolute())],  # without the folder of this file in its path
             cwd=self._folder,
             env=os.environ | {"PYTHONPATH": f"{self._folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
             stdin=subprocess.PIPE,
@@ -92,7 +92,7 @@ class Version:
             line = ""
         answer = json.loads(line) if line else {"error": "its process ended"}
         if isinstance(answer, dict):
-            raise self._error(f"--before {self._folder}: {answer['error']}")
+            raise ConfigError(f"--before {self._folder}: {answer['error']}")
         return answer
 
 
@@ -122,5 +122,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose modules are not the checkout's
     _serve()

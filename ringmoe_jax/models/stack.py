@@ -31,7 +31,8 @@ def scan(call: Callable, blocks: nnx.Module, x, layers: tuple, remat: str, *, un
         layers: pytrees with a leading axis `depth`; each block gets its slice.
         remat: key of `REMAT_POLICIES`, what the backward pass computes again.
         unroll: writes every block into the program, which takes longer to compile. A loop copies what the backward
-            pass needs of every block, and on CPUs that costs a shallow model's step 12 to 33 % (docs/benchmarks.md).
+            pass needs of every block, so that on CPUs a shallow model's step takes 1.1 to 1.5 times as long
+            (docs/benchmarks.md).
 
     Returns:
         x of the last block, and what was collected, stacked [depth, ...].
